@@ -1,0 +1,1 @@
+"""sepme: take concepts out of Stable Diffusion checkpoints, and put them back."""
