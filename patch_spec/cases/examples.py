@@ -1,0 +1,199 @@
+"""Small patches, weights and records from which the test vectors are made; no random numbers.
+
+Everything is a function of this file alone, so that the vectors are the same bytes everywhere.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from hashlib import shake_128
+from math import prod
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from patch_spec.container import patch_digest
+from patch_spec.digest import tensor_fingerprint
+from patch_spec.grid import Float64, split_shift, split_up, to_grid
+from patch_spec.header import TensorEntry, encode_header
+from patch_spec.manifest import Base, Increment, Measured, Method, Patch
+from patch_spec.stack import StackEntry, StackRecord
+from patch_spec.undo import HEADER_TENSOR, METADATA_KEY, UndoRecord
+
+WIDTH = 8
+KEY = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
+VALUE = "mid_block.attentions.0.transformer_blocks.0.attn2.to_v.weight"
+TOOL = "sepme 0.1.0"
+DTYPES: Mapping[str, np.dtype[Any]] = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "U8": np.dtype("u1"),
+}
+
+
+def numbers(label: str, *shape: int) -> Float64:
+    """Multiples of 2**-15 in [-1, 1), told by the label alone."""
+    raw = np.frombuffer(shake_128(label.encode()).digest(2 * prod(shape)), "<i2")
+    return raw.reshape(shape).astype(np.float64) / 2**15
+
+
+def weights() -> dict[str, npt.NDArray[Any]]:
+    """Base tensors of the composition examples: one model in several dtypes."""
+    key = np.ldexp(numbers("key", 4, WIDTH), -2).astype(np.float16)
+    value = np.ldexp(numbers("value", 6, WIDTH), -1).astype(np.float16)
+    single = key.astype(np.float32)
+    # A step of float32 that fp16 rounds away: another tensor with the same fingerprint.
+    single[0, 0] = np.nextafter(single[0, 0], np.float32(1))
+    return {
+        "key.F16": key,
+        "key.F32": single,
+        # Shows the order of summation, which no narrower dtype does.
+        "key.F64": single.astype(np.float64),
+        "key.BF16": key.astype(DTYPES["BF16"]),
+        "value.F16": value,
+    }
+
+
+def base(*names: str) -> Base:
+    """The base of the examples; names: of its targets, both if left out."""
+    arrays = {KEY: weights()["key.F16"], VALUE: weights()["value.F16"]}
+    arrays = {name: array for name, array in arrays.items() if name in (names or arrays)}
+    return Base(
+        family="sd1",
+        width=WIDTH,
+        text_encoders={"clip_l": tensor_fingerprint(numbers("clip", 4, WIDTH))},
+        targets={name: tensor_fingerprint(array) for name, array in arrays.items()},
+        shapes={name: (len(array), WIDTH) for name, array in arrays.items()},
+    )
+
+
+def additive() -> Increment:
+    """An increment for two targets, rank 2."""
+    key, key_exponent = split_up(numbers("up key", 4, 2) * 3)
+    value, value_exponent = split_up(numbers("up value", 6, 2) / 10)
+    return Increment(
+        concept="Monet",
+        slug="monet",
+        kind="additive",
+        rank=2,
+        prompts=("Monet", "a painting by Monet"),
+        separable_from=("", "Van Gogh"),
+        protected=("a painting",),
+        method=Method("sepme", {"lr": 0.02, "seed": 0, "neutral": None, "joint": False}),
+        measured=Measured(
+            correlation_start=1.0,
+            correlation_end=-0.0025,
+            leakage=1e-7,
+            steps=21,
+            stopped="threshold",
+        ),
+        basis=to_grid(numbers("basis", 2, WIDTH)),
+        up={KEY: key, VALUE: value},
+        exponents={KEY: key_exponent, VALUE: value_exponent},
+    )
+
+
+def small() -> Increment:
+    """An increment that is quickly told, for one target, rank 2: what invalid files start from."""
+    return replace(
+        additive(),
+        prompts=("Monet",),
+        separable_from=("",),
+        protected=(),
+        method=Method("sepme", {"lr": 0.02, "seed": 0}),
+        measured=Measured(),
+        up={KEY: additive().up[KEY]},
+        exponents={KEY: additive().exponents[KEY]},
+    )
+
+
+def operator() -> Increment:
+    """An increment that mentions no layer, rank 3, with names beyond ASCII."""
+    shift, exponent = split_shift(numbers("shift", WIDTH, 3) / 5)
+    return Increment(
+        concept="葛飾北斎",
+        slug="ukiyo-e",
+        kind="operator",
+        rank=3,
+        prompts=("葛飾北斎", "a print by Hokusaï 🌊"),
+        separable_from=("",),
+        protected=(),
+        method=Method("closed-form", {"mu": 100, "ridge": 1e-3, "to": "a print"}),
+        measured=Measured(separability=0.75),
+        exponents={},
+        shift_exponent=exponent,
+        basis=to_grid(numbers("operator basis", 3, WIDTH)),
+        shift=shift,
+        up={},
+    )
+
+
+def extremes() -> Increment:
+    """Factors at the ends of their ranges: 1, -1, the least steps, zeros, the least exponent."""
+    ends = np.array([1, -1, 2.0**-22, -(2.0**-22), 0, 0.5, 1 - 2.0**-22, -(2.0**-21)])
+    up = np.array([[1], [-1], [2.0**-24], [0]], dtype=np.float16)
+    return replace(
+        additive(),
+        concept="extremes",
+        slug="0" * 64,
+        rank=1,
+        basis=to_grid(ends[None]),
+        up={KEY: up},
+        exponents={KEY: -64},
+    )
+
+
+def patch(*increments: Increment) -> Patch:
+    """A patch with these increments."""
+    return Patch(base=base(), increments=increments, tool=TOOL)
+
+
+def small_patch(*increments: Increment) -> Patch:
+    """A patch with these increments, or `small`, whose base has one target."""
+    return Patch(base=base(KEY), increments=increments or (small(),), tool=TOOL)
+
+
+def stack() -> StackRecord:
+    """The record of a checkpoint that both increments are in."""
+    both = patch(additive(), operator())
+    entries = tuple(
+        StackEntry(increment.digest, increment.concept, increment.slug, scale)
+        for increment, scale in zip(both.increments, (1.0, 0.5), strict=True)
+    )
+    return StackRecord(base().digest, "sd1", entries, TOOL, (patch_digest(both),))
+
+
+def tensor_file(metadata: Mapping[str, str], arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
+    """A safetensors file of these arrays, in this order."""
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    entries, position = [], 0
+    for name, array in arrays.items():
+        end = position + array.nbytes
+        entries.append(TensorEntry(name, names[array.dtype], array.shape, position, end))
+        position = end
+    data = b"".join(array.tobytes() for array in arrays.values())
+    return encode_header(metadata, entries) + data
+
+
+def original() -> bytes:
+    """A checkpoint of one tensor, before it was patched."""
+    return tensor_file({"title": "tiny"}, {KEY: weights()["key.F16"]})
+
+
+def journal(
+    arrays: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str] | None = None
+) -> bytes:
+    """The undo journal of `original`, with `arrays` put in, or other metadata."""
+    header_bytes = original()[: -weights()["key.F16"].nbytes]
+    record = UndoRecord(base().digest, "5" * 64)
+    tensors: dict[str, npt.NDArray[Any]] = {
+        HEADER_TENSOR: np.frombuffer(header_bytes, np.uint8),
+        KEY: weights()["key.F16"],
+    }
+    return tensor_file(
+        {METADATA_KEY: record.to_metadata()} if metadata is None else metadata,
+        tensors | dict(arrays),
+    )

@@ -1,0 +1,103 @@
+"""Patches whose parts do not fit together (P3 to P11), and factors out of bounds (V1 to V5)."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from patch_spec.canonical import canonical_json
+from patch_spec.cases.examples import KEY, VALUE, additive, operator, patch, small, small_patch
+from patch_spec.cases.tools import (
+    Invalid,
+    Members,
+    drop,
+    parts,
+    put,
+    raw,
+    with_header,
+    with_manifest,
+)
+from patch_spec.container import assemble
+from patch_spec.manifest import Increment
+
+
+def patch_cases() -> Iterator[Invalid]:
+    """Patches that are wrong as a whole."""
+    yield from _manifests()
+    yield from _tensors()
+    yield from _order()
+    yield from _factors()
+
+
+def _manifests() -> Iterator[Invalid]:
+    yield Invalid("P3", "second-entry", with_header(put("__metadata__", "format", to="pt")))
+    yield Invalid("P3", "no-metadata", with_header(drop("__metadata__")))
+    yield Invalid("P4", "slugs-unordered", with_manifest(_reverse, small(), operator()))
+    same_slug = replace(operator(), slug="monet")
+    yield Invalid("P4", "slug-twice", assemble(small_patch(small(), same_slug)))
+    same_concept = replace(operator(), concept=additive().concept)
+    yield Invalid("P5", "concept-twice", assemble(small_patch(small(), same_concept)))
+    yield Invalid("P6", "target-narrower", with_manifest(put("base", "width", to=9)))
+    yield Invalid("P7", "target-not-in-base", with_manifest(put("base", "targets", to={})))
+
+
+def _reverse(manifest: Members) -> None:
+    manifest["increments"].reverse()
+
+
+def _tensors() -> Iterator[Invalid]:
+    good = additive()
+
+    def changed(**fields: Any) -> bytes:
+        return assemble(small_patch(replace(small(), **fields)))
+
+    empty = {"data_offsets": [0, 0], "dtype": "F32", "shape": [0]}
+    yield Invalid("P8", "tensor-too-many", with_header(put("monet.zero", to=empty)))
+    yield Invalid("P8", "tensor-missing", changed(up={}))
+    yield Invalid("P9", "basis-fp16", changed(basis=good.basis.astype(np.float16)))
+    yield Invalid("P9", "basis-transposed", changed(basis=good.basis.T))
+    yield Invalid("P9", "rank-differs", changed(rank=1))
+    yield Invalid("P9", "up-too-tall", changed(up={KEY: good.up[VALUE]}))
+
+
+def _order() -> Iterator[Invalid]:
+    members, data = parts(assemble(small_patch()))
+    yield Invalid("P11", "padding", raw(canonical_json(members) + b" " * 8, data))
+    yield Invalid("P11", "spaces", raw(json.dumps(members, ensure_ascii=False).encode(), data))
+    members, data = parts(assemble(patch(additive())))
+    # The same tensors, all whole and aligned, one behind the other in another order.
+    position, moved = 0, bytearray()
+    for name in sorted(set(members) - {"__metadata__"}, reverse=True):
+        begin, end = members[name]["data_offsets"]
+        moved += data[begin:end]
+        members[name]["data_offsets"] = [position, position + end - begin]
+        position += end - begin
+    yield Invalid("P10", "order", raw(canonical_json(members), bytes(moved)))
+
+
+def _factors() -> Iterator[Invalid]:
+    for rule, about, value in (
+        ("V1", "nan", np.nan),
+        ("V1", "infinite", np.inf),
+        ("V2", "above-1", 1 + 2.0**-10),
+        ("V4", "negative-zero", -0.0),
+    ):
+        for factor in ("basis", "up", "shift"):
+            yield Invalid(rule, f"{factor}-{about}", _with_value(factor, value))
+    yield Invalid("V3", "basis-between", _with_value("basis", 2.0**-23))
+    yield Invalid("V3", "shift-between", _with_value("shift", 0.5 + 2.0**-24))
+    good = assemble(small_patch())
+    yield Invalid("V5", "bit-flipped", good[:-2] + bytes([good[-2] ^ 1]) + good[-1:])
+    promise = put("increments", 0, "separable_from", to=["", "Degas"])
+    yield Invalid("V5", "promise-added", with_manifest(promise))
+
+
+def _with_value(factor: str, value: float) -> bytes:
+    """A patch whose digest is right, with `value` in one of its factors."""
+    increment: Increment = operator() if factor == "shift" else small()
+    array = (increment.up[KEY] if factor == "up" else increment.factors[factor]).copy()
+    array[0, 0] = value
+    changed: Any = {**increment.up, KEY: array} if factor == "up" else array
+    return assemble(small_patch(replace(increment, **{factor: changed})))

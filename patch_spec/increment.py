@@ -1,0 +1,170 @@
+"""One concept's increment: what is said of it, its factors, and its digest.
+
+Round trip: `Summary.from_json(s.to_json(), where) == s`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from typing import Any, Literal, Self, cast
+
+import numpy.typing as npt
+
+from patch_spec import limits
+from patch_spec.digest import increment_digest
+from patch_spec.grid import Float16, Float32
+from patch_spec.provenance import Measured, Method
+from patch_spec.records import Fields, as_integer
+
+Kind = Literal["additive", "operator"]
+KINDS: tuple[Kind, ...] = ("additive", "operator")
+
+_COMMON = (
+    *("concept", "slug", "digest", "kind", "rank"),
+    *("prompts", "separable_from", "protected", "method", "measured"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """All that a manifest says of an increment but its digest.
+
+    prompts: what stands for the concept. separable_from: prompts whose keys and values it does
+    not change ("" is the blank). protected: prompts it was made to change little.
+    exponents: of an additive increment, by target. shift_exponent: of an operator, else 0.
+    """
+
+    concept: str
+    slug: str
+    kind: Kind
+    rank: int
+    prompts: tuple[str, ...]
+    separable_from: tuple[str, ...]
+    protected: tuple[str, ...]
+    method: Method
+    measured: Measured
+    exponents: Mapping[str, int]
+    shift_exponent: int = 0
+
+    def describe(self) -> dict[str, Any]:
+        """The manifest's entry without its digest."""
+        scale: dict[str, Any] = (
+            {"exponents": dict(self.exponents)}
+            if self.kind == "additive"
+            else {"shift_exponent": self.shift_exponent}
+        )
+        return {
+            "concept": self.concept,
+            "slug": self.slug,
+            "kind": self.kind,
+            "rank": self.rank,
+            "prompts": list(self.prompts),
+            "separable_from": list(self.separable_from),
+            "protected": list(self.protected),
+            "method": self.method.to_json(),
+            "measured": self.measured.to_json(),
+            **scale,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary(Description):
+    """An increment as the manifest alone tells it, without its factors."""
+
+    digest: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifest's entry."""
+        return {**self.describe(), "digest": self.digest}
+
+    @classmethod
+    def from_json(cls, value: Any, where: str) -> Self:
+        """A summary from the manifest's entry; where: what errors call it."""
+        operator = isinstance(value, dict) and value.get("kind") == "operator"
+        scale = "shift_exponent" if operator else "exponents"
+        fields = Fields(value, (*_COMMON, scale), where)
+        return cls(
+            concept=fields.text("concept", limits.CONCEPT_BYTES),
+            slug=fields.slug("slug"),
+            kind=cast(Kind, fields.choice("kind", KINDS)),
+            rank=fields.integer("rank", 1, limits.RANK),
+            prompts=fields.prompts("prompts", least=1, shortest=1),
+            separable_from=fields.prompts("separable_from"),
+            protected=fields.prompts("protected"),
+            method=Method.from_json(fields.members["method"], fields.place("method")),
+            measured=Measured.from_json(fields.members["measured"], fields.place("measured")),
+            exponents={} if operator else _exponents(fields),
+            shift_exponent=_exponent(fields.members[scale], fields.place(scale)) if operator else 0,
+            digest=fields.digest("digest"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Increment(Description):
+    """What one concept's erasure adds to the base.
+
+    basis: float32 [rank, d] on the grid. An additive increment has `up`, float16 [out, rank] by
+    target, and `exponents` for the same targets: dW = up @ basis * 2**exponent. An operator has
+    `shift`, float32 [d, rank] on the grid: dW = W @ shift @ basis * 2**shift_exponent.
+    Two increments are equal if their slugs and their digests are.
+    """
+
+    basis: Float32
+    up: Mapping[str, Float16]
+    shift: Float32 | None = None
+
+    @cached_property
+    def digest(self) -> str:
+        """The increment's digest; see `increment_digest`."""
+        return increment_digest(self)
+
+    @property
+    def factors(self) -> dict[str, npt.NDArray[Any]]:
+        """The arrays by the names they have in a patch, without the slug."""
+        factors: dict[str, npt.NDArray[Any]] = {"basis": self.basis}
+        if self.shift is not None:
+            factors["shift"] = self.shift
+        return factors | {f"up.{target}": up for target, up in self.up.items()}
+
+    def identity(self) -> dict[str, Any]:
+        """What the digest covers. Not the slug: a new file name makes no new increment."""
+        description = self.describe()
+        del description["slug"]
+        tensors = {
+            name: {"shape": list(array.shape), "sha256": _array_digest(array)}
+            for name, array in self.factors.items()
+        }
+        return {"increment": description, "tensors": tensors}
+
+    def summary(self) -> Summary:
+        """The increment as the manifest tells it."""
+        return Summary(
+            **{name: getattr(self, name) for name in Description.__dataclass_fields__},
+            digest=self.digest,
+        )
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Increment):
+            return NotImplemented
+        return (self.slug, self.digest) == (other.slug, other.digest)
+
+    def __hash__(self) -> int:
+        return hash((self.slug, self.digest))
+
+
+def _array_digest(array: npt.NDArray[Any]) -> str:
+    little_endian = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    return sha256(little_endian.tobytes(order="C")).hexdigest()
+
+
+def _exponents(fields: Fields) -> dict[str, int]:
+    where = fields.place("exponents")
+    return {
+        target: _exponent(value, where)
+        for target, value in fields.mapping("exponents", limits.TARGETS, least=1).items()
+    }
+
+
+def _exponent(value: Any, where: str) -> int:
+    return as_integer(value, -limits.EXPONENT, limits.EXPONENT, where)

@@ -1,0 +1,37 @@
+"""The numbers of SPEC.md, "Limits", each checked before memory is taken for what it limits."""
+
+FORMAT_VERSION = 1
+
+# The container, in bytes.
+PATCH_HEADER_BYTES = 16 * 2**20
+CHECKPOINT_HEADER_BYTES = 100_000_000
+"""What safetensors itself allows."""
+TENSOR_NAME_BYTES = 1024
+DIMENSIONS = 32
+
+# Texts, in bytes of UTF-8.
+CONCEPT_BYTES = 200
+PROMPT_BYTES = 2000
+WORD_BYTES = 64
+"""Names of methods, settings and tools, and why an optimisation stopped."""
+SLUG_LENGTH = 64
+TARGET_BYTES = 255
+
+# Counts.
+INCREMENTS = 256
+PROMPTS = 4096
+TARGETS = 1024
+TEXT_ENCODERS = 4
+SETTINGS = 64
+STACK_ENTRIES = 1024
+
+# Shapes and numbers.
+RANK = 77
+"""CLIP's token positions; the exactness of both products rests on it."""
+WIDTH = 2048
+"""The widest text embedding; the exactness of the operator product rests on it."""
+OUT = 16384
+EXPONENT = 64
+"""Scales are powers of two from 2**-64 to 2**64."""
+SAFE_INTEGER = 2**53 - 1
+"""The largest magnitude of any number in a record (I-JSON, RFC 7493)."""

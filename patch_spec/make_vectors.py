@@ -1,0 +1,155 @@
+"""Makes the test vectors: `python -m patch_spec.make_vectors [--check]`.
+
+--check writes nothing; exit status 1 if what is there is not, byte for byte, what would be made.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from patch_spec.cases.examples import (
+    KEY,
+    VALUE,
+    additive,
+    extremes,
+    journal,
+    operator,
+    original,
+    patch,
+    stack,
+    tensor_file,
+    weights,
+)
+from patch_spec.cases.headers import header_cases
+from patch_spec.cases.manifests import manifest_cases
+from patch_spec.cases.others import other_cases
+from patch_spec.cases.patches import patch_cases
+from patch_spec.cases.tools import Invalid
+from patch_spec.compose import compose
+from patch_spec.container import patch_bytes, patch_digest
+from patch_spec.digest import tensor_fingerprint
+from patch_spec.errors import FormatError
+from patch_spec.manifest import Increment
+
+VECTORS = Path(__file__).with_name("vectors")
+
+_PATCHES: dict[str, Callable[[], tuple[Increment, ...]]] = {
+    "additive": lambda: (additive(),),
+    "operator": lambda: (operator(),),
+    "both": lambda: (additive(), operator()),
+    "extremes": lambda: (extremes(),),
+}
+_Term = tuple[str, float]
+# patch, tensor of weights.safetensors, target, slugs with scales
+_COMPOSITIONS: tuple[tuple[str, str, str, tuple[_Term, ...]], ...] = (
+    ("both", "key.F16", KEY, (("monet", 1.0),)),
+    ("both", "key.F16", KEY, (("ukiyo-e", 1.0),)),
+    ("both", "key.F16", KEY, (("monet", 1.0), ("ukiyo-e", 1.0))),
+    ("both", "key.F32", KEY, (("ukiyo-e", 0.7), ("monet", -1.3))),
+    ("both", "key.F64", KEY, (("monet", 0.7), ("ukiyo-e", -1.3))),
+    ("both", "key.BF16", KEY, (("monet", 1.0), ("ukiyo-e", 1.0))),
+    ("both", "value.F16", VALUE, (("monet", 1.0), ("ukiyo-e", 1.0))),
+    ("extremes", "key.F16", KEY, (("0" * 64, 2.0**63),)),
+    ("extremes", "value.F16", VALUE, (("0" * 64, 1.0),)),
+    ("both", "value.F16", KEY, (("monet", 1.0),)),
+    ("both", "key.F16", KEY, (("monet", 1e6),)),
+)
+
+
+def invalid_cases() -> list[Invalid]:
+    """Every file that breaks a rule."""
+    return [*header_cases(), *manifest_cases(), *patch_cases(), *other_cases()]
+
+
+def vectors() -> dict[str, bytes]:
+    """Every file of the vectors by its path below VECTORS."""
+    files = {f"valid/{name}.sepme": patch_bytes(patch(*make())) for name, make in _PATCHES.items()}
+    files["valid/weights.safetensors"] = tensor_file({}, weights())
+    files["valid/original.safetensors"] = original()
+    stacked = tensor_file({"sepme": stack().to_metadata()}, {KEY: weights()["key.F16"]})
+    files["valid/stack.safetensors"] = stacked
+    files["valid/journal.safetensors"] = journal({})
+    files |= {_path(case): case.data for case in invalid_cases()}
+    index = json.dumps(_index(), indent=1, ensure_ascii=False)
+    return files | {"index.json": f"{index}\n".encode()}
+
+
+def main(arguments: list[str]) -> int:
+    """Make the vectors, or check them; the exit status."""
+    if arguments not in ([], ["--check"]):
+        print("usage: python -m patch_spec.make_vectors [--check]", file=sys.stderr)
+        return 2
+    made = vectors()
+    there = {
+        path.relative_to(VECTORS).as_posix(): path.read_bytes()
+        for path in VECTORS.rglob("*")
+        if path.is_file()
+    }
+    if arguments:
+        wrong = sorted(name for name in made | there if made.get(name) != there.get(name))
+        for name in wrong:
+            print(f"{name} is not what would be made", file=sys.stderr)
+        return 1 if wrong else 0
+    for name in there.keys() - made.keys():
+        (VECTORS / name).unlink()
+    for name, data in made.items():
+        path = VECTORS / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return 0
+
+
+def _path(case: Invalid) -> str:
+    suffix = "sepme" if case.kind == "patch" else "safetensors"
+    return f"invalid/{case.rule}-{case.about}.{suffix}"
+
+
+def _index() -> dict[str, Any]:
+    return {
+        "format_version": 1,
+        "valid": [_describe(name, make()) for name, make in _PATCHES.items()],
+        "weights": {
+            "file": "valid/weights.safetensors",
+            "fingerprints": {name: tensor_fingerprint(array) for name, array in weights().items()},
+        },
+        "stack": {"file": "valid/stack.safetensors", "base": stack().base},
+        "undo": {"file": "valid/journal.safetensors", "original": "valid/original.safetensors"},
+        "compose": list(_compositions()),
+        "invalid": [
+            {"file": _path(case), "kind": case.kind, "rule": case.rule} for case in invalid_cases()
+        ],
+    }
+
+
+def _describe(name: str, increments: tuple[Increment, ...]) -> dict[str, Any]:
+    made = patch(*increments)
+    return {
+        "file": f"valid/{name}.sepme",
+        "patch_digest": patch_digest(made),
+        "base_digest": made.base.digest,
+        "increments": {increment.slug: increment.digest for increment in made.increments},
+    }
+
+
+def _compositions() -> Iterator[dict[str, Any]]:
+    """Each composition, and the bytes of its result in hexadecimal or the rule it breaks."""
+    for name, tensor, target, terms in _COMPOSITIONS:
+        increments = {increment.slug: increment for increment in _PATCHES[name]()}
+        case: dict[str, Any] = {
+            "patch": f"valid/{name}.sepme",
+            "weight": tensor,
+            "target": target,
+            "terms": [{"slug": slug, "scale": scale} for slug, scale in terms],
+        }
+        try:
+            scaled = [(increments[slug], scale) for slug, scale in terms]
+            case["result"] = compose(weights()[tensor], scaled, target).tobytes().hex()
+        except FormatError as error:
+            case["rule"] = error.rule
+        yield case
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

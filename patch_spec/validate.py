@@ -1,0 +1,166 @@
+"""The validator: the rules of SPEC.md that tie a patch's parts together (P3 to P11, V1 to V5).
+
+No I/O, and the same on reading and on writing. `validate_header` and `validate_layout` need the
+header alone and run before any memory is taken for factors; `validate_factors` looks at values.
+"""
+
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
+from math import prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from patch_spec.errors import FormatError
+from patch_spec.grid import on_grid
+from patch_spec.header import DTYPE_BITS, Header, TensorEntry, encode_header
+from patch_spec.manifest import Increment, Manifest, Summary
+
+METADATA_KEY = "sepme"
+
+
+def validate_header(header: Header, header_bytes: bytes) -> str:
+    """The manifest's text, if rules P3 and P11 hold.
+
+    header_bytes: the file's first bytes, up to the data section.
+    """
+    if set(header.metadata) != {METADATA_KEY}:
+        raise FormatError(
+            "P3",
+            "a patch's metadata has exactly one entry",
+            where="__metadata__",
+            expected=METADATA_KEY,
+            found=ascii(sorted(header.metadata))[:80],
+        )
+    if encode_header(header.metadata, header.tensors) != header_bytes:
+        raise FormatError("P11", "the header is not canonical JSON padded to eight bytes")
+    return header.metadata[METADATA_KEY]
+
+
+def validate_layout(header: Header, manifest: Manifest) -> None:
+    """Rules P4 to P10: the manifest agrees with itself, and the header with the manifest."""
+    _check_increments(manifest.increments)
+    for target, shape in manifest.base.shapes.items():
+        if shape[1] != manifest.base.width:
+            raise FormatError(
+                "P6",
+                "a target is not as wide as the text embedding",
+                where=f"base.targets.{target}",
+                expected=manifest.base.width,
+                found=shape[1],
+            )
+    for summary in manifest.increments:
+        if unknown := sorted(set(summary.exponents) - set(manifest.base.targets)):
+            raise FormatError(
+                "P7", "a target that the base does not name", where=summary.slug, found=unknown[0]
+            )
+    _check_tensors(header.tensors, layout(manifest))
+
+
+def validate_factors(increments: Iterable[Increment], summaries: Iterable[Summary]) -> None:
+    """Rules V1 to V5: what the products' exactness rests on, and the digests."""
+    for increment, summary in zip(increments, summaries, strict=True):
+        for name, array in increment.factors.items():
+            _check_values(array, f"{increment.slug}.{name}", gridded=not name.startswith("up."))
+        if increment.digest != summary.digest:
+            raise FormatError(
+                "V5",
+                "the increment is not the one that its digest names",
+                where=increment.slug,
+                expected=summary.digest,
+                found=increment.digest,
+            )
+
+
+def layout(manifest: Manifest) -> tuple[TensorEntry, ...]:
+    """The tensors that a patch with this manifest has, in the order of the file."""
+    shapes: dict[tuple[str, str], tuple[int, ...]] = {}
+    for summary in manifest.increments:
+        shapes["F32", f"{summary.slug}.basis"] = (summary.rank, manifest.base.width)
+        if summary.kind == "operator":
+            shapes["F32", f"{summary.slug}.shift"] = (manifest.base.width, summary.rank)
+        for target in summary.exponents:
+            out = manifest.base.shapes[target][0]
+            shapes["F16", f"{summary.slug}.up.{target}"] = (out, summary.rank)
+    return canonical_order(shapes)
+
+
+def canonical_order(shapes: Mapping[tuple[str, str], tuple[int, ...]]) -> tuple[TensorEntry, ...]:
+    """Tensors, given as (dtype, name) and shape, in the order of the file (rule P10).
+
+    float32 before float16, so that every tensor is aligned; within a dtype by name.
+    """
+    entries, position = [], 0
+    for dtype, name in sorted(shapes, key=lambda key: (key[0] != "F32", key[1])):
+        shape = shapes[dtype, name]
+        end = position + prod(shape) * DTYPE_BITS[dtype] // 8
+        entries.append(TensorEntry(name, dtype, shape, position, end))
+        position = end
+    return tuple(entries)
+
+
+def _check_increments(summaries: tuple[Summary, ...]) -> None:
+    for before, after in pairwise(summaries):
+        if before.slug >= after.slug:
+            raise FormatError(
+                "P4",
+                "increments must be in the order of their slugs, each slug once",
+                where="increments",
+                found=f"{before.slug} before {after.slug}",
+            )
+    by_concept: dict[str, str] = {}
+    for summary in summaries:
+        other = by_concept.setdefault(summary.concept, summary.slug)
+        if other != summary.slug:
+            raise FormatError(
+                "P5",
+                "two increments have one concept",
+                where="increments",
+                found=f"{other} and {summary.slug}",
+            )
+
+
+def _check_tensors(found: tuple[TensorEntry, ...], expected: tuple[TensorEntry, ...]) -> None:
+    names, needed = {entry.name for entry in found}, {entry.name for entry in expected}
+    if names != needed:
+        name = min(names ^ needed)
+        problem = "is missing" if name in needed else "does not belong to any increment"
+        raise FormatError("P8", f"a tensor {problem}", where=ascii(name)[:80])
+    wanted = {entry.name: entry for entry in expected}
+    for entry in found:
+        want = wanted[entry.name]
+        if (entry.dtype, entry.shape) != (want.dtype, want.shape):
+            raise FormatError(
+                "P9",
+                "a tensor has the wrong dtype or shape",
+                where=entry.name,
+                expected=f"{want.dtype} {list(want.shape)}",
+                found=f"{entry.dtype} {list(entry.shape)}",
+            )
+    for entry, want in zip(found, expected, strict=True):
+        if entry != want:
+            raise FormatError(
+                "P10",
+                "tensors must be in order: float32 before float16, then by name",
+                where=entry.name,
+                expected=want.name,
+            )
+
+
+def _check_values(array: npt.NDArray[Any], name: str, *, gridded: bool) -> None:
+    if not np.isfinite(array).all():
+        raise FormatError("V1", "a value is not finite", where=name)
+    largest = float(np.abs(array).max())
+    if largest > 1:
+        raise FormatError(
+            "V2", "a value is out of range", where=name, expected="-1 to 1", found=largest
+        )
+    if gridded and not on_grid(array):
+        raise FormatError(
+            "V3", "a value is not on the grid", where=name, expected="multiples of 2**-22"
+        )
+    if bool((np.signbit(array) & (array == 0)).any()):
+        raise FormatError(
+            "V4", "a value is a negative zero, which the product cannot tell from zero", where=name
+        )
