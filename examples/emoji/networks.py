@@ -107,5 +107,3 @@ def load_judge(path: str = "examples/emoji-judge.safetensors") -> Judge:
     judge = Judge()
     judge.load_state_dict({k: v.float() for k, v in load_file(path).items()})
     return judge.eval()
-
-

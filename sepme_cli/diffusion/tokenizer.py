@@ -1,5 +1,6 @@
 """Text to CLIP's token ids, without a network."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ def _vocabulary() -> "Tokenizer":
     return Tokenizer()
 
 
-def tokenize(prompts: list[str], positions: int, *, padding: int = END) -> torch.Tensor:
+def tokenize(prompts: Sequence[str], positions: int, *, padding: int = END) -> torch.Tensor:
     """CLIP's ids of prompts: start, text, end, padding; what does not fit is cut before the end.
 
     positions: the text encoder's number of token positions (77 in Stable Diffusion).

@@ -1,0 +1,202 @@
+"""The method on a loaded model: concepts in, increments out."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from patch_spec.grid import additive_delta, operator_delta
+from patch_spec.manifest import Increment, Measured, Method, slugify
+from sepme_cli.diffusion.models import StableDiffusion
+from sepme_cli.diffusion.moments import pictured_moments, sampled_moments
+from sepme_cli.diffusion.predictor import EditedPredictor
+from sepme_cli.erasure.concept import Concept, Protected, describe
+from sepme_cli.erasure.increment import (
+    GOOD_SEPARABILITY,
+    Admissible,
+    additive_factors,
+    admissible,
+    leakage,
+    operator_factors,
+)
+from sepme_cli.erasure.optimise import Outcome, Task, optimise
+from sepme_cli.erasure.prompts import AsKind
+from sepme_cli.erasure.settings import Settings
+from sepme_cli.progress import SILENT, Progress
+
+#: The blank prompt: what every increment is separable from, whatever else is asked.
+BLANK = ""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A concept, what its increment must leave alone, and where that leaves it room to act.
+
+    separable: prompts it does not change. protected: prompts it changes little.
+    """
+
+    concept: Concept
+    separable: tuple[str, ...]
+    protected: tuple[str, ...]
+    space: Admissible
+
+    @property
+    def warning(self) -> str | None:
+        """What a user should know before the work begins."""
+        if self.space.separability >= GOOD_SEPARABILITY:
+            return None
+        return (
+            f"{self.concept.name!r} is hard to tell from what must stay (separability "
+            f"{self.space.separability:.2f} of 1): part of it may remain"
+        )
+
+
+@dataclass(frozen=True)
+class Made:
+    """An increment and the seconds it took."""
+
+    increment: Increment
+    seconds: float
+
+
+def study(
+    model: StableDiffusion,
+    names: Sequence[str],
+    kind: AsKind,
+    protected: Protected,
+    known: Sequence[str],
+    settings: Settings,
+) -> list[Study]:
+    """Look at concepts together: each must leave the blank, the others and `known` prompts alone.
+
+    Raises RefusedError for a concept that lies in what must stay.
+    """
+    concepts = [describe(name, kind, protected) for name in names]
+    found = []
+    for concept in concepts:
+        others = [prompt for c in concepts if c is not concept for prompt in c.prompts]
+        separable = tuple(dict.fromkeys([BLANK, *others, *known]))
+        taken = {*separable, *concept.prompts}
+        dear = tuple(prompt for prompt in protected.prompts() if prompt not in taken)
+        space = admissible(model, concept, separable, dear, settings)
+        found.append(Study(concept, separable, dear, space))
+    return found
+
+
+def closed_form_increment(model: StableDiffusion, study: Study, settings: Settings) -> Made:
+    """The closed form's increment: no picture, no UNet pass."""
+    started = time.monotonic()
+    shift, exponent = operator_factors(study.space.shift)
+    basis = study.space.basis.float().numpy()
+    weights = _weights(model)
+    changes = {
+        name: torch.from_numpy(operator_delta(w.float().cpu().numpy(), shift, exponent, basis))
+        for name, w in weights.items()
+    }
+    measured = Measured(
+        leakage=leakage(model, study.separable, weights, changes),
+        separability=study.space.separability,
+    )
+    increment = Increment(
+        kind="operator",
+        **_description(study, "closed-form", settings, measured),
+        exponents={},
+        shift_exponent=exponent,
+        basis=basis,
+        up={},
+        shift=shift,
+    )
+    return Made(increment, time.monotonic() - started)
+
+
+def sepme_increments(
+    model: StableDiffusion,
+    studies: Sequence[Study],
+    settings: Settings,
+    pictures: Tensor | None = None,
+    progress: Progress = SILENT,
+) -> list[Made]:
+    """SepME's increments, optimised together. pictures: of the concept, [n, 3, H, W] in [0, 1],
+    instead of ones that the model draws."""
+    started = time.monotonic()
+    tasks = [_task(model, study, pictures, settings, progress) for study in studies]
+    outcomes = optimise(tasks, settings, progress)
+    seconds = (time.monotonic() - started) / len(studies)
+    return [
+        Made(_additive(model, study, outcome, settings), seconds)
+        for study, outcome in zip(studies, outcomes, strict=True)
+    ]
+
+
+def _weights(model: StableDiffusion) -> dict[str, Tensor]:
+    return {name: layer.weight.data for name, layer in model.targets.items()}
+
+
+def _task(
+    model: StableDiffusion,
+    study: Study,
+    pictures: Tensor | None,
+    settings: Settings,
+    progress: Progress,
+) -> Task:
+    phrases = study.concept.phrases
+    if pictures is None:
+        sample = sampled_moments(model, phrases, settings, progress)
+    else:
+        sample = pictured_moments(model, phrases, pictures, settings, progress)
+    weights = _weights(model)
+    shift = settings.start * study.space.shift
+    return Task(
+        sample=sample,
+        predict=EditedPredictor(model, model.encode(study.concept.prompts)),
+        basis=study.space.basis.float(),
+        cost=study.space.cost,
+        scales={name: float(w.float().pow(2).mean().sqrt()) for name, w in weights.items()},
+        start={name: w.double().cpu() @ shift for name, w in weights.items()},
+    )
+
+
+def _additive(
+    model: StableDiffusion, study: Study, outcome: Outcome, settings: Settings
+) -> Increment:
+    up, exponents = additive_factors(outcome.up)
+    basis = study.space.basis.float().numpy()
+    changes = {
+        name: torch.from_numpy(additive_delta(factor, exponents[name], basis))
+        for name, factor in up.items()
+    }
+    start, end = outcome.correlation
+    measured = Measured(
+        correlation_start=start,
+        correlation_end=end,
+        leakage=leakage(model, study.separable, _weights(model), changes),
+        separability=study.space.separability,
+        steps=outcome.steps,
+        stopped=outcome.stopped,
+    )
+    return Increment(
+        kind="additive",
+        **_description(study, "sepme", settings, measured),
+        exponents=exponents,
+        basis=basis,
+        up=up,
+    )
+
+
+def _description(
+    study: Study, method: str, settings: Settings, measured: Measured
+) -> dict[str, Any]:
+    """What a manifest tells of an increment whatever its kind."""
+    return {
+        "concept": study.concept.name,
+        "slug": slugify(study.concept.name),
+        "rank": len(study.space.basis),
+        "prompts": study.concept.prompts,
+        "separable_from": study.separable,
+        "protected": study.protected,
+        "method": Method(method, settings.recorded()),
+        "measured": measured,
+    }

@@ -1,0 +1,92 @@
+"""The moments that SepME learns from: noisy pictures of a concept and what the original model
+predicts for them, kept from sampling instead of computed again at every step."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sepme_cli.diffusion.models import StableDiffusion
+from sepme_cli.diffusion.sampler import initial_noise
+from sepme_cli.erasure.prompts import Phrase
+from sepme_cli.erasure.representation import Sample
+from sepme_cli.erasure.settings import Settings
+from sepme_cli.progress import SILENT, Progress
+
+
+def _sample(
+    noisy: list[Tensor], steps: list[Tensor], prompts: list[Tensor], pairs: list[Tensor]
+) -> Sample:
+    """Assemble moments; pairs hold (eps(x_t, c), eps(x_t, c0)) as [2, n, c, h, w]."""
+    predicted, without = torch.cat(pairs, 1).float()
+    return Sample(
+        torch.cat(noisy).float(), torch.cat(steps), torch.cat(prompts), without, predicted - without
+    )
+
+
+@torch.no_grad()
+def sampled_moments(
+    model: StableDiffusion,
+    phrases: Sequence[Phrase],
+    settings: Settings,
+    progress: Progress = SILENT,
+    batch: int = 24,
+) -> Sample:
+    """Draw settings.pictures of the phrases in turn, keeping every step's x_t and predictions.
+
+    Guidance already needs eps(x_t, c) and eps(x_t, blank); the phrase without the concept is the
+    one pass more.
+    """
+    count = settings.pictures
+    prompts = torch.arange(count) % len(phrases)
+    context = model.encode([p.text for p in phrases])
+    without = model.encode([p.without for p in phrases])
+    blank = model.encode([""])
+    noise = initial_noise(model.latent_shape(), range(settings.seed, settings.seed + count))
+    schedule = model.schedule
+    schedule.set_timesteps(settings.sampling_steps)
+    progress.stage("drawing the concept", -(-count // batch) * settings.sampling_steps)
+    found: tuple[list[Tensor], ...] = ([], [], [], [])
+    for part in torch.arange(count).split(batch):
+        x = noise[part].to(model.device, model.dtype)
+        asked = prompts[part]
+        contexts = torch.cat([context[asked], without[asked], blank.expand_as(context[asked])])
+        for t in schedule.timesteps.tolist():
+            predicted = model.predict(torch.cat([x] * 3), t, contexts).view(3, *x.shape)
+            step = torch.full((len(part),), t)
+            for kept, value in zip(found, (x, step, asked, predicted[:2]), strict=True):
+                kept.append(value)
+            guided = predicted[2] + settings.guidance * (predicted[0] - predicted[2])
+            x = schedule.step(guided, t, x).prev_sample
+            progress.advance()
+    return _sample(*found)
+
+
+@torch.no_grad()
+def pictured_moments(
+    model: StableDiffusion,
+    phrases: Sequence[Phrase],
+    pictures: Tensor,
+    settings: Settings,
+    progress: Progress = SILENT,
+) -> Sample:
+    """Noise given pictures [n, 3, H, W] of the concept to settings.sampling_steps levels each."""
+    latents = model.encode_pictures(pictures)
+    context = model.encode([p.text for p in phrases])
+    without = model.encode([p.without for p in phrases])
+    generator = torch.Generator().manual_seed(settings.seed)
+    alphas = model.schedule.alphas_cumprod
+    levels = torch.linspace(0, len(alphas) - 1, settings.sampling_steps + 2).long()[1:-1]
+    progress.stage("noising the pictures", len(levels))
+    found: tuple[list[Tensor], ...] = ([], [], [], [])
+    for level, t in enumerate(levels.tolist()):
+        asked = (torch.arange(len(latents)) + level) % len(phrases)
+        noise = torch.randn(latents.shape, generator=generator).to(latents)
+        x = alphas[t].sqrt() * latents + (1 - alphas[t]).sqrt() * noise
+        contexts = torch.cat([context[asked], without[asked]])
+        predicted = model.predict(torch.cat([x, x]), t, contexts).view(2, *x.shape)
+        step = torch.full((len(latents),), t)
+        for kept, value in zip(found, (x, step, asked, predicted), strict=True):
+            kept.append(value)
+        progress.advance()
+    return _sample(*found)

@@ -1,0 +1,40 @@
+"""Pictures from files."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from sepme_cli.errors import MalformedError, SystemFailure, UsageError
+
+_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+
+
+def load_pictures(folder: Path, size: int) -> Tensor:
+    """Every picture of a folder, in the order of their names, cut to a square and scaled.
+
+    Returns [n, 3, size, size] in [0, 1]. Raises SystemFailure (no such folder), UsageError (no
+    picture in it), MalformedError (a picture that cannot be read).
+    """
+    if not folder.is_dir():
+        raise SystemFailure(f"{folder}: no such folder", file=folder)
+    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in _ENDINGS)
+    if not paths:
+        raise UsageError(
+            f"{folder}: no pictures in it", file=folder, expected=", ".join(sorted(_ENDINGS))
+        )
+    return torch.stack([_load(path, size) for path in paths])
+
+
+def _load(path: Path, size: int) -> Tensor:
+    try:
+        with Image.open(path) as picture:
+            rgb = picture.convert("RGB")
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        raise MalformedError(f"{path}: not a picture that can be read", file=path) from error
+    side = min(rgb.size)
+    left, top = (rgb.width - side) // 2, (rgb.height - side) // 2
+    square = rgb.crop((left, top, left + side, top + side)).resize((size, size))
+    return torch.from_numpy(np.asarray(square).copy()).permute(2, 0, 1).float() / 255

@@ -1,0 +1,131 @@
+"""The prompts that stand for a concept, and the same phrases without it.
+
+SepME describes a concept by one bare prompt; a bare prompt erased is a sentence kept. Here a
+concept has a phrase for every way it is commonly asked for, alone and beside something else, and
+each phrase comes with its counterpart: what is left when the concept is taken out. The pair is
+what makes a representation concept-irrelevant (method, "G-CiRs").
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import lcm
+from typing import Literal
+
+Kind = Literal["style", "object"]
+AsKind = Literal["style", "object", "any"]
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """A prompt and what remains of it without its concept."""
+
+    text: str
+    without: str
+
+
+# {c} is the concept, {x} what stands beside it; "a(n)" before either is put right afterwards.
+_ALONE: dict[Kind, tuple[tuple[str, str], ...]] = {
+    "style": (
+        ("{c}", ""),
+        ("{c} style", "style"),
+        ("in {c} style", "in style"),
+        ("in the style of {c}", "in the style of"),
+        ("a picture in the style of {c}", "a picture"),
+        ("a painting by {c}", "a painting"),
+        ("a {c} painting", "a painting"),
+        ("art by {c}", "art"),
+    ),
+    "object": (
+        ("{c}", ""),
+        ("a {c}", ""),
+        ("the {c}", ""),
+        ("a picture of a {c}", "a picture"),
+        ("a photo of a {c}", "a photo"),
+        ("an image of a {c}", "an image"),
+        ("a painting of a {c}", "a painting"),
+    ),
+}
+_BESIDE: dict[Kind, tuple[tuple[str, str], ...]] = {
+    "style": (
+        ("{x} in {c} style", "{x}"),
+        ("a {x} in {c} style", "a {x}"),
+        ("a {x} in the style of {c}", "a {x}"),
+        ("a {c} {x}", "a {x}"),
+        ("{c} {x}", "{x}"),
+        ("a {x} by {c}", "a {x}"),
+        ("a picture of a {x} in the style of {c}", "a picture of a {x}"),
+        ("a {c} painting of a {x}", "a painting of a {x}"),
+    ),
+    "object": (
+        ("{c} in {x} style", "in {x} style"),
+        ("a {c} in {x} style", "in {x} style"),
+        ("a {c} in the style of {x}", "in the style of {x}"),
+        ("a {x} {c}", "{x}"),
+        ("{x} {c}", "{x}"),
+        ("a {c} by {x}", "by {x}"),
+        ("a picture of a {c} in the style of {x}", "a picture in the style of {x}"),
+        ("a {x} painting of a {c}", "a {x} painting"),
+    ),
+}
+#: What stands beside a concept where nothing protected says what could.
+COMPANIONS: dict[Kind, tuple[str, ...]] = {
+    "style": ("cat", "dog", "house", "tree", "woman", "man", "city", "mountain"),
+    "object": ("cartoon", "watercolor", "sketch", "realistic", "pixel art", "3d", "anime", "retro"),
+}
+NEUTRAL = ("", "a picture", "a photo", "an image", "a drawing", "a painting", "art", "style")
+
+
+def other(kind: Kind) -> Kind:
+    """What stands beside a concept of this kind."""
+    return "object" if kind == "style" else "style"
+
+
+def kinds(kind: AsKind) -> tuple[Kind, ...]:
+    """The kinds a concept may be of."""
+    return ("style", "object") if kind == "any" else (kind,)
+
+
+def phrases(concept: str, kind: AsKind, companions: Sequence[str] = ()) -> tuple[Phrase, ...]:
+    """Every phrase that stands for the concept.
+
+    companions: words of the other kind to stand beside it; each in-context template takes them
+    in turn, so their number does not multiply the number of phrases.
+    """
+    return tuple(dict.fromkeys(p for k in kinds(kind) for p in _phrases(concept, k, companions)))
+
+
+def _phrases(concept: str, kind: Kind, companions: Sequence[str]) -> Iterator[Phrase]:
+    for text, without in _ALONE[kind]:
+        yield Phrase(_fill(text, concept), _fill(without, concept))
+    beside = companions or COMPANIONS[kind]
+    for i, companion in enumerate(beside):
+        text, without = _BESIDE[kind][i % len(_BESIDE[kind])]
+        yield Phrase(_fill(text, concept, companion), _fill(without, concept, companion))
+
+
+def pairs(styles: Sequence[str], objects: Sequence[str], count: int) -> tuple[str, ...]:
+    """At most count prompts that name a style and an object together, each pair once.
+
+    Both lists are walked at the same pace, one starting a place further on after each round, so
+    that a few pairs already hold every word.
+    """
+    if not styles or not objects:
+        return ()
+    texts = [text for text, _ in _BESIDE["style"]]
+    round_length = lcm(len(styles), len(objects))
+    return tuple(
+        _fill(
+            texts[i % len(texts)],
+            styles[i % len(styles)],
+            objects[(i + i // round_length) % len(objects)],
+        )
+        for i in range(min(count, len(styles) * len(objects)))
+    )
+
+
+def _fill(template: str, concept: str, companion: str = "") -> str:
+    words = template.format(c=concept, x=companion).split()
+    return " ".join(
+        "an" if word == "a" and after[:1].lower() in set("aeiou") else word
+        for word, after in zip(words, [*words[1:], ""], strict=False)
+    )

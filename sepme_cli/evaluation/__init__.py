@@ -1,0 +1,1 @@
+"""Judging what a patch did, with the uncertainty said."""
