@@ -1,0 +1,165 @@
+"""The command `sepme`, and the one place that turns an error into a message and an exit status."""
+
+import contextlib
+import itertools
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, NoReturn
+
+import typer
+import typer.main
+from rich.text import Text
+
+from sepme_cli import __version__
+from sepme_cli.commands.apply import apply
+from sepme_cli.commands.diff import diff
+from sepme_cli.commands.erase import erase
+from sepme_cli.commands.inspect import inspect
+from sepme_cli.commands.revert import revert
+from sepme_cli.commands.sample import sample
+from sepme_cli.console import console_for
+from sepme_cli.errors import MalformedError, SepmeError, SystemFailure, UsageError
+from sepme_cli.exit_status import ExitStatus
+from sepme_cli.wording import error_json, error_text
+
+app = typer.Typer(
+    name="sepme",
+    rich_markup_mode=None,
+    add_completion=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
+)
+for command in (erase, apply, revert, diff, inspect, sample):
+    app.command()(command)
+
+
+class InternalError(SepmeError):
+    """A bug of ours. Its status is not Python's own 1, which would say that the answer is no."""
+
+    kind, status = "internal", ExitStatus.SYSTEM
+
+
+class Interrupted(SepmeError):
+    """The user pressed Ctrl-C."""
+
+    kind: ClassVar[str] = "interrupted"
+    status: ClassVar[ExitStatus] = ExitStatus.INTERRUPTED
+
+
+@app.callback(invoke_without_command=True)
+def sepme(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Take concepts out of Stable Diffusion checkpoints with small patch files, and put them back.
+
+    Example:
+
+    \b
+      sepme erase sd15.safetensors --concept "Monet" -o monet.sepme
+      sepme apply sd15.safetensors monet.sepme -o clean.safetensors
+      sepme revert clean.safetensors --concept "Monet" -o again.safetensors
+
+    Exit statuses:
+
+    \b
+      0    done; the same
+      1    the answer is no: differs, would not apply, nothing to do
+      2    the command line makes no sense
+      3    a file is malformed, hostile or unsupported
+      4    a patch and a checkpoint do not belong together
+      5    the system failed us: disk full, no permission, not found
+      130  interrupted
+    """
+    if version:
+        print(f"sepme {__version__}")
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit(ExitStatus.USAGE)
+
+
+def main() -> NoReturn:
+    """The entry point of `sepme`."""
+    # A stream that the caller closed is None: what would be said there is not heard.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line; returns its exit status."""
+    try:
+        status = _invoke(arguments)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # Whoever read our output has gone and knows why; flushing at exit must not fail again.
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return ExitStatus.SYSTEM
+    except (Exception, KeyboardInterrupt) as error:
+        known = _typed(error)
+        with contextlib.suppress(OSError):
+            _report(known, arguments)
+        return known.status
+
+
+def _invoke(arguments: Sequence[str]) -> int:
+    # Not Typer's own main: it gives a broken pipe the status that means "the answer is no".
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("sepme", list(arguments)) as context:
+            command.invoke(context)
+    except typer.Exit as end:
+        return end.exit_code
+    return ExitStatus.DONE
+
+
+def _typed(error: BaseException) -> SepmeError:
+    from patch_spec.errors import FormatError
+
+    match error:
+        case SepmeError():
+            return error
+        case FormatError():
+            return MalformedError(str(error), expected=error.expected, found=error.found)
+        case typer.TyperException():
+            return UsageError(_usage(error))
+        case KeyboardInterrupt() | typer.Abort():
+            return Interrupted("interrupted")
+        case MemoryError():
+            return SystemFailure("not enough memory")
+        case OSError():
+            return SystemFailure(error.strerror or str(error), file=error.filename)
+        case _:
+            bug = InternalError(f"a bug in sepme, please report it: {error!r}")
+            bug.__cause__ = error
+            return bug
+
+
+def _usage(error: typer.TyperException) -> str:
+    context: typer.Context | None = getattr(error, "ctx", None)
+    path = context.command_path if context else "sepme"
+    return f"{error.format_message()}\nTry '{path} --help' for help."
+
+
+def _report(error: SepmeError, arguments: Sequence[str]) -> None:
+    if isinstance(error, InternalError):
+        traceback.print_exception(error.__cause__)
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    if "--json" in options:
+        stream = sys.stderr if _pipes_out(options) else sys.stdout
+        print(error_json(error), file=stream, flush=True)
+    else:
+        message = Text.assemble(("error: ", "bold red"), error_text(error))
+        console_for(sys.stderr).print(message)
+
+
+def _pipes_out(options: Sequence[str]) -> bool:
+    """Whether standard output carries the file; told before parsing, which may have failed."""
+    after = itertools.pairwise(options)
+    return any(pair in (("-o", "-"), ("--output", "-")) for pair in after) or any(
+        option in ("-o-", "--output=-") for option in options
+    )

@@ -1,0 +1,84 @@
+"""sepme apply."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sepme_cli import render
+from sepme_cli.commands.options import (
+    Base,
+    Force,
+    InPlace,
+    Json,
+    Model,
+    OptionalOutput,
+    Quiet,
+    Verbose,
+    output_for,
+    sources,
+    target,
+)
+
+
+def apply(
+    model: Model,
+    patches: Annotated[list[Path], typer.Argument(metavar="PATCH", hidden=True)],
+    output: OptionalOutput = None,
+    in_place: InPlace = False,
+    force: Force = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CONCEPT",
+            help="Of the patches, only this concept's increment. Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    scale: Annotated[
+        float, typer.Option(metavar="X", help="How much of the patches: 1 is all.")
+    ] = 1.0,
+    base: Base = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Say what would be done, and whether it can be.")
+    ] = False,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TYPE",
+            help="Store the patched tensors as fp16, bf16 or fp32; as they were if left out.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Apply patches: write a checkpoint without their concepts.
+
+    MODEL is a Stable Diffusion checkpoint, PATCH a .sepme file or - for standard input.
+
+    Examples:
+
+    \b
+      sepme apply sd15.safetensors monet.sepme -o clean.safetensors
+      sepme apply sd15.safetensors artists.sepme --only "Monet" --in-place
+      sepme erase sd15.safetensors -c Monet -o - | sepme apply sd15.safetensors - --in-place
+    """
+    from sepme_cli.operations.apply import apply as operation
+
+    with output_for(as_json=as_json, quiet=quiet, verbose=verbose, output=output) as out:
+        result = operation(
+            model,
+            sources(patches),
+            output=target(output, in_place=in_place, needed=not check),
+            in_place=in_place,
+            only=only or (),
+            scale=scale,
+            base=base,
+            check=check,
+            dtype=dtype,
+            force=force,
+            progress=out.progress,
+        )
+        out.show(result, render.apply)

@@ -1,0 +1,37 @@
+"""sepme diff."""
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sepme_cli import render
+from sepme_cli.commands.options import Json, Quiet, Verbose, output_for
+from sepme_cli.exit_status import ExitStatus
+
+
+def diff(
+    a: Annotated[Path, typer.Argument(metavar="A", hidden=True)],
+    b: Annotated[Path, typer.Argument(metavar="B", hidden=True)],
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Compare checkpoints and patches.
+
+    A and B are two checkpoints, two patches, or a checkpoint and a patch. The exit status is 0 if
+    they are the same and 1 if they differ.
+
+    Example:
+
+    \b
+      sepme diff sd15.safetensors clean.safetensors
+    """
+    from sepme_cli.operations.diff import diff as operation
+
+    with output_for(as_json=as_json, quiet=quiet, verbose=verbose) as out:
+        result = operation(a, b, progress=out.progress)
+        out.show(result, partial(render.diff, whole=verbose))
+    if not result.same:
+        raise typer.Exit(ExitStatus.NO)

@@ -1,0 +1,32 @@
+"""sepme inspect."""
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sepme_cli import render
+from sepme_cli.commands.options import Json, Quiet, Verbose, output_for, source
+
+
+def inspect(
+    file: Annotated[Path, typer.Argument(metavar="FILE", hidden=True)],
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Say what a patch or a checkpoint holds, from its header alone.
+
+    FILE is a checkpoint or a .sepme file; - is a patch on standard input.
+
+    Examples:
+
+    \b
+      sepme inspect monet.sepme
+      sepme inspect clean.safetensors --json
+    """
+    from sepme_cli.operations.inspect import inspect as operation
+
+    with output_for(as_json=as_json, quiet=quiet, verbose=verbose) as out:
+        out.show(operation(source(file)), partial(render.inspect, whole=verbose))

@@ -1,0 +1,115 @@
+"""The options that several commands share, and how `-` is understood."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, BinaryIO
+
+import typer
+
+from sepme_cli.console import Output
+from sepme_cli.errors import UsageError
+
+#: The file name that stands for standard input, and for standard output after -o.
+STREAM = "-"
+
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        help="Print one JSON object and nothing else: on standard output, or on standard error "
+        "where standard output carries the file.",
+    ),
+]
+Quiet = Annotated[
+    bool,
+    typer.Option("--quiet", "-q", help="Only the result and errors."),
+]
+Verbose = Annotated[
+    bool,
+    typer.Option("--verbose", "-v", help="Explain: what each stage took, and lists in full."),
+]
+Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite the output if it is there.")]
+#: Arguments are explained in the text above the options, where the usage line is still in sight.
+Model = Annotated[Path, typer.Argument(metavar="MODEL", hidden=True)]
+OptionalOutput = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="CLEAN",
+        help="The checkpoint to write; - is standard output.",
+        show_default=False,
+    ),
+]
+InPlace = Annotated[
+    bool,
+    typer.Option(
+        "--in-place", help="Change MODEL itself; what it takes to undo that is kept beside it."
+    ),
+]
+Base = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="MODEL",
+        help="The original of a MODEL that already has patches in it.",
+        show_default=False,
+    ),
+]
+Dtype = Annotated[
+    str, typer.Option(metavar="TYPE", help="Compute in fp32, fp16 or bf16.")
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="cpu, cuda, mps; the fastest there is if left out.",
+        show_default=False,
+    ),
+]
+
+
+def output_for(*, as_json: bool, quiet: bool, verbose: bool, output: Path | None = None) -> Output:
+    """The output of a command that writes its file to `output`."""
+    return Output(as_json=as_json, quiet=quiet, verbose=verbose, piped=is_stream(output))
+
+
+def is_stream(path: Path | None) -> bool:
+    """Whether a path on the command line means a standard stream."""
+    return path is not None and str(path) == STREAM
+
+
+def destination(output: Path) -> Path | BinaryIO:
+    """What an operation writes to; raises UsageError where that would fill a terminal."""
+    if not is_stream(output):
+        return output
+    if sys.stdout.isatty():
+        raise UsageError("-o - writes a binary file: send standard output to a file or a pipe")
+    return sys.stdout.buffer
+
+
+def target(output: Path | None, *, in_place: bool, needed: bool = True) -> Path | BinaryIO | None:
+    """What apply and revert write to: one of -o and --in-place, which is None.
+
+    Raises UsageError for both, and for neither where the output is needed.
+    """
+    if output is not None and in_place:
+        raise UsageError("-o and --in-place exclude each other: give one of them")
+    if output is None and needed and not in_place:
+        raise UsageError("give -o FILE for the new checkpoint, or --in-place to change MODEL")
+    return None if output is None else destination(output)
+
+
+def source(patch: Path) -> Path | BinaryIO:
+    """What an operation reads a patch from; raises UsageError for a terminal."""
+    if not is_stream(patch):
+        return patch
+    if sys.stdin.isatty():
+        raise UsageError("- reads a patch from standard input, which is a terminal: pipe one in")
+    return sys.stdin.buffer
+
+
+def sources(patches: list[Path]) -> list[Path | BinaryIO]:
+    """As `source`, for several; raises UsageError if standard input is named twice."""
+    if sum(map(is_stream, patches)) > 1:
+        raise UsageError("standard input can be read only once: name - once")
+    return [source(patch) for patch in patches]

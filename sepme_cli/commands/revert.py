@@ -1,0 +1,84 @@
+"""sepme revert."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sepme_cli import render
+from sepme_cli.commands.options import (
+    Base,
+    Force,
+    InPlace,
+    Json,
+    Model,
+    OptionalOutput,
+    Quiet,
+    Verbose,
+    output_for,
+    sources,
+    target,
+)
+
+
+def revert(
+    model: Model,
+    patches: Annotated[list[Path] | None, typer.Argument(metavar="PATCH", hidden=True)] = None,
+    concepts: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--concept",
+            "-c",
+            metavar="NAME",
+            help="Put this concept back. Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    output: OptionalOutput = None,
+    in_place: InPlace = False,
+    force: Force = False,
+    base: Base = None,
+    undo: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The undo journal that apply wrote; the one beside MODEL if left out.",
+            show_default=False,
+        ),
+    ] = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Refuse where the result would not be exact.")
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Put concepts back that patches took out.
+
+    MODEL is a checkpoint with patches in it. Named are concepts, or patches (PATCH is a .sepme
+    file or - for standard input) to put all of theirs back; without either, every concept comes
+    back. With the undo journal or the original (--base) at hand, the result is byte for byte what
+    it would be had the concept never been taken out.
+
+    Examples:
+
+    \b
+      sepme revert clean.safetensors --in-place
+      sepme revert clean.safetensors --concept "Monet" --base sd15.safetensors -o some.safetensors
+    """
+    from sepme_cli.operations.revert import revert as operation
+
+    with output_for(as_json=as_json, quiet=quiet, verbose=verbose, output=output) as out:
+        result = operation(
+            model,
+            sources(patches or []),
+            concepts=concepts or (),
+            output=target(output, in_place=in_place),
+            in_place=in_place,
+            base=base,
+            undo=undo,
+            exact=exact,
+            force=force,
+            progress=out.progress,
+        )
+        out.show(result, render.revert)

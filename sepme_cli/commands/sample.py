@@ -1,0 +1,110 @@
+"""sepme sample."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sepme_cli import render
+from sepme_cli.commands.options import (
+    Device,
+    Dtype,
+    Force,
+    Json,
+    Model,
+    Quiet,
+    Verbose,
+    is_stream,
+    output_for,
+)
+from sepme_cli.errors import UsageError
+
+
+def sample(
+    model: Model,
+    prompts: Annotated[
+        list[str],
+        typer.Option(
+            "--prompt", "-p", metavar="TEXT", help="One row a prompt.", show_default=False
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="PNG", help="The picture of them all.", show_default=False
+        ),
+    ],
+    force: Force = False,
+    patches: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--patch",
+            metavar="PATCH",
+            help="Draw as if this patch were applied. Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CONCEPT",
+            help="Of the patches, only this concept's increment. Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    scale: Annotated[
+        float, typer.Option(metavar="X", help="How much of the patches: 1 is all.")
+    ] = 1.0,
+    seed: Annotated[
+        int, typer.Option(metavar="N", help="The same seed draws the same pictures.")
+    ] = 0,
+    count: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures a prompt.")] = 1,
+    steps: Annotated[int, typer.Option(min=1, metavar="N", help="Sampling steps.")] = 20,
+    guidance: Annotated[float, typer.Option(metavar="X", help="Classifier-free guidance.")] = 7.5,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            min=8,
+            metavar="N",
+            help="Pixels on a side; what MODEL is made for if left out.",
+            show_default=False,
+        ),
+    ] = None,
+    device: Device = None,
+    dtype: Dtype = "fp32",
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Draw pictures with MODEL, or with MODEL as patches would make it.
+
+    MODEL is a Stable Diffusion checkpoint; it is only read.
+
+    Example:
+
+    \b
+      sepme sample sd15.safetensors --patch monet.sepme --prompt "a garden by Monet" -o grid.png
+    """
+    if is_stream(output):
+        raise UsageError("sample writes its picture to a file: give one with -o")
+    from sepme_cli.operations.sample import sample as operation
+
+    with output_for(as_json=as_json, quiet=quiet, verbose=verbose) as out:
+        result = operation(
+            model,
+            prompts,
+            patches=patches or (),
+            output=output,
+            seed=seed,
+            count=count,
+            steps=steps,
+            guidance=guidance,
+            scale=scale,
+            only=only or (),
+            device=device,
+            dtype=dtype,
+            size=size,
+            force=force,
+            progress=out.progress,
+        )
+        out.show(result, render.sample)

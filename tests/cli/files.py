@@ -1,0 +1,89 @@
+"""The files that the tests of the command line work on, good and bad."""
+
+import pickle
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from sepme_cli.operations.apply import apply
+from tests.synthetic import (
+    Shape,
+    additive,
+    base_of,
+    checkpoint_tensors,
+    make_checkpoint,
+    make_patch,
+    operator,
+    write_safetensors,
+)
+
+TARGET = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight"
+
+
+def make_files(folder: Path) -> None:
+    """Checkpoints, patches for them, and what only looks like either."""
+    _good(folder)
+    for name, make in BAD.items():
+        make(folder / name)
+    (folder / "folder").mkdir()
+
+
+def _good(folder: Path) -> None:
+    model = make_checkpoint(folder / "model.safetensors", metadata={"modelspec.title": "small"})
+    base = base_of(model)
+    monet, klimt = additive(base, "Monet", seed=1), operator(base, "Klimt", seed=2)
+    make_patch(folder / "monet.sepme", base, monet)
+    make_patch(folder / "klimt.sepme", base, klimt)
+    make_patch(folder / "both.sepme", base, monet, klimt)
+    make_patch(folder / "monet2.sepme", base, additive(base, "Monet", seed=3))
+    make_checkpoint(folder / "cousin.safetensors", seed=9)
+    other = make_checkpoint(folder / "sd2.safetensors", Shape(family="sd2"))
+    make_patch(folder / "sd2.sepme", base_of(other), additive(base_of(other), "Monet", seed=4))
+    apply(model, [folder / "monet.sepme"], folder / "clean.safetensors")
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes((path.parent / "model.safetensors").read_bytes()[:-100])
+
+
+def _cut_patch(path: Path) -> None:
+    path.write_bytes((path.parent / "monet.sepme").read_bytes()[:-1])
+
+
+def _cut_header(path: Path) -> None:
+    path.write_bytes((path.parent / "monet.sepme").read_bytes()[:100])
+
+
+def _not_finite(path: Path) -> None:
+    tensors = checkpoint_tensors()
+    dtype, values = tensors[TARGET]
+    tensors[TARGET] = (dtype, np.full_like(values, np.nan))
+    write_safetensors(path, tensors)
+
+
+def _stranger(path: Path) -> None:
+    name = "double_blocks.0.img_attn.qkv.weight"
+    write_safetensors(path, {name: ("F16", np.zeros((3, 3), "<f2"))})
+
+
+def _twice(path: Path) -> None:
+    text = b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"a":{"dtype":"U8","shape":[1],'
+    text += b'"data_offsets":[0,1]}}'
+    path.write_bytes(struct.pack("<Q", len(text)) + text + b"\0")
+
+
+BAD: dict[str, Callable[[Path], object]] = {
+    "empty.safetensors": lambda path: path.write_bytes(b""),
+    "text.safetensors": lambda path: path.write_text("not a checkpoint, whatever its name says"),
+    "pickle.safetensors": lambda path: path.write_bytes(pickle.dumps({"a": 1})),
+    "huge.safetensors": lambda path: path.write_bytes(b"\xff" * 8 + b"{}"),
+    "twice.safetensors": _twice,
+    "cut.safetensors": _cut,
+    "nan.safetensors": _not_finite,
+    "flux.safetensors": _stranger,
+    "cut.sepme": _cut_patch,
+    "headless.sepme": _cut_header,
+    "text.sepme": lambda path: path.write_text("not a patch"),
+}

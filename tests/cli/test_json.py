@@ -1,0 +1,108 @@
+"""The JSON of every command has the fields that scripts rely on."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sepme_cli.wording import duration, json_text, size, to_json
+from tests.cli.conftest import Run
+
+FIELDS = {
+    "apply model.safetensors monet.sepme -o out": {
+        "output": str,
+        "family": str,
+        "concepts": list,
+        "tensors_changed": int,
+        "base_match": str,
+        "seconds": float,
+        "warnings": list,
+    },
+    "revert clean.safetensors --base model.safetensors -o out": {
+        "output": str,
+        "restored": list,
+        "remaining": list,
+        "exact": bool,
+        "max_abs_error": float,
+        "warnings": list,
+    },
+    "diff model.safetensors clean.safetensors": {
+        "same": bool,
+        "changed": int,
+        "tensors": list,
+        "only_in_a": list,
+        "only_in_b": list,
+        "warnings": list,
+    },
+    "diff monet.sepme both.sepme": {
+        "same": bool,
+        "changed": int,
+        "only_in_a": list,
+        "only_in_b": list,
+        "interference": dict,
+    },
+    "inspect clean.safetensors": {
+        "kind": str,
+        "family": str,
+        "layout": str,
+        "dtype": str,
+        "targets": int,
+        "applied": list,
+    },
+    "inspect monet.sepme": {"kind": str, "manifest": dict},
+}
+
+
+@pytest.mark.parametrize("line", FIELDS)
+def test_the_fields_of_the_contract(
+    line: str, scene: Path, tmp_path: Path, sepme: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("model.safetensors", "clean.safetensors", "monet.sepme", "both.sepme"):
+        shutil.copy(scene / name, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    result = sepme(*line.split(), "--json").json
+    found = {name: type(result[name]) for name in FIELDS[line]}
+    assert found == FIELDS[line]
+    for tensor in result.get("tensors", ()) if line.startswith("diff") else ():
+        assert tensor.keys() == {"name", "relative_norm", "max_abs", "rank"}
+
+
+def test_what_json_has_no_word_for_is_null_and_everything_is_ascii() -> None:
+    value = {"a": (float("nan"), float("inf"), 1.5, None, True), "b": "Café \udc80"}
+    assert to_json(value)["a"] == [None, None, 1.5, None, True]
+    text = json_text(value, warnings=["ü"])
+    assert text.isascii()
+    assert json.loads(text)["warnings"] == ["ü"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0, "0.0 s"),
+        (9.94, "9.9 s"),
+        (9.96, "10 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 00 s"),
+        (200, "3 min 20 s"),
+        (3599.6, "1 h 00 min"),
+        (3900, "1 h 05 min"),
+    ],
+)
+def test_durations(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (1000, "1.0 KiB"),
+        (421888, "412 KiB"),
+        (2**20, "1.0 MiB"),
+        (2130 * 10**6, "2.0 GiB"),
+    ],
+)
+def test_sizes(count: int, words: str) -> None:
+    assert size(count) == words
