@@ -64,10 +64,11 @@ def read_patch(source: Source) -> Patch:
 def read_manifest(source: Source) -> Manifest:
     """What the patch says, from its header alone: its factors are not looked at.
 
+    A file's or bytes' length is held against the header; of a stream only the header is read.
     Raises as `read_patch` does, for the rules H, J and P.
     """
     with _open(source) as stream:
-        return _read_header(stream)[1]
+        return _read_header(stream, _size(source))[1]
 
 
 def patch_bytes(patch: Patch) -> bytes:
@@ -107,11 +108,17 @@ def _open(source: Source) -> AbstractContextManager[BinaryIO]:
     return nullcontext(source)
 
 
-def _read_header(stream: BinaryIO) -> tuple[Header, Manifest]:
+def _size(source: Source) -> int | None:
+    if isinstance(source, bytes):
+        return len(source)
+    return Path(source).stat().st_size if isinstance(source, (str, PathLike)) else None
+
+
+def _read_header(stream: BinaryIO, size: int | None = None) -> tuple[Header, Manifest]:
     prefix8 = _read_up_to(stream, PREFIX_BYTES)
-    length = header_length(prefix8, None, limits.PATCH_HEADER_BYTES)
+    length = header_length(prefix8, size, limits.PATCH_HEADER_BYTES)
     json_bytes = _read_up_to(stream, length)
-    header = parse_header(prefix8, json_bytes, None)
+    header = parse_header(prefix8, json_bytes, size)
     manifest = Manifest.from_text(validate_header(header, prefix8 + json_bytes))
     validate_layout(header, manifest)
     return header, manifest

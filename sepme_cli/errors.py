@@ -44,7 +44,7 @@ class RefusedError(SepmeError):
 
 
 class MalformedError(SepmeError):
-    """A file is not what its name says, is truncated, hostile, or holds values that are not finite."""
+    """A file is truncated, hostile, holds values that are not finite, or is no such file at all."""
 
     kind, status = "malformed", ExitStatus.MALFORMED
 

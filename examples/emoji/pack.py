@@ -20,7 +20,6 @@ from examples.emoji.train import vocabulary
 HERE = Path("examples")
 CLIP_VOCABULARY = 49408
 LATENT_SCALE = 0.18215
-LAYERS = 2  # layers_per_block + 1, the blocks of one level
 
 RESNET = {
     "norm1": "in_layers.0",
@@ -46,8 +45,11 @@ VAE_ATTENTION = {
 }
 
 
-def unet_name(name: str, attends: set[str]) -> str:
-    """A diffusers UNet name as CompVis calls it. attends: the up blocks that have attention."""
+def unet_name(name: str, attends: set[str], layers: int = 2) -> str:
+    """A diffusers UNet name as CompVis calls it.
+
+    attends: the up blocks that have attention. layers: the blocks of a level, layers_per_block + 1.
+    """
     part, leaf = name.rsplit(".", 1)
     if part in UNET_ENDS:
         return f"{UNET_ENDS[part]}.{leaf}"
@@ -58,11 +60,11 @@ def unet_name(name: str, attends: set[str]) -> str:
         return ".".join(["middle_block", str(number), *renamed(kind, rest), leaf])
     level, kind, index, *rest = place
     if kind == "downsamplers":
-        return f"input_blocks.{(int(level) + 1) * LAYERS}.0.op.{leaf}"
+        return f"input_blocks.{(int(level) + 1) * layers}.0.op.{leaf}"
     if kind == "upsamplers":
         slot = 2 if level in attends else 1
-        return f"output_blocks.{int(level) * LAYERS + LAYERS - 1}.{slot}.conv.{leaf}"
-    number = int(level) * LAYERS + int(index)
+        return f"output_blocks.{int(level) * layers + layers - 1}.{slot}.conv.{leaf}"
+    number = int(level) * layers + int(index)
     block = f"input_blocks.{number + 1}" if side == "down_blocks" else f"output_blocks.{number}"
     return ".".join([block, str(int(kind == "attentions")), *renamed(kind, rest), leaf])
 
@@ -108,12 +110,15 @@ def as_convolution(name: str, value: Tensor) -> Tensor:
 
 
 def single_file(
-    unet: dict[str, Tensor], vae: dict[str, Tensor], text_encoder: dict[str, Tensor]
+    unet: dict[str, Tensor],
+    vae: dict[str, Tensor],
+    text_encoder: dict[str, Tensor],
+    layers: int = 2,
 ) -> dict[str, Tensor]:
     """Three networks' tensors, in diffusers and transformers naming, as one file's in CompVis's."""
     attends = {n.split(".")[1] for n in unet if n.startswith("up_blocks") and "attentions" in n}
     levels = 1 + max(int(n.split(".")[2]) for n in vae if n.startswith("encoder.down_blocks"))
-    tensors = {f"model.diffusion_model.{unet_name(n, attends)}": v for n, v in unet.items()}
+    tensors = {f"model.diffusion_model.{unet_name(n, attends, layers)}": v for n, v in unet.items()}
     for name, value in vae.items():
         ldm = vae_name(name, levels)
         tensors[f"first_stage_model.{ldm}"] = as_convolution(ldm, value)

@@ -5,7 +5,7 @@ import torch
 from sepme_cli.errors import UsageError
 from sepme_cli.progress import SILENT, Progress
 
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def choose_device(name: str | None, progress: Progress = SILENT) -> torch.device:
@@ -23,7 +23,7 @@ def choose_device(name: str | None, progress: Progress = SILENT) -> torch.device
 
 
 def choose_dtype(name: str | None) -> torch.dtype:
-    """The dtype of that name, float32 for None. Raises UsageError for any other."""
+    """The dtype of that name, fp32 for None. Raises UsageError for any other."""
     if name is None:
         return torch.float32
     if name not in _DTYPES:

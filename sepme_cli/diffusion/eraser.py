@@ -15,6 +15,7 @@ from sepme_cli.diffusion.moments import pictured_moments, sampled_moments
 from sepme_cli.diffusion.predictor import EditedPredictor
 from sepme_cli.erasure.concept import Concept, Protected, describe
 from sepme_cli.erasure.increment import (
+    BLANK,
     GOOD_SEPARABILITY,
     Admissible,
     additive_factors,
@@ -26,9 +27,6 @@ from sepme_cli.erasure.optimise import Outcome, Task, optimise
 from sepme_cli.erasure.prompts import AsKind
 from sepme_cli.erasure.settings import Settings
 from sepme_cli.progress import SILENT, Progress
-
-#: The blank prompt: what every increment is separable from, whatever else is asked.
-BLANK = ""
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ class Made:
 
 def study(
     model: StableDiffusion,
-    names: Sequence[str],
+    words: Sequence[str],
     kind: AsKind,
     protected: Protected,
     known: Sequence[str],
@@ -74,7 +72,7 @@ def study(
 
     Raises RefusedError for a concept that lies in what must stay.
     """
-    concepts = [describe(name, kind, protected) for name in names]
+    concepts = [describe(word, kind, protected) for word in words]
     found = []
     for concept in concepts:
         others = [prompt for c in concepts if c is not concept for prompt in c.prompts]
@@ -122,6 +120,7 @@ def sepme_increments(
     """SepME's increments, optimised together. pictures: of the concept, [n, 3, H, W] in [0, 1],
     instead of ones that the model draws."""
     started = time.monotonic()
+    _announce(model, len(studies), settings, progress)
     tasks = [_task(model, study, pictures, settings, progress) for study in studies]
     outcomes = optimise(tasks, settings, progress)
     seconds = (time.monotonic() - started) / len(studies)
@@ -129,6 +128,28 @@ def sepme_increments(
         Made(_additive(model, study, outcome, settings), seconds)
         for study, outcome in zip(studies, outcomes, strict=True)
     ]
+
+
+def _announce(
+    model: StableDiffusion, concepts: int, settings: Settings, progress: Progress
+) -> None:
+    """Say how long it is likely to take, where that is long, and what would be faster."""
+    context = model.encode([BLANK])
+    noisy = torch.zeros(1, *model.latent_shape(), device=model.device, dtype=model.dtype)
+    with torch.no_grad():
+        model.predict(noisy, 0, context)  # the first pass pays for warming up
+        started = time.monotonic()
+        model.predict(noisy, 0, context)
+    a_pass = time.monotonic() - started
+    drawing = 3 * settings.pictures * settings.sampling_steps
+    # Backwards costs about twice forwards; most concepts stop in a third of the steps.
+    optimising = 3 * settings.batch_size * settings.steps / 3
+    minutes = concepts * a_pass * (drawing + optimising) / 60
+    if minutes > 1:
+        progress.say(
+            f"this will take about {minutes:.0f} minutes on {model.device.type}; a GPU is faster, "
+            "and --method closed-form takes seconds anywhere"
+        )
 
 
 def _weights(model: StableDiffusion) -> dict[str, Tensor]:

@@ -4,12 +4,12 @@ import json
 import logging
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -18,22 +18,28 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from sepme_cli.checkpoints.reader import Checkpoint
 from sepme_cli.diffusion.configs import (
     SCHEDULE,
     TEXT,
     UNET,
     VAE,
     Config,
+    Shapes,
     text_config,
     unet_config,
     vae_config,
 )
 from sepme_cli.diffusion.tokenizer import tokenize
+from sepme_cli.errors import UnsupportedError
 
 # diffusers asks transformers for image processors that nothing here uses, and that says so.
 logging.getLogger("transformers").setLevel(logging.ERROR)
 
 Network = TypeVar("Network", bound=ModelMixin)
+TensorsByName = Mapping[str, Tensor]
+
+_NETWORKS = {"unet": "UNet", "vae": "VAE", "text": "text encoder"}
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,18 @@ class StableDiffusion:
     device: torch.device
     dtype: torch.dtype = torch.float32
 
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Self:
+        """The networks of an open checkpoint; UnsupportedError for a family not known here."""
+        if checkpoint.family.name != "sd1":
+            raise UnsupportedError(
+                f"{checkpoint.path}: sepme patches {checkpoint.family.title} but cannot run it yet",
+                file=checkpoint.path,
+                expected="Stable Diffusion 1.x",
+                found=checkpoint.family.title,
+            )
+        return cls(checkpoint.path, device, dtype)
+
     def _tensors(self, prefix: str) -> dict[str, Tensor]:
         with safe_open(self.path, framework="pt") as file:
             return {
@@ -56,9 +74,25 @@ class StableDiffusion:
                 if name.startswith(prefix)
             }
 
-    def _network(self, kind: type[Network], prefix: str, configure: Any) -> Network:
+    def _configured(self, configure: Callable[[Shapes], Config], tensors: TensorsByName) -> Config:
+        """A network's configuration; UnsupportedError where the file does not hold all of it."""
+        try:
+            return configure({name: tuple(value.shape) for name, value in tensors.items()})
+        except (KeyError, IndexError) as error:
+            what = configure.__name__.removesuffix("_config")
+            raise UnsupportedError(
+                f"{self.path}: the file does not hold a whole {_NETWORKS[what]}; drawing and "
+                "erasing need one, applying a patch does not",
+                file=self.path,
+                expected=str(error.args[0]) if isinstance(error, KeyError) else _NETWORKS[what],
+                found=f"{len(tensors)} tensors of it",
+            ) from error
+
+    def _network(
+        self, kind: type[Network], prefix: str, configure: Callable[[Shapes], Config]
+    ) -> Network:
         tensors = self._tensors(prefix)
-        config: Config = configure({name: tuple(value.shape) for name, value in tensors.items()})
+        config = self._configured(configure, tensors)
         with tempfile.TemporaryDirectory() as folder:
             text = json.dumps({"_class_name": kind.__name__, **config})
             (Path(folder) / "config.json").write_text(text)
@@ -80,7 +114,7 @@ class StableDiffusion:
             for name, value in self._tensors(TEXT).items()
             if not name.endswith("position_ids")
         }
-        config = text_config({name: tuple(value.shape) for name, value in tensors.items()})
+        config = self._configured(text_config, tensors)
         encoder = CLIPTextModel(CLIPTextConfig(**config)).to(self.dtype)
         encoder.load_state_dict(tensors)
         return encoder.to(self.device).requires_grad_(False).eval()

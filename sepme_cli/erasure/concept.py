@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
+from patch_spec import limits
+from patch_spec.text import clean_text
 from sepme_cli.erasure.alignment import align
 from sepme_cli.erasure.prompts import NEUTRAL, AsKind, Kind, Phrase, kinds, other, pairs, phrases
 
@@ -26,6 +28,15 @@ class TextEncoder(Protocol):
         ...
 
 
+def parse_word(word: str, kind: AsKind) -> tuple[str, AsKind]:
+    """A word as a user names it and what it is: "style:noto", "object:cat", or a bare word, which
+    is of the given kind. Raises FormatError J5 for text that a patch cannot hold."""
+    prefix, colon, name = word.partition(":")
+    if colon and prefix in ("style", "object"):
+        return clean_text(name, limits.CONCEPT_BYTES), cast(Kind, prefix)
+    return clean_text(word, limits.CONCEPT_BYTES), kind
+
+
 @dataclass(frozen=True)
 class Protected:
     """Words that must stay as they are, by what they are."""
@@ -35,16 +46,12 @@ class Protected:
 
     @classmethod
     def parse(cls, words: Sequence[str], kind: AsKind) -> "Protected":
-        """Words as a user names them: "style:noto", "object:cat", or a bare word, which is of
-        the given kind, both for "any"."""
-        found: dict[str, list[str]] = {"style": [], "object": []}
+        """Words as a user names them; see `parse_word`. One of any kind is kept as both."""
+        found: dict[Kind, list[str]] = {"style": [], "object": []}
         for word in words:
-            prefix, colon, name = word.partition(":")
-            if colon and prefix in found:
-                found[prefix].append(name.strip())
-            else:
-                for each in kinds(kind):
-                    found[each].append(word)
+            name, said = parse_word(word, kind)
+            for each in kinds(said):
+                found[each].append(name)
         return cls(tuple(found["style"]), tuple(found["object"]))
 
     def of(self, kind: Kind) -> tuple[str, ...]:
@@ -79,8 +86,12 @@ class Concept:
         return tuple(phrase.text for phrase in self.phrases)
 
 
-def describe(name: str, kind: AsKind, protected: Protected) -> Concept:
-    """A concept with the protected words of its kind as siblings, of the other as companions."""
+def describe(word: str, kind: AsKind, protected: Protected) -> Concept:
+    """A concept with the protected words of its kind as siblings, of the other as companions.
+
+    word, kind: see `parse_word`.
+    """
+    name, kind = parse_word(word, kind)
     found: list[Phrase] = []
     siblings: dict[str, list[Phrase]] = {}
     for each in kinds(kind):
@@ -93,7 +104,9 @@ def describe(name: str, kind: AsKind, protected: Protected) -> Concept:
 
 
 def rows(encoder: TextEncoder, prompts: Sequence[str]) -> Tensor:
-    """Every distinct embedding row of prompts: [n, d], float64."""
+    """Every distinct embedding row of prompts: [n, d], float64; n is 0 without prompts."""
+    if not prompts:
+        return rows(encoder, [""])[:0]
     states = encoder.encode(prompts).double().cpu()
     return torch.unique(states.flatten(0, 1), dim=0)
 

@@ -14,6 +14,8 @@ from sepme_cli.erasure.settings import Settings
 from sepme_cli.erasure.subspace import Weighing, metric
 from sepme_cli.errors import RefusedError
 
+#: The blank prompt, which every increment leaves exactly as it is.
+BLANK = ""
 #: Below this separability there is nothing left to erase with; see `Admissible.separability`.
 LEAST_SEPARABILITY = 0.1
 #: Below this a user should know that part of the concept will stay.
@@ -46,15 +48,21 @@ def admissible(
 ) -> Admissible:
     """Solve for the concept on the directions that it may use.
 
-    separable: prompts it must not change; protected: prompts it should change little.
+    separable: prompts it must not change, beside the blank; protected: prompts it should change
+    little.
     Raises RefusedError where the concept lies in what must stay: nothing is left to erase with.
     """
     concept_states, instead = concept_rows(encoder, concept)
     weighing = Weighing(
-        settings.tolerance, settings.protection, settings.insistence, settings.ridge
+        settings.tolerance, settings.insistence, settings.protection, settings.ridge
     )
-    dear = rows(encoder, protected) if protected else concept_states[:0]
-    cost = metric(concept_states, rows(encoder, separable), dear, weighing)
+    cost = metric(
+        concept_states,
+        rows(encoder, [BLANK]),
+        rows(encoder, [prompt for prompt in separable if prompt != BLANK]),
+        rows(encoder, protected),
+        weighing,
+    )
     if not len(cost.null):
         raise _nothing_left(concept, 0.0)
     shift, basis = reduce(solve(concept_states, instead, cost), concept_states, settings.rank)

@@ -1,5 +1,10 @@
 """SepME's optimisation: learn increments until the edited representation has nothing in common
-with the original one, and no further."""
+with the original one, and no further.
+
+The paper minimises the mean correlation itself, which does not stop at zero: its momentum lags,
+and what lags is made opposite before training stops. Here L_cor is the root mean square of the
+moments' correlations, which is zero only where every one of them is uncorrelated.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +16,9 @@ from torch import Tensor
 from sepme_cli.erasure.representation import Sample, correlation
 from sepme_cli.erasure.settings import Settings
 from sepme_cli.progress import SILENT, Progress
+
+#: eta_i is cut here: a concept that is nearly erased must not drown the others.
+_MOST_BALANCE = 10.0
 
 
 class NoisePredictor(Protocol):
@@ -42,7 +50,7 @@ class Task:
     start: Mapping[str, Tensor]
 
 
-@dataclass
+@dataclass(eq=False)
 class _Course:
     """A task under way: w, its coefficients in the metric's own units, and its momentum."""
 
@@ -101,9 +109,9 @@ def optimise(
         if not running:
             break
         losses = [_loss(course, courses, settings, generator) for course in running]
-        largest = max(abs(float(loss)) for loss in losses)
+        largest = max(loss.item() for loss in losses)
         for course, loss in zip(running, losses, strict=True):
-            balance = min(largest / max(abs(float(loss)), 1e-6), 10.0)
+            balance = min(largest / max(loss.item(), 1e-6), _MOST_BALANCE)
             (balance * loss + settings.norm * course.norm()).backward()
         for course, optimiser in zip(courses, optimisers, strict=True):
             if course in running:
@@ -133,9 +141,9 @@ def _loss(
     up = {name: torch.cat([u[name] for u in ups], 1) for name in task.start}
     basis = torch.cat([other.task.basis for other in courses])
     predicted = task.predict(batch.noisy, batch.steps, batch.prompts, up, basis)
-    loss = correlation(predicted - batch.without, batch.representation).mean()
-    _follow(course, float(loss), settings)
-    return loss
+    found = correlation(predicted - batch.without, batch.representation).pow(2).mean().sqrt()
+    _follow(course, found.item(), settings)
+    return found
 
 
 def _follow(course: _Course, loss: float, settings: Settings) -> None:

@@ -26,29 +26,46 @@ def test_row_space_leaves_out_what_carries_no_energy() -> None:
     assert len(row_space(given, 1e-4)) == 2
 
 
-def test_admissible_directions_do_not_see_separable_rows() -> None:
-    separable = rows(4, 12, 1)
-    found = metric(rows(5, 12, 2), separable, rows(6, 12, 3), Weighing(tolerance=1e-9))
-    assert found.null.shape == (8, 12)
-    torch.testing.assert_close(separable @ found.null.T, torch.zeros(4, 8, dtype=torch.float64))
+NONE = rows(0, 6, 9)
+LAST = torch.eye(6, dtype=torch.float64)[5:]
+
+
+def test_admissible_directions_see_neither_the_blank_nor_the_separable_rows() -> None:
+    blank, separable = rows(3, 12, 1), rows(4, 12, 11)
+    found = metric(rows(5, 12, 2), blank, separable, rows(6, 12, 3), Weighing(tolerance=1e-9))
+    assert found.null.shape == (5, 12)
+    for kept in (blank, separable):
+        assert (kept @ found.null.T).abs().max() < 1e-12
+
+
+def test_the_blank_is_exact_whatever_the_tolerance() -> None:
+    blank = torch.cat([rows(1, 6, 1), 1e-5 * rows(1, 6, 2)])
+    found = metric(rows(5, 6, 3), blank, NONE, NONE, Weighing(tolerance=0.5))
+    assert (blank @ found.null.T).abs().max() < 1e-15
+
+
+def test_what_the_tolerance_lets_through_is_dear() -> None:
+    separable = torch.diag(torch.tensor([1.0, 1e-3, 0, 0, 0, 0], dtype=torch.float64))[:2]
+    found = metric(rows(5, 6, 4), LAST, separable, NONE, Weighing(tolerance=0.1, insistence=1e8))
+    cost = found.of(torch.eye(6, dtype=torch.float64)[1:3])
+    assert cost[0, 0] > 1000 * cost[1, 1] > 0
 
 
 def test_protected_directions_cost_more() -> None:
     protected = torch.eye(6, dtype=torch.float64)[:1]
-    found = metric(rows(5, 6, 4), torch.eye(6, dtype=torch.float64)[5:], protected, Weighing())
+    found = metric(rows(5, 6, 4), LAST, NONE, protected, Weighing())
     cost = found.of(torch.eye(6, dtype=torch.float64)[:2])
     assert cost[0, 0] > 1000 * cost[1, 1] > 0
 
 
-def test_no_direction_is_left_when_separable_rows_span_everything() -> None:
-    found = metric(rows(3, 4, 5), torch.eye(4, dtype=torch.float64), rows(0, 4, 6), Weighing())
-    assert found.null.shape == (0, 4)
+def test_no_direction_is_left_when_the_blank_spans_everything() -> None:
+    found = metric(rows(3, 6, 5), torch.eye(6, dtype=torch.float64), NONE, NONE, Weighing())
+    assert found.null.shape == (0, 6)
 
 
 @pytest.mark.parametrize("factor", [1e-3, 1.0, 1e3])
 def test_the_ridge_is_relative_to_the_embeddings_scale(factor: float) -> None:
-    concept, none = rows(5, 6, 7), rows(0, 6, 8)
-    separable = torch.eye(6, dtype=torch.float64)[5:]
-    one = metric(concept, separable, none, Weighing(insistence=0)).cost
-    other = metric(factor * concept, separable, none, Weighing(insistence=0)).cost
+    concept = rows(5, 6, 7)
+    one = metric(concept, LAST, NONE, NONE, Weighing()).cost
+    other = metric(factor * concept, LAST, NONE, NONE, Weighing()).cost
     torch.testing.assert_close(other, factor**2 * one)

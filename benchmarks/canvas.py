@@ -1,0 +1,104 @@
+"""The emoji canvas as a measuring instrument: draw every pair with some increments, judge it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from examples.emoji.judging import (
+    OBJECT_NAMES,
+    STYLE_NAMES,
+    Caption,
+    Verdict,
+    all_pairs,
+    verdict,
+)
+from examples.emoji.networks import load_judge
+from patch_spec.manifest import Increment
+from sepme_cli.diffusion.models import StableDiffusion
+from sepme_cli.diffusion.sampler import draw_pictures
+from sepme_cli.erasure.concept import Protected
+from sepme_cli.increments import compose
+
+MODEL = Path("examples/emoji-sd.safetensors")
+STEPS, GUIDANCE = 20, 3.0
+
+#: What every pair is asked for by.
+ASKED = all_pairs(["{O} in {s} style"])
+#: Phrasings the model knows and no erasure uses: see `sepme_cli.erasure.prompts`.
+UNSEEN = [
+    caption
+    for shift in range(3)
+    for caption in all_pairs(
+        [
+            ("{O}, {s}", "{o} drawn in {s}", "{s} art showing {o}"),
+            ("{o} as {s} would draw it", "a small {s} emoji of {o}", "my favourite {O}, in {s}"),
+            (
+                "the {O} in the manner of {s}",
+                "artwork of {o} in the style of {s}",
+                "one {O} emoji, drawn in {s} style",
+            ),
+        ][shift]
+    )
+]
+
+
+def kind_of(concept: str) -> str:
+    """ "style" or "object"."""
+    return "style" if concept in STYLE_NAMES else "object"
+
+
+def everything_but(*concepts: str) -> Protected:
+    """All else that the model knows, to be protected."""
+    return Protected(
+        tuple(s for s in STYLE_NAMES if s not in concepts),
+        tuple(o for o in OBJECT_NAMES if o not in concepts),
+    )
+
+
+def naming(captions: Sequence[Caption], concepts: Sequence[str]) -> Tensor:
+    """Which captions name any of the concepts: bool [captions]."""
+    return torch.tensor([any(c.names(concept) for concept in concepts) for c in captions])
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """The model and its judge. dtype: what the model draws in."""
+
+    dtype: torch.dtype = torch.float32
+
+    @cached_property
+    def model(self) -> StableDiffusion:
+        return StableDiffusion(MODEL, torch.device("cpu"), self.dtype)
+
+    @cached_property
+    def stored(self) -> StableDiffusion:
+        """The weights as the file has them, which increments are added to."""
+        return StableDiffusion(MODEL, torch.device("cpu"), torch.float16)
+
+    def draw(self, captions: Sequence[Caption], increments: Sequence[Increment] = ()) -> Tensor:
+        """Pictures [captions, 3, 64, 64], each with a seed of its own pair."""
+        stack = [(increment, 1.0) for increment in increments]
+        weights = {
+            name: torch.from_numpy(compose(layer.weight.data.numpy(), stack, name))
+            for name, layer in (self.stored.targets.items() if stack else ())
+        }
+        with self.model.with_weights(weights):
+            return draw_pictures(
+                self.model,
+                [c.text for c in captions],
+                [c.style * 100 + c.object for c in captions],
+                steps=STEPS,
+                guidance=GUIDANCE,
+                batch=64,
+            )
+
+    def judge(self, pictures: Tensor, captions: Sequence[Caption]) -> Verdict:
+        return verdict(self._judge, pictures, captions)
+
+    @cached_property
+    def _judge(self):  # type: ignore[no-untyped-def]
+        return load_judge()

@@ -1,0 +1,288 @@
+"""What erasing does to the emoji canvas, concept by concept.
+
+    python -m benchmarks.evidence alone      # every style and every object in turn
+    python -m benchmarks.evidence together   # three and ten concepts in one patch, then taken out
+    python -m benchmarks.evidence table      # the figures above, as the README prints them
+
+Each concept is erased with every other style and object of the canvas protected, all pairs of
+styles and objects are drawn with shared seeds (20 DDIM steps, guidance 3) and judged. Results go
+to docs/evidence.json, concept by concept, so that a run that was cut off goes on.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.canvas import ASKED, UNSEEN, Canvas, everything_but, kind_of, naming
+from examples.emoji.judging import OBJECT_NAMES, STYLE_NAMES, Caption
+from patch_spec.container import patch_bytes
+from patch_spec.manifest import Increment, Patch
+from sepme_cli.checkpoints.reader import open_checkpoint
+from sepme_cli.diffusion.eraser import Made, closed_form_increment, sepme_increments, study
+from sepme_cli.diffusion.models import StableDiffusion
+from sepme_cli.erasure.settings import Settings
+from sepme_cli.evaluation.intervals import Proportion
+from sepme_cli.evaluation.sheets import contact_sheet
+
+RESULTS = Path("docs/evidence.json")
+SHEETS = Path("docs/pictures")
+METHODS = ("sepme", "closed-form")
+THREE = ("style:ink", "object:cat", "object:rocket")
+TEN = ("style:ink", "style:gloss", *(f"object:{o}" for o in ("cat", "rocket", "apple", "house")))
+TEN += tuple(f"object:{o}" for o in ("owl", "guitar", "whale", "clock"))
+
+
+def erase(
+    model: StableDiffusion, words: Sequence[str], method: str, settings: Settings
+) -> list[Made]:
+    """The increments of words ("style:ink"), everything else of the canvas protected."""
+    names = [word.partition(":")[2] for word in words]
+    studies = study(model, words, "any", everything_but(*names), (), settings)
+    if method == "closed-form":
+        return [closed_form_increment(model, s, settings) for s in studies]
+    return [made for s in studies for made in sepme_increments(model, [s], settings)]
+
+
+class Results:
+    """A JSON file that is written after every entry."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.entries: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+
+    def get(self, key: str, make: Callable[[], Any]) -> Any:
+        if key not in self.entries:
+            self.entries[key] = make()
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text(json.dumps(self.entries, indent=1, sort_keys=True) + "\n")
+        return self.entries[key]
+
+
+def counts(right: Tensor) -> list[int]:
+    return [int(right.sum()), len(right)]
+
+
+class Bench:
+    """The canvas, the original's pictures and verdicts, drawn once."""
+
+    def __init__(self, dtype: torch.dtype = torch.bfloat16) -> None:
+        self.canvas = Canvas(dtype)
+        self.weights = StableDiffusion(self.canvas.model.path, torch.device("cpu"))
+        self.pictures = self.canvas.draw(ASKED)
+        self.verdict = self.canvas.judge(self.pictures, ASKED)
+        self.unseen = self.canvas.judge(self.canvas.draw(UNSEEN), UNSEEN)
+
+    def one(self, word: str, method: str, settings: Settings) -> dict[str, Any]:
+        """Everything about one concept erased alone."""
+        kind, _, name = word.partition(":")
+        other = "object" if kind == "style" else "style"
+        started = time.monotonic()
+        (made,) = erase(self.weights, [word], method, settings)
+        seconds = time.monotonic() - started
+        drawn = self.canvas.draw(ASKED, [made.increment])
+        after = self.canvas.judge(drawn, ASKED)
+        mine = naming(ASKED, [name])
+        unseen = [c for c in UNSEEN if c.names(name)]
+        unseen_after = self.canvas.judge(self.canvas.draw(unseen, [made.increment]), unseen)
+        change = (drawn - self.pictures).abs().mean((1, 2, 3)) * 255
+        figures = {
+            "erased": (kind, mine),
+            "same_domain": (kind, ~mine),
+            "other_domain": (other, torch.ones_like(mine)),
+            "other_domain_in_erased": (other, mine),
+        }
+        found = {
+            label: {
+                "before": counts(self.verdict.of(of)[rows]),
+                "after": counts(after.of(of)[rows]),
+            }
+            for label, (of, rows) in figures.items()
+        }
+        found["unseen"] = {
+            "before": counts(self.unseen.of(kind)[naming(UNSEEN, [name])]),
+            "after": counts(unseen_after.of(kind)),
+        }
+        measured = made.increment.measured
+        return {
+            **found,
+            "pixel_change": {
+                "erased": float(change[mine].mean()),
+                "kept": float(change[~mine].mean()),
+            },
+            "seconds": seconds,
+            "bytes": len(patch_bytes(self.patch([made.increment]))),
+            "rank": made.increment.rank,
+            "steps": measured.steps,
+            "correlation": [measured.correlation_start, measured.correlation_end],
+            "leakage": measured.leakage,
+            "separability": measured.separability,
+        }
+
+    def patch(self, increments: Sequence[Increment]) -> Patch:
+        with open_checkpoint(self.canvas.model.path) as checkpoint:
+            base = checkpoint.base(text_encoders=True)
+        return Patch(base=base, increments=tuple(increments), tool="benchmark")
+
+
+def alone(settings: Settings) -> None:
+    """Every style and every object in turn, by both methods."""
+    results, bench = Results(RESULTS), Bench()
+    baseline = {"style": counts(bench.verdict.style), "object": counts(bench.verdict.object)}
+    results.entries["baseline"] = {
+        "asked": baseline,
+        "unseen": {"style": counts(bench.unseen.style), "object": counts(bench.unseen.object)},
+    }
+    for method in METHODS:
+        for word in [f"style:{s}" for s in STYLE_NAMES] + [f"object:{o}" for o in OBJECT_NAMES]:
+            row = results.get(
+                f"alone/{method}/{word}", lambda m=method, w=word: bench.one(w, m, settings)
+            )
+            print(method, word, row["erased"]["after"], row["unseen"]["after"], flush=True)
+
+
+def together(settings: Settings) -> None:
+    """Several concepts in one patch; then each taken out again while the others stay."""
+    results = Results(RESULTS)
+    bench = Bench(torch.float32)
+    for method in METHODS:
+        for label, words in (("three", THREE), ("ten", TEN)):
+            results.get(
+                f"together/{method}/{label}",
+                lambda m=method, w=words, n=label: several(bench, w, m, settings, n),
+            )
+
+
+def several(
+    bench: Bench, words: Sequence[str], method: str, settings: Settings, label: str
+) -> dict[str, Any]:
+    """Erase words in one patch, judge, then restore each concept with the others still out."""
+    names = [word.partition(":")[2] for word in words]
+    started = time.monotonic()
+    made = erase(bench.weights, words, method, settings)
+    seconds = time.monotonic() - started
+    increments = [m.increment for m in made]
+    all_out = bench.canvas.draw(ASKED, increments)
+    judged = bench.canvas.judge(all_out, ASKED)
+    found: dict[str, Any] = {"seconds": seconds, "concepts": {}, "restored": {}}
+    kept = ~naming(ASKED, names)
+    for kind in ("style", "object"):
+        found[f"kept_{kind}"] = {
+            "before": counts(bench.verdict.of(kind)[kept]),
+            "after": counts(judged.of(kind)[kept]),
+        }
+    for name, increment in zip(names, increments, strict=True):
+        mine = naming(ASKED, [name])
+        found["concepts"][name] = {
+            "before": counts(bench.verdict.of(kind_of(name))[mine]),
+            "after": counts(judged.of(kind_of(name))[mine]),
+            "leakage": increment.measured.leakage,
+            "separability": increment.measured.separability,
+        }
+    none = bench.canvas.draw(ASKED[:32], [])
+    found["all_taken_out_identical"] = bool(torch.equal(none, bench.pictures[:32]))
+    shown = []
+    for name in names[:3]:
+        found["restored"][name] = restored(bench, name, names, increments, shown)
+    print(method, label, json.dumps(found["concepts"]), flush=True)
+    if shown:
+        contact_sheet(
+            torch.stack([s[:8] for s in shown]),
+            SHEETS / f"together-{label}-{method}.png",
+            scale=2,
+        )
+    return found
+
+
+def restored(
+    bench: Bench,
+    name: str,
+    names: Sequence[str],
+    increments: Sequence[Increment],
+    shown: list[Tensor],
+) -> dict[str, Any]:
+    """One concept back, the others still out: its pictures against the original model's."""
+    staying = [i for i in increments if i.concept != name]
+    back = next(i for i in increments if i.concept == name)
+    others = [n for n in names if n != name]
+    phrases = [Caption(prompt, 0, k) for k, prompt in enumerate(back.prompts)]
+    before, after = bench.canvas.draw(phrases), bench.canvas.draw(phrases, staying)
+    asked = [c for c in ASKED if c.names(name) and not any(c.names(o) for o in others)]
+    rows = torch.tensor([c in asked for c in ASKED])
+    drawn = bench.canvas.draw(asked, staying)
+    verdict = bench.canvas.judge(drawn, asked)
+    kind = kind_of(name)
+    still_out = [c for c in ASKED if any(c.names(o) for o in others) and not c.names(name)]
+    out = bench.canvas.judge(bench.canvas.draw(still_out, staying), still_out)
+    shown += [bench.pictures[rows], drawn]
+    return {
+        "before": counts(bench.verdict.of(kind)[rows]),
+        "after": counts(verdict.of(kind)),
+        "pixel_difference_on_its_prompts": float((before - after).abs().mean() * 255),
+        "pixel_difference_on_other_prompts": float(
+            (bench.pictures[rows] - drawn).abs().mean() * 255
+        ),
+        "others_still_out": {
+            other: counts(out.of(kind_of(other))[naming(still_out, [other])]) for other in others
+        },
+    }
+
+
+def total(rows: Sequence[dict[str, Any]], figure: str, when: str) -> Proportion:
+    return Proportion(
+        sum(row[figure][when][0] for row in rows), sum(row[figure][when][1] for row in rows)
+    )
+
+
+def worst(rows: dict[str, dict[str, Any]], figure: str, *, highest: bool) -> str:
+    """The concept that fares worst, and its figure after."""
+    share = {name: Proportion(*row[figure]["after"]).share for name, row in rows.items()}
+    name = (max if highest else min)(share, key=share.__getitem__)
+    return f"{100 * share[name]:.0f}% ({name})"
+
+
+FIGURES = (
+    ("erased", "erased", True),
+    ("erased, phrasings never seen", "unseen", True),
+    ("the others of its kind", "same_domain", False),
+    ("the other kind", "other_domain", False),
+    ("the other kind, drawn with the erased concept", "other_domain_in_erased", False),
+)
+
+
+def table() -> None:
+    """The figures as Markdown."""
+    entries = Results(RESULTS).entries
+    for method in METHODS:
+        for kind in ("style", "object"):
+            rows = {
+                key.rpartition(":")[2]: row
+                for key, row in entries.items()
+                if key.startswith(f"alone/{method}/{kind}:")
+            }
+            if not rows:
+                continue
+            print(f"\n**{method}, one {kind} erased** ({len(rows)} concepts in turn)\n")
+            print("| recognised | before | after | worst concept |\n|---|---|---|---|")
+            for label, figure, highest in FIGURES:
+                before, after = (total(list(rows.values()), figure, w) for w in ("before", "after"))
+                print(f"| {label} | {before} | {after} | {worst(rows, figure, highest=highest)} |")
+            seconds = sorted(row["seconds"] for row in rows.values())
+            size = sorted(row["bytes"] for row in rows.values())
+            middle = len(rows) // 2
+            print(f"\nmedian {seconds[middle]:.1f} s and {size[middle] / 1024:.0f} KiB a concept")
+
+
+if __name__ == "__main__":
+    stages = {"alone": alone, "together": together}
+    chosen = sys.argv[1] if len(sys.argv) > 1 else "table"
+    if chosen == "table":
+        table()
+    else:
+        stages[chosen](replace(Settings()))

@@ -1,0 +1,48 @@
+"""Where bytes come in: what the format and the system complain of becomes a SepmeError here."""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os import PathLike
+
+from patch_spec.errors import FormatError
+from sepme_cli.errors import MalformedError, SystemFailure
+
+
+@contextmanager
+def reading(file: str | PathLike[str]) -> Iterator[None]:
+    """Whatever goes wrong inside is about `file`: MalformedError or SystemFailure."""
+    try:
+        yield
+    except FormatError as error:
+        raise MalformedError(
+            f"{file}: {error}", file=file, expected=error.expected, found=error.found
+        ) from error
+    except OSError as error:
+        raise system_failure(error, file) from error
+
+
+@contextmanager
+def writing(file: str | PathLike[str]) -> Iterator[None]:
+    """Whatever the system refuses inside is about writing `file`: SystemFailure."""
+    try:
+        yield
+    except OSError as error:
+        raise system_failure(error, file) from error
+
+
+def system_failure(error: OSError, file: str | PathLike[str]) -> SystemFailure:
+    """An OSError in words that say what to do."""
+    advice = {
+        errno.ENOSPC: "the disk is full; nothing was left behind. Free some space",
+        errno.EDQUOT: "the disk quota is used up; nothing was left behind",
+        errno.EFBIG: "the system does not allow a file so large; nothing was left behind",
+        errno.EACCES: "permission denied",
+        errno.EPERM: "permission denied",
+        errno.EROFS: "the file system is read-only",
+        errno.ENOENT: "not found",
+        errno.EISDIR: "this is a folder",
+        errno.EPIPE: "whoever reads the output has gone",
+    }
+    reason = advice.get(error.errno or 0, error.strerror or str(error))
+    return SystemFailure(f"{file}: {reason}", file=file)

@@ -1,0 +1,37 @@
+"""The dtypes of a safetensors header: what people call them, and what numpy does."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+NAMES: Mapping[str, str] = MappingProxyType(
+    {"F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16"}
+)
+"""What the floating dtypes that sepme patches are called, by their name in the header."""
+
+_NUMPY: Mapping[str, np.dtype[Any]] = MappingProxyType(
+    {
+        "F64": np.dtype("<f8"),
+        "F32": np.dtype("<f4"),
+        "F16": np.dtype("<f2"),
+        "BF16": np.dtype(ml_dtypes.bfloat16),
+    }
+)
+
+
+def numpy_dtype(dtype: str) -> np.dtype[Any]:
+    """numpy's dtype for one of NAMES."""
+    return _NUMPY[dtype]
+
+
+def readable(dtype: str) -> str:
+    """What people call a dtype of the header: "fp16" for F16."""
+    return NAMES.get(dtype, dtype.lower())
+
+
+def header_dtype(name: str) -> str | None:
+    """The header's name of what people call fp32, fp16 or bf16; None for anything else."""
+    return next((dtype for dtype, known in NAMES.items() if known == name.lower()), None)

@@ -1,0 +1,127 @@
+"""The text encoders of a single-file checkpoint, in one naming, for their fingerprints.
+
+The naming is that of transformers' CLIP text model without `text_model.`. Left out is what no
+keys or values can see and what some layouts therefore lack: position_ids, the projection of the
+pooled output, the temperature, and layers behind the one that is read.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from patch_spec.digest import tensor_fingerprint, text_encoder_fingerprint
+from patch_spec.errors import FormatError
+from patch_spec.header import TensorEntry
+from sepme_cli.checkpoints.dtypes import NAMES, readable
+from sepme_cli.checkpoints.families import TextStream
+from sepme_cli.errors import MalformedError, UnsupportedError
+
+Array = npt.NDArray[Any]
+Reader = Callable[[TensorEntry], Array]
+
+_LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
+_OPENCLIP_LAYER = re.compile(r"transformer\.resblocks\.(\d+)\.(.+)")
+_OPENCLIP_PARTS = {
+    "attn.in_proj_": "self_attn.",
+    "attn.out_proj.": "self_attn.out_proj.",
+    "ln_1.": "layer_norm1.",
+    "ln_2.": "layer_norm2.",
+    "mlp.c_fc.": "mlp.fc1.",
+    "mlp.c_proj.": "mlp.fc2.",
+}
+_OPENCLIP_NAMES = {
+    "positional_embedding": "embeddings.position_embedding.weight",
+    "token_embedding.weight": "embeddings.token_embedding.weight",
+    "ln_final.weight": "final_layer_norm.weight",
+    "ln_final.bias": "final_layer_norm.bias",
+}
+_QKV = "self_attn."
+
+
+def text_encoder_fingerprints(
+    streams: Iterable[TextStream],
+    tensors: Iterable[TensorEntry],
+    read: Reader,
+    path: str | PathLike[str],
+) -> dict[str, str]:
+    """Stream to fingerprint, of the text encoders that are among the tensors.
+
+    read: gives a tensor's values. path: the file that errors name.
+    Raises MalformedError for values that are not finite, UnsupportedError for fp8.
+    """
+    entries = list(tensors)
+    fingerprints = {}
+    for stream in streams:
+        named = {
+            name: entry
+            for entry in entries
+            if entry.name.startswith(stream.prefix)
+            and (name := transformers_name(stream, entry.name.removeprefix(stream.prefix)))
+        }
+        used = _without_unused_layers(named, stream.unused_layers)
+        if used:
+            parts = dict(_fingerprints(used, read, path))
+            fingerprints[stream.name] = text_encoder_fingerprint(parts)
+    return fingerprints
+
+
+def transformers_name(stream: TextStream, name: str) -> str | None:
+    """What transformers calls a text encoder's tensor; None for what has no part in keys.
+
+    A fused `attn.in_proj_weight` is three tensors there, and called "….self_attn.weight" here.
+    """
+    if stream.naming == "transformers":
+        plain = name.removeprefix("text_model.")
+        return (
+            plain
+            if plain.startswith(("embeddings.", "encoder.", "final_layer_norm."))
+            and (not plain.endswith("position_ids"))
+            else None
+        )
+    if found := _OPENCLIP_LAYER.fullmatch(name):
+        for theirs, ours in _OPENCLIP_PARTS.items():
+            if found[2].startswith(theirs):
+                return f"encoder.layers.{found[1]}.{ours}{found[2].removeprefix(theirs)}"
+    return _OPENCLIP_NAMES.get(name)
+
+
+def _without_unused_layers(named: dict[str, TensorEntry], unused: int) -> dict[str, TensorEntry]:
+    def layer(name: str) -> int:
+        found = _LAYER.match(name)
+        return int(found[1]) if found else -1
+
+    end = max(map(layer, named), default=-1) + 1 - unused
+    return {name: entry for name, entry in named.items() if layer(name) < end}
+
+
+def _fingerprints(
+    named: dict[str, TensorEntry], read: Reader, path: str | PathLike[str]
+) -> Iterator[tuple[str, str]]:
+    for name, entry in named.items():
+        if entry.dtype not in NAMES:
+            raise UnsupportedError(
+                f"{path}: {entry.name} is stored as {readable(entry.dtype)}",
+                file=path,
+                expected="fp32, fp16 or bf16",
+                found=readable(entry.dtype),
+            )
+        for part_name, part in _unfused(name, read(entry)):
+            try:
+                yield part_name, tensor_fingerprint(part)
+            except FormatError as error:
+                raise MalformedError(
+                    f"{path}: the values of {entry.name} are not all finite in fp16", file=path
+                ) from error
+
+
+def _unfused(name: str, values: Array) -> Iterator[tuple[str, Array]]:
+    owner, _, kind = name.rpartition(".")
+    if not owner.endswith(_QKV.rstrip(".")):
+        yield name, values
+        return
+    for projection, part in zip("qkv", np.split(values, 3), strict=True):
+        yield f"{owner}.{projection}_proj.{kind}", part

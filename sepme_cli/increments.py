@@ -1,0 +1,213 @@
+"""The algebra of increments: adding them to weights, taking them off again, comparing them.
+
+A patched tensor is always cast_to_dtype(W + sum of scale_i * dW_i): every dW_i from the base's W,
+the sum in float64 in the order of the increments' digests, rounded once. Nothing else makes
+"taken out again" and "never put in" the same bytes.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from patch_spec.compose import cast_once, increment_delta
+from patch_spec.compose import compose as compose_exactly
+from patch_spec.errors import FormatError
+from patch_spec.manifest import Increment
+from sepme_cli.errors import MalformedError, MismatchError
+
+Array = npt.NDArray[Any]
+Float64 = npt.NDArray[np.float64]
+Scaled = tuple[Increment, float]
+
+
+def acts_on(increment: Increment, target: str) -> bool:
+    """Whether the increment changes `target`; an operator mentions no layer and changes all."""
+    return increment.kind == "operator" or target in increment.up
+
+
+def delta(increment: Increment, target: str, weight: Array) -> Float64:
+    """dW [out, d] of one target, exact; zeros where the increment leaves the target alone.
+
+    weight: the base's W [out, d], any float dtype; only operators look at its values.
+    Raises MalformedError, the target named, for a weight without a finite fp16 value, and
+    MismatchError for one of another shape.
+    """
+    with _about(target):
+        change = increment_delta(increment, target, weight)
+    return np.zeros(weight.shape) if change is None else change
+
+
+def compose(
+    weight: Array, stack: Iterable[Scaled], target: str, dtype: np.dtype[Any] | None = None
+) -> Array:
+    """cast_to_dtype(W + sum of scale_i * dW_i), [out, d].
+
+    weight: the base's W. stack: increments and scales, in any order; those that do not act on the
+    target add nothing. dtype: of the result, W's own if left out.
+    Raises MalformedError, the target named, for values that are not finite, before or after, and
+    MismatchError for a weight of another shape.
+    """
+    with _about(target):
+        if dtype is None or dtype == weight.dtype:
+            return compose_exactly(weight, stack, target)
+        # In float64 the format's own cast changes nothing, so that there is one rounding here too.
+        total = compose_exactly(weight.astype(np.float64), stack, target)
+    return _finite(cast_once(total, dtype), target, "the patched")
+
+
+def subtract(
+    weight: Array, taken: Sequence[Scaled], staying: Sequence[Scaled], target: str
+) -> tuple[Array, float]:
+    """W of a patched checkpoint without the increments `taken`, and how far off it may be.
+
+    weight: the patched W [out, d]. staying: what else is in it.
+    Returns the result in W's dtype and a bound on |result - exact result|, elementwise: patching
+    rounded, subtracting rounds again, and the operators' W is only an estimate.
+    """
+    patched = _finite(weight.astype(np.float64), target, "the checkpoint's")
+    base = _estimate_base(patched, [*taken, *staying], target)
+    removed = np.zeros(patched.shape)
+    for part, scale in taken:
+        if acts_on(part, target):
+            removed += scale * delta(part, target, base)
+    result = _finite(cast_once(patched - removed, weight.dtype), target, "the restored")
+    error = _ulp(patched, weight.dtype) / 2 + _estimation_error(base, weight, taken, staying)
+    rounding = _ulp(np.abs(patched - removed) + error, weight.dtype)
+    return result, float((error + rounding).max(initial=0.0))
+
+
+def rounding_bound(values: Array) -> float:
+    """How far two roundings of one sum may be apart where the result is `values`, elementwise."""
+    wide = values.astype(np.float64)
+    return float((1.5 * _ulp(wide, values.dtype)).max(initial=0.0))
+
+
+def distance(a: Increment, b: Increment) -> float | None:
+    """|dW_a - dW_b| / |dW_b| over all targets, Frobenius; None where the kinds differ.
+
+    Of operators, which have no dW without a model, that of their shift @ basis.
+    """
+    if a.kind != b.kind:
+        return None
+    change = norm = 0.0
+    for left, right in _factor_pairs(a, b):
+        mine, other = left @ a.basis.astype(np.float64), right @ b.basis.astype(np.float64)
+        change += float(np.square(mine - other).sum())
+        norm += float(np.square(other).sum())
+    return 0.0 if change == 0 else float(np.sqrt(change / norm)) if norm else float("inf")
+
+
+def interference(a: Increment, b: Increment) -> float:
+    """How much of what `a` reads lies where `b` acts: 0 nothing, 1 all of it.
+
+    The part of a's basis, in the Frobenius norm, inside the span of b's basis rows. An increment
+    changes only what its basis reads, so at 0 the two concepts never meet.
+    """
+    mine, other = a.basis.astype(np.float64), b.basis.astype(np.float64)
+    norm = float(np.linalg.norm(mine))
+    if norm == 0 or other.shape[1] != mine.shape[1]:
+        return 0.0
+    _, values, rows = np.linalg.svd(other, full_matrices=False)
+    rows = rows[values > values.max(initial=0.0) * 1e-10]
+    return min(1.0, float(np.linalg.norm(mine @ rows.T)) / norm)
+
+
+def _factor_pairs(a: Increment, b: Increment) -> Iterable[tuple[Float64, Float64]]:
+    """The left factors of both, target by target; zeros where one leaves a target alone."""
+    if a.shift is not None and b.shift is not None:
+        yield (
+            np.ldexp(a.shift.astype(np.float64), a.shift_exponent),
+            np.ldexp(b.shift.astype(np.float64), b.shift_exponent),
+        )
+    for target in sorted(a.up.keys() | b.up.keys()):
+        rows = (a.up.get(target), b.up.get(target))
+        out = next(up.shape[0] for up in rows if up is not None)
+        yield _left_factor(a, target, out), _left_factor(b, target, out)
+
+
+def _left_factor(increment: Increment, target: str, out: int) -> Float64:
+    if target not in increment.up:
+        return np.zeros((out, increment.rank))
+    up = increment.up[target].astype(np.float64)
+    scaled: Float64 = np.ldexp(up, increment.exponents[target])
+    return scaled
+
+
+def _operator_sum(parts: Iterable[Scaled], width: int) -> Float64:
+    """sum of scale * shift @ basis over the operators among the parts, [d, d]."""
+    total = np.zeros((width, width))
+    for increment, scale in parts:
+        if increment.shift is not None:
+            shift = np.ldexp(increment.shift.astype(np.float64), increment.shift_exponent)
+            total += scale * shift @ increment.basis.astype(np.float64)
+    return total
+
+
+def _estimate_base(patched: Float64, parts: Sequence[Scaled], target: str) -> Float64:
+    """The W that the parts were added to: patched = W (I + operators) + additive increments."""
+    rest = patched.copy()
+    for increment, scale in parts:
+        if increment.kind == "additive" and acts_on(increment, target):
+            rest -= scale * delta(increment, target, patched)
+    operators = _operator_sum(parts, patched.shape[1])
+    if not operators.any():
+        return rest
+    return np.asarray(
+        np.linalg.solve((np.eye(len(operators)) + operators).T, rest.T).T, dtype=np.float64
+    )
+
+
+def _estimation_error(
+    base: Float64, weight: Array, taken: Sequence[Scaled], staying: Sequence[Scaled]
+) -> float:
+    """A bound on the error of the removed operators' dW, whose W is estimated and in fp16."""
+    removed = _operator_sum(taken, base.shape[1])
+    if not removed.any():
+        return 0.0
+    inverse = np.linalg.inv(np.eye(len(removed)) + _operator_sum([*taken, *staying], len(removed)))
+    rounding = float(_ulp(weight.astype(np.float64), weight.dtype).max()) / 2
+    halves = 2 * float(_ulp(base, np.dtype(np.float16)).max())
+    amplified = float(np.abs(inverse @ removed).sum(axis=0).max())
+    return rounding * amplified + halves * float(np.abs(removed).sum(axis=0).max())
+
+
+def _ulp(values: Float64, dtype: np.dtype[Any]) -> Float64:
+    """The distance of neighbouring numbers of `dtype` around each value."""
+    info = ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
+    _, exponents = np.frexp(values)
+    exponents = np.maximum(exponents - 1, info.minexp)
+    spacing: Float64 = np.ldexp(1.0, exponents - info.nmant)
+    return spacing
+
+
+@contextmanager
+def _about(target: str) -> Iterator[None]:
+    """What the format finds wrong inside is wrong with the checkpoint's weight `target`."""
+    try:
+        yield
+    except FormatError as error:
+        if error.rule == "C1":
+            raise MismatchError(
+                f"the patch is for a {target} of another shape",
+                expected=error.expected,
+                found=error.found,
+            ) from error
+        raise _not_finite(target, "the checkpoint's or the patched") from error
+
+
+def _finite(values: Array, target: str, whose: str) -> Array:
+    if not np.isfinite(values).all():
+        raise _not_finite(target, whose)
+    return values
+
+
+def _not_finite(target: str, whose: str) -> MalformedError:
+    return MalformedError(
+        f"{whose} values of {target} are not all finite",
+        expected="finite numbers in the range of the dtype",
+        found="NaN, infinity or overflow",
+    )

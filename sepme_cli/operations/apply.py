@@ -1,0 +1,268 @@
+"""Apply patches to a checkpoint."""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from patch_spec.increment import Increment
+from patch_spec.stack import StackEntry, StackRecord
+from sepme_cli.checkpoints.delivery import Destination, Kept, is_special, write_over
+from sepme_cli.checkpoints.dtypes import NAMES, header_dtype
+from sepme_cli.checkpoints.files import check_writable
+from sepme_cli.checkpoints.original import Original
+from sepme_cli.checkpoints.patches import PatchFile, PatchSource, read_patch_file, select
+from sepme_cli.checkpoints.reader import Checkpoint, open_checkpoint
+from sepme_cli.errors import RefusedError, UsageError
+from sepme_cli.increments import acts_on
+from sepme_cli.operations.composition import (
+    TOOL,
+    Composition,
+    Sources,
+    find_original,
+)
+from sepme_cli.operations.matching import BaseMatch, check_fits, match_base
+from sepme_cli.progress import SILENT, Progress
+
+
+@dataclass(frozen=True)
+class ApplyResult:
+    """What was written, or with `check` would be.
+
+    output: a file, "-" for a stream, None for nowhere. concepts: those put in now.
+    tensors_changed: EMA twins counted too. base_match: how near the checkpoint is to the patches'
+    base, see `match_base`. exact: composed from the base in one rounding, so that any of it can
+    be taken out again exactly. applied: every concept that is in it now. checked: a dry run.
+    """
+
+    output: str | None
+    family: str
+    concepts: tuple[str, ...]
+    tensors_changed: int
+    base_match: BaseMatch
+    exact: bool
+    applied: tuple[str, ...]
+    checked: bool
+    warnings: tuple[str, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What was asked for, checked."""
+
+    files: tuple[PatchFile, ...]
+    chosen: tuple[Increment, ...]
+    scale: float
+    base: Path | None
+    dtype: str | None
+
+    def chosen_by_file(self) -> list[tuple[PatchFile, list[Increment]]]:
+        """The files that something was chosen from, and what."""
+        digests = {part.digest for part in self.chosen}
+        by_file = [
+            (file, [part for part in file.patch.increments if part.digest in digests])
+            for file in self.files
+        ]
+        return [(file, parts) for file, parts in by_file if parts]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What will be done, and what there is to say of it."""
+
+    composition: Composition
+    kept: Kept
+    new: tuple[Increment, ...]
+    base_match: BaseMatch
+    exact: bool
+    warnings: tuple[str, ...]
+
+
+def apply(
+    model: Path,
+    patches: Sequence[PatchSource],
+    output: Path | BinaryIO | None = None,
+    *,
+    in_place: bool = False,
+    only: Sequence[str] = (),
+    scale: float = 1.0,
+    base: Path | None = None,
+    check: bool = False,
+    dtype: str | None = None,
+    force: bool = False,
+    progress: Progress = SILENT,
+) -> ApplyResult:
+    """Write the checkpoint `model` without the concepts of the patches.
+
+    output: a file or a stream; or write in place. only: of the patches, these concepts or slugs.
+    scale: how much of each increment to add. base: the file that a patched `model` was made from,
+    to compose all that is in it anew; the undo journal beside it serves as well. check: do
+    everything but write. dtype: "fp32", "fp16" or "bf16" for all floating tensors; as they are if
+    left out. force: the output may replace a file.
+    Raises UsageError; RefusedError for an unknown or applied concept; MismatchError for a patch
+    of another model; MalformedError, UnsupportedError and SystemFailure for files.
+    """
+    started = time.monotonic()
+    destination = Destination(output, in_place, force)
+    request = _request(patches, only, scale, base, dtype, in_place=in_place)
+    destination.check(needed=not check)
+    with ExitStack() as stack:
+        if not check:
+            stack.enter_context(destination.held(model, progress))
+        checkpoint = stack.enter_context(open_checkpoint(model, progress))
+        plan = stack.enter_context(_planned(checkpoint, request, progress))
+        for warning in plan.warnings:
+            progress.warn(warning)
+        _execute(plan, destination, model, progress, check=check)
+    return _result(plan, destination.name(model), time.monotonic() - started, checked=check)
+
+
+def _request(
+    patches: Sequence[PatchSource],
+    only: Sequence[str],
+    scale: float,
+    base: Path | None,
+    dtype: str | None,
+    *,
+    in_place: bool,
+) -> _Request:
+    if not patches:
+        raise UsageError("name at least one patch")
+    if not math.isfinite(scale) or scale == 0:
+        raise UsageError("a scale must be a number other than 0", found=scale)
+    wanted = None if dtype is None else header_dtype(dtype)
+    if dtype is not None and wanted is None:
+        raise UsageError("unknown dtype", expected=" or ".join(NAMES.values()), found=dtype)
+    if wanted is not None and in_place:
+        raise UsageError("another dtype moves every tensor: write to another file, not in place")
+    files = tuple(read_patch_file(patch) for patch in patches)
+    return _Request(files, select(files, only), scale, base, wanted)
+
+
+@contextmanager
+def _planned(checkpoint: Checkpoint, request: _Request, progress: Progress) -> Iterator[_Plan]:
+    """The plan; what it reads from stays open until it has been executed."""
+    warnings: list[str] = []
+    for file, parts in request.chosen_by_file():
+        warnings += check_fits(checkpoint, file, parts)
+    if checkpoint.stack is None:
+        yield _plan(checkpoint, request, None, request.chosen, warnings)
+        return
+    present = {entry.digest for entry in checkpoint.stack.entries}
+    new = tuple(part for part in request.chosen if part.digest not in present)
+    repeated = [part.concept for part in request.chosen if part.digest in present]
+    if not new:
+        raise _applied_already(checkpoint, repeated)
+    with find_original(checkpoint, request.base, None, warnings.append, progress) as original:
+        if original is None and repeated:
+            raise _applied_already(checkpoint, repeated)
+        yield _plan(checkpoint, request, original, new, warnings)
+
+
+def _plan(
+    checkpoint: Checkpoint,
+    request: _Request,
+    original: Original | None,
+    new: tuple[Increment, ...],
+    warnings: list[str],
+) -> _Plan:
+    before = checkpoint.stack.entries if checkpoint.stack is not None else ()
+    entries = (*before, *(StackEntry(p.digest, p.concept, p.slug, request.scale) for p in new))
+    sources = Sources.gather(request.files, checkpoint)
+    missing = sources.missing(before)
+    exact = not before or (original is not None and not missing)
+    if not exact:
+        warnings.append(_why_not_exact(original, missing))
+    for entry in before:
+        warnings += [
+            f"{entry.concept} is in there already, by another increment: both act now"
+            for part in new
+            if part.concept == entry.concept
+        ]
+    own = checkpoint.base() if original is None else original.base
+    reference = own if original is not None or not before else None
+    files = [file for file, _ in request.chosen_by_file()]
+    match, differing = match_base(checkpoint, reference, files)
+    record = StackRecord(
+        own.digest if checkpoint.stack is None else checkpoint.stack.base,
+        checkpoint.family.name,
+        entries,
+        TOOL,
+        sources.digests(checkpoint.stack, entries),
+    )
+    return _Plan(
+        Composition(
+            checkpoint,
+            original if exact else None,
+            sources.terms(entries if exact else entries[len(before) :]),
+            record,
+            request.dtype,
+        ),
+        Kept(record, sources.holding(entries)),
+        new,
+        match,
+        exact,
+        (*warnings, *differing),
+    )
+
+
+def _execute(
+    plan: _Plan, destination: Destination, model: Path, progress: Progress, *, check: bool
+) -> None:
+    rewrite = plan.composition.rewrite()
+    if check:
+        output = model if destination.in_place else destination.output
+        if isinstance(output, Path) and not is_special(output):
+            force = destination.force or destination.in_place
+            check_writable(output, rewrite.file_size, force=force)
+        rewrite.rehearse(progress)
+    elif destination.in_place:
+        write_over(rewrite, plan.kept, progress)
+    else:
+        destination.write(rewrite, progress)
+
+
+def _result(plan: _Plan, output: str | None, seconds: float, *, checked: bool) -> ApplyResult:
+    checkpoint, record = plan.composition.checkpoint, plan.kept.record
+    changed = [
+        len(target.copies)
+        for target in checkpoint.targets
+        if any(acts_on(part, target.name) for part in plan.new)
+    ]
+    return ApplyResult(
+        output=output,
+        family=checkpoint.family.name,
+        concepts=tuple(part.concept for part in plan.new),
+        tensors_changed=sum(changed),
+        base_match=plan.base_match,
+        exact=plan.exact,
+        applied=tuple(entry.concept for entry in record.entries) if record is not None else (),
+        checked=checked,
+        warnings=plan.warnings,
+        seconds=seconds,
+    )
+
+
+def _applied_already(checkpoint: Checkpoint, concepts: Sequence[str]) -> RefusedError:
+    return RefusedError(
+        f"{checkpoint.path} has {', '.join(concepts)} taken out already; nothing was changed",
+        file=checkpoint.path,
+        expected="an increment that is not in there",
+        found=", ".join(concepts),
+    )
+
+
+def _why_not_exact(original: Original | None, missing: Sequence[StackEntry]) -> str:
+    if original is None:
+        need = "its base (--base)"
+    else:
+        names = ", ".join(f"{entry.concept} ({entry.digest[:12]})" for entry in missing)
+        need = f"the patches of what is in it ({names})"
+    return (
+        f"added onto a checkpoint that is patched already, which rounds twice: to compose it "
+        f"exactly, give {need} as well"
+    )

@@ -1,0 +1,192 @@
+"""A checkpoint about to be composed: which weights, which increments on them, which record."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from patch_spec.compose import cast_once
+from patch_spec.header import Header, TensorEntry
+from patch_spec.increment import Increment
+from patch_spec.stack import StackEntry, StackRecord
+from sepme_cli import __version__
+from sepme_cli.checkpoints.dtypes import NAMES, numpy_dtype
+from sepme_cli.checkpoints.headers import in_dtype, same_but_record, with_record
+from sepme_cli.checkpoints.journal import undo_path
+from sepme_cli.checkpoints.original import Original, open_base, open_undo_journal
+from sepme_cli.checkpoints.patches import PatchFile, kept_patches
+from sepme_cli.checkpoints.reader import Checkpoint
+from sepme_cli.checkpoints.targets import Target
+from sepme_cli.checkpoints.writer import Rewrite, Values
+from sepme_cli.errors import MalformedError, MismatchError
+from sepme_cli.increments import Scaled, acts_on, compose
+from sepme_cli.progress import Progress
+
+Array = npt.NDArray[Any]
+TOOL = f"sepme {__version__}"
+
+
+@dataclass(frozen=True)
+class Composition:
+    """What will be written, before any of it is.
+
+    original: where the weights come from; None for the checkpoint's own. terms: the increments
+    and scales to add to them. record: of the result. dtype: of the result's floating tensors, in
+    the header's word; None for what each of them has.
+    """
+
+    checkpoint: Checkpoint
+    original: Original | None
+    terms: tuple[Scaled, ...] = field(repr=False)
+    record: StackRecord | None
+    dtype: str | None = None
+
+    def rewrite(self) -> Rewrite:
+        """The same for the writer. Reads headers only; values are read when they are written."""
+        replaced: dict[str, Values] = {}
+        for target in self.checkpoint.targets:
+            if self.original is not None or self._acted_on(target):
+                for copy, entry in enumerate(target.copies):
+                    replaced[entry.name] = self._composed(target, copy, entry)
+        if self.dtype is not None:
+            for entry in self.checkpoint.header.tensors:
+                if entry.name not in replaced and entry.dtype in NAMES:
+                    replaced[entry.name] = self._converted(entry, self.dtype)
+        header, header_bytes = self._foundation()
+        if self.dtype is not None:
+            header = in_dtype(header, self.dtype)
+        return Rewrite(
+            self.checkpoint,
+            replaced,
+            with_record(header, header_bytes, self.record),
+            header.data_length,
+        )
+
+    def _acted_on(self, target: Target) -> bool:
+        return any(acts_on(increment, target.name) for increment, _ in self.terms)
+
+    def _composed(self, target: Target, copy: int, entry: TensorEntry) -> Values:
+        dtype = numpy_dtype(self.dtype or entry.dtype)
+
+        def values() -> Array:
+            if self.original is None:
+                weight = self.checkpoint.read_entry(entry)
+            else:
+                weight = self.original.read(target.name, copy)
+            return compose(weight, self.terms, target.name, dtype)
+
+        return values
+
+    def _converted(self, entry: TensorEntry, dtype: str) -> Values:
+        return lambda: converted(self.checkpoint.read_entry(entry), dtype, entry.name)
+
+    def _foundation(self) -> tuple[Header, bytes]:
+        """The header to build on: the base's own where that tells of the same file.
+
+        So a record put in and taken out again leaves the base's bytes.
+        """
+        current, original = self.checkpoint, self.original
+        if original is not None and same_but_record(original.header, current.header):
+            return original.header, original.header_bytes
+        return current.header, current.header_bytes
+
+
+def converted(values: Array, dtype: str, name: str) -> Array:
+    """A tensor in another dtype; MalformedError, named, where a number leaves its range."""
+    wanted = numpy_dtype(dtype)
+    # Only from float64 can a cast by way of float32 round twice.
+    with np.errstate(over="ignore"):
+        result = cast_once(values, wanted) if values.dtype.itemsize == 8 else values.astype(wanted)
+    if np.isfinite(values).all() and not np.isfinite(result).all():
+        raise MalformedError(
+            f"the values of {name} do not fit into {NAMES[dtype]}",
+            expected=f"magnitudes within the range of {NAMES[dtype]}",
+            found=float(np.abs(values.astype(np.float64)).max()),
+        )
+    return result
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The patches at hand, each once: those given, and those kept beside the checkpoint."""
+
+    files: tuple[PatchFile, ...]
+
+    @classmethod
+    def gather(cls, given: Iterable[PatchFile], checkpoint: Checkpoint) -> "Sources":
+        """Those given, and those that in-place commands keep beside a patched checkpoint."""
+        kept = kept_patches(checkpoint.path) if checkpoint.stack is not None else ()
+        return cls(tuple({file.digest: file for file in (*kept, *given)}.values()))
+
+    @cached_property
+    def increments(self) -> Mapping[str, Increment]:
+        """All increments, by digest."""
+        return {part.digest: part for file in self.files for part in file.patch.increments}
+
+    def terms(self, entries: Iterable[StackEntry]) -> tuple[Scaled, ...]:
+        """The entries' increments and scales, of those that are at hand."""
+        return tuple(
+            (self.increments[entry.digest], entry.scale)
+            for entry in entries
+            if entry.digest in self.increments
+        )
+
+    def missing(self, entries: Iterable[StackEntry]) -> list[StackEntry]:
+        """The entries whose increments are not at hand."""
+        return [entry for entry in entries if entry.digest not in self.increments]
+
+    def holding(self, entries: Iterable[StackEntry]) -> list[PatchFile]:
+        """The patches that hold one of the entries."""
+        wanted = {entry.digest for entry in entries}
+        return [
+            file for file in self.files if wanted & {part.digest for part in file.patch.increments}
+        ]
+
+    def digests(self, record: StackRecord | None, entries: Sequence[StackEntry]) -> tuple[str, ...]:
+        """The digests of the patch files that the entries came in, sorted.
+
+        Files of the record that are not at hand may hold some, unless all are accounted for.
+        """
+        held = self.holding(entries)
+        unknown: set[str] = set()
+        if record is not None and self.missing(entries):
+            unknown = set(record.patches) - {file.digest for file in self.files}
+        return tuple(sorted(unknown | {file.digest for file in held}))
+
+
+@contextmanager
+def find_original(
+    checkpoint: Checkpoint,
+    base: Path | None,
+    undo: Path | None,
+    warn: Callable[[str], None],
+    progress: Progress,
+) -> Iterator[Original | None]:
+    """The weights from before any patch: of `base`, of `undo`, of the journal beside, or None.
+
+    What was named must do, or MismatchError says why; a journal that merely lies there is left
+    alone with a warning if it does not.
+    """
+    record = checkpoint.stack
+    assert record is not None  # only a patched checkpoint has an original
+    if base is not None:
+        with open_base(base, record, progress) as original:
+            yield original
+        return
+    beside = undo_path(checkpoint.path)
+    with ExitStack() as stack:
+        if undo is not None:
+            yield stack.enter_context(open_undo_journal(undo, record))
+            return
+        found = None
+        if beside.exists():
+            try:
+                found = stack.enter_context(open_undo_journal(beside, record))
+            except (MismatchError, MalformedError) as error:
+                warn(f"the undo journal is of no use here: {error.message}")
+        yield found

@@ -1,0 +1,184 @@
+"""Compare two checkpoints, two patches, or a checkpoint and a patch."""
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from patch_spec.increment import Increment
+from sepme_cli.checkpoints.kinds import kind_of
+from sepme_cli.checkpoints.patches import PatchFile, read_patch_file
+from sepme_cli.checkpoints.reader import Checkpoint, open_checkpoint
+from sepme_cli.errors import UnsupportedError
+from sepme_cli.increments import acts_on, delta, distance, interference
+from sepme_cli.operations.comparison import TensorDifference, compare_tensors, measure_change
+from sepme_cli.operations.matching import BaseMatch, check_fits, match_base
+from sepme_cli.progress import SILENT, Progress
+
+Status = Literal["same", "changed", "only in a", "only in b", "applied", "not applied"]
+
+
+@dataclass(frozen=True)
+class IncrementDifference:
+    """One concept's increment. distance: |dW_a - dW_b| / |dW_b| where both have one to compare."""
+
+    concept: str
+    slug: str
+    digest: str
+    status: Status
+    distance: float | None = None
+
+
+@dataclass(frozen=True)
+class DiffResult:
+    """What differs from a to b.
+
+    same: nothing does; of a checkpoint and a patch: all its increments are in there. changed: how
+    many tensors (of patches: increments) differ. tensors: those of both checkpoints that do, or
+    that the patch would change. only_in_a, only_in_b: tensors, or concepts. increments: of
+    patches. interference: of the concepts of a (rows) with those of b: 0 they never meet, 1 one
+    acts wholly where the other does. metadata: entries of two checkpoints that differ.
+    """
+
+    kind: Literal["checkpoints", "patches", "checkpoint and patch"]
+    same: bool
+    changed: int
+    tensors: tuple[TensorDifference, ...] = ()
+    only_in_a: tuple[str, ...] = ()
+    only_in_b: tuple[str, ...] = ()
+    increments: tuple[IncrementDifference, ...] = ()
+    interference: Mapping[str, Mapping[str, float]] | None = None
+    metadata: tuple[str, ...] = ()
+    base_match: BaseMatch | None = None
+    warnings: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+
+def diff(a: Path, b: Path, *, progress: Progress = SILENT) -> DiffResult:
+    """Compare two files; of a checkpoint and a patch either may come first.
+
+    Raises MalformedError, UnsupportedError and SystemFailure for files, MismatchError for a patch
+    of another kind of model.
+    """
+    started = time.monotonic()
+    kinds = (kind_of(a), kind_of(b))
+    if "undo" in kinds:
+        journal = a if kinds[0] == "undo" else b
+        raise UnsupportedError(
+            f"{journal} is an undo journal",
+            file=journal,
+            expected="checkpoints and patches",
+            found="an undo journal",
+        )
+    with ExitStack() as stack:
+        patches = [read_patch_file(p) for p, k in zip((a, b), kinds, strict=True) if k == "patch"]
+        checkpoints = [
+            stack.enter_context(open_checkpoint(path, progress))
+            for path, kind in zip((a, b), kinds, strict=True)
+            if kind == "checkpoint"
+        ]
+        if len(patches) == 2:
+            result = _patches(*patches)
+        elif len(checkpoints) == 2:
+            result = _checkpoints(checkpoints[0], checkpoints[1], progress)
+        else:
+            result = _checkpoint_and_patch(checkpoints[0], patches[0], progress)
+    return replace(result, seconds=time.monotonic() - started)
+
+
+def _checkpoints(a: Checkpoint, b: Checkpoint, progress: Progress) -> DiffResult:
+    names = a.header.by_name.keys(), b.header.by_name.keys()
+    tensors = tuple(compare_tensors(a, b, progress))
+    only = sorted(names[0] - names[1]), sorted(names[1] - names[0])
+    keys = a.metadata.keys() | b.metadata.keys()
+    return DiffResult(
+        kind="checkpoints",
+        same=not (tensors or only[0] or only[1]),
+        changed=len(tensors),
+        tensors=tensors,
+        only_in_a=tuple(only[0]),
+        only_in_b=tuple(only[1]),
+        metadata=tuple(sorted(k for k in keys if a.metadata.get(k) != b.metadata.get(k))),
+    )
+
+
+def _patches(a: PatchFile, b: PatchFile) -> DiffResult:
+    ours = {part.concept: part for part in a.patch.increments}
+    theirs = {part.concept: part for part in b.patch.increments}
+    increments = tuple(
+        _compared(ours.get(concept), theirs.get(concept))
+        for concept in dict.fromkeys([*ours, *theirs])
+    )
+    changed = sum(part.status == "changed" for part in increments)
+    return DiffResult(
+        kind="patches",
+        same=all(part.status == "same" for part in increments),
+        changed=changed,
+        only_in_a=tuple(concept for concept in ours if concept not in theirs),
+        only_in_b=tuple(concept for concept in theirs if concept not in ours),
+        increments=increments,
+        interference={
+            mine.concept: {other.concept: interference(mine, other) for other in theirs.values()}
+            for mine in ours.values()
+        },
+    )
+
+
+def _compared(a: Increment | None, b: Increment | None) -> IncrementDifference:
+    part = a or b
+    assert part is not None  # a concept is in one of the two
+    status: Status = "changed"
+    apart = None
+    if a is None or b is None:
+        status = "only in b" if a is None else "only in a"
+    else:
+        status = "same" if a.digest == b.digest else "changed"
+        apart = distance(a, b)
+    return IncrementDifference(part.concept, part.slug, part.digest, status, apart)
+
+
+def _checkpoint_and_patch(
+    checkpoint: Checkpoint, file: PatchFile, progress: Progress
+) -> DiffResult:
+    parts = file.patch.increments
+    warnings = check_fits(checkpoint, file, parts)
+    stack = checkpoint.stack
+    present = {entry.digest for entry in stack.entries} if stack is not None else set()
+    reference = checkpoint.base() if stack is None else None
+    match, differing = match_base(checkpoint, reference, [file])
+    missing = [part for part in parts if part.digest not in present]
+    tensors = tuple(_changes(checkpoint, missing, progress))
+    return DiffResult(
+        kind="checkpoint and patch",
+        same=not missing,
+        changed=len(tensors),
+        tensors=tensors,
+        increments=tuple(
+            IncrementDifference(
+                part.concept,
+                part.slug,
+                part.digest,
+                "applied" if part.digest in present else "not applied",
+            )
+            for part in parts
+        ),
+        base_match=match,
+        warnings=(*warnings, *differing),
+    )
+
+
+def _changes(
+    checkpoint: Checkpoint, parts: Sequence[Increment], progress: Progress
+) -> list[TensorDifference]:
+    """What the increments would add to each weight that is stored now."""
+    acted = [t for t in checkpoint.targets if any(acts_on(part, t.name) for part in parts)]
+    progress.stage("comparing", len(acted))
+    changes = []
+    for target in acted:
+        weight = checkpoint.read(target)
+        change = sum(delta(part, target.name, weight) for part in parts)
+        changes.append(measure_change(target.copies[0].name, weight, change))
+        progress.advance()
+    return changes

@@ -1,0 +1,117 @@
+"""Do a patch and a checkpoint belong together, and how nearly."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from patch_spec.base import Base
+from patch_spec.increment import Increment
+from sepme_cli.checkpoints.patches import PatchFile
+from sepme_cli.checkpoints.reader import Checkpoint
+from sepme_cli.errors import MismatchError
+
+BaseMatch = Literal["exact", "same-values", "family"]
+"""exact: the patch was made from these very weights. same-values: from a copy in another dtype,
+equal as far as fp16 shows. family: from another model of the family."""
+
+_NAMED = 3
+"""How many of what differs a message names."""
+
+
+def check_fits(checkpoint: Checkpoint, file: PatchFile, parts: Sequence[Increment]) -> list[str]:
+    """Warnings about increments of a patch that can be applied; MismatchError if they cannot be."""
+    base = file.patch.base
+    expected = f"{base.family}, text embedding {base.width} wide"
+    found = f"{checkpoint.family.name}, text embedding {checkpoint.width} wide"
+    if expected != found:
+        raise MismatchError(
+            f"{file.name} is a patch for another kind of model than {checkpoint.path}",
+            file=checkpoint.path,
+            expected=expected,
+            found=found,
+        )
+    additive = [part for part in parts if part.kind == "additive"]
+    for part in additive:
+        _check_targets(checkpoint, file, part)
+    others = checkpoint.by_name.keys() - base.targets.keys()
+    if additive and others:
+        return [
+            f"{file.name} knows nothing of {_some(sorted(others))}, which stay as they are: the "
+            "concept may live on there"
+        ]
+    return []
+
+
+def match_base(
+    checkpoint: Checkpoint, reference: Base | None, files: Sequence[PatchFile]
+) -> tuple[BaseMatch, list[str]]:
+    """How near the checkpoint's base is to those of the patches, and warnings where it differs.
+
+    reference: the checkpoint before any patch; None where that is not at hand, and only the
+    digest in its record can be compared.
+    """
+    match: BaseMatch = "exact"
+    if any(target.copies[0].dtype != "F16" for target in checkpoint.targets):
+        match = "same-values"
+    warnings = []
+    for file in files:
+        if not file.patch.base.targets:
+            # Operators alone, for any model that reads the same text embeddings.
+            match = "family"
+            warnings += _text_encoders(checkpoint, file)
+            continue
+        if reference is None:
+            same = checkpoint.stack is not None and checkpoint.stack.base == file.patch.base.digest
+            differing = "" if same else "as far as the stack record tells"
+        else:
+            differing = _differing(reference, file.patch.base)
+        if differing:
+            match = "family"
+            warnings.append(
+                f"{file.name} was made from another model of this family ({differing}): it should "
+                "work, but how well was not measured"
+            )
+            warnings += _text_encoders(checkpoint, file)
+    return match, warnings
+
+
+def _check_targets(checkpoint: Checkpoint, file: PatchFile, part: Increment) -> None:
+    width = checkpoint.width
+    for name, up in part.up.items():
+        target = checkpoint.by_name.get(name)
+        found = "no such tensor" if target is None else list(target.shape)
+        if found != [len(up), width]:
+            raise MismatchError(
+                f"{file.name} patches {name}, which {checkpoint.path} does not have in that shape",
+                file=checkpoint.path,
+                expected=[len(up), width],
+                found=found,
+            )
+
+
+def _differing(reference: Base, other: Base) -> str:
+    names = sorted(
+        name
+        for name, fingerprint in reference.targets.items()
+        if other.targets.get(name) != fingerprint
+    )
+    return f"{len(names)} of {len(reference.targets)} weights differ: {_some(names)}" * bool(names)
+
+
+def _text_encoders(checkpoint: Checkpoint, file: PatchFile) -> list[str]:
+    """What the increments were made to read is text embeddings, so these matter most."""
+    theirs = file.patch.base.text_encoders
+    if not theirs:
+        return []
+    ours = checkpoint.text_encoder_fingerprints()
+    changed = [name for name in theirs if name in ours and ours[name] != theirs[name]]
+    if not changed:
+        return []
+    return [
+        f"the text encoder ({', '.join(changed)}) is not the one that {file.name} was made with: "
+        "prompts mean something else here, and what was kept apart may no longer be"
+    ]
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more

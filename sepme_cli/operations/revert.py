@@ -1,0 +1,225 @@
+"""Take increments out of a patched checkpoint again: put its concepts back."""
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from patch_spec.stack import StackEntry, StackRecord
+from sepme_cli.checkpoints.delivery import Destination, Kept, write_over
+from sepme_cli.checkpoints.dtypes import numpy_dtype
+from sepme_cli.checkpoints.original import Original
+from sepme_cli.checkpoints.patches import PatchFile, PatchSource, named, read_patch_file
+from sepme_cli.checkpoints.reader import Checkpoint, open_checkpoint
+from sepme_cli.checkpoints.writer import Rewrite
+from sepme_cli.errors import RefusedError, UsageError
+from sepme_cli.operations.composition import (
+    TOOL,
+    Composition,
+    Sources,
+    find_original,
+)
+from sepme_cli.operations.subtraction import LargestError, measured, subtraction
+from sepme_cli.progress import SILENT, Progress
+
+
+@dataclass(frozen=True)
+class RevertResult:
+    """What was written.
+
+    output: a file, or "-" for a stream. restored, remaining: concepts. exact: byte for byte what
+    it would be had the restored concepts never been taken out. max_abs_error: 0 if exact, else a
+    proven bound on how far any weight is from that; None where none can be given.
+    """
+
+    output: str | None
+    family: str
+    restored: tuple[str, ...]
+    remaining: tuple[str, ...]
+    exact: bool
+    max_abs_error: float | None
+    warnings: tuple[str, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What will be done. error is filled in by doing it."""
+
+    rewrite: Rewrite
+    kept: Kept
+    taken: tuple[StackEntry, ...]
+    remaining: tuple[StackEntry, ...]
+    exact: bool
+    warnings: tuple[str, ...]
+    error: LargestError = field(default_factory=LargestError)
+
+
+def revert(
+    model: Path,
+    patches: Sequence[PatchSource] = (),
+    *,
+    concepts: Sequence[str] = (),
+    output: Path | BinaryIO | None = None,
+    in_place: bool = False,
+    base: Path | None = None,
+    undo: Path | None = None,
+    exact: bool = False,
+    force: bool = False,
+    progress: Progress = SILENT,
+) -> RevertResult:
+    """Write the patched checkpoint `model` with concepts put back.
+
+    concepts: concepts or slugs to put back; all those of the patches if left out, and all there
+    are if neither is given. patches: also where the increments that stay are taken from. base:
+    the file that `model` was patched from; undo: an undo journal of it; the one beside `model` if
+    neither is given. With one of them, and the patches of what stays, the result is exact;
+    without, increments are subtracted, which rounds a second time. exact: refuse that.
+    Raises UsageError; RefusedError for a concept that is not out, and where the result would not
+    be exact or cannot be had; MismatchError for a base that is another one; MalformedError,
+    UnsupportedError and SystemFailure for files.
+    """
+    started = time.monotonic()
+    destination = Destination(output, in_place, force)
+    if base is not None and undo is not None:
+        raise UsageError("give the base or an undo journal, not both")
+    files = tuple(read_patch_file(patch) for patch in patches)
+    destination.check(needed=True)
+    with ExitStack() as stack:
+        stack.enter_context(destination.held(model, progress))
+        checkpoint = stack.enter_context(open_checkpoint(model, progress))
+        record = _record_of(checkpoint)
+        taken = _taken(checkpoint, record, files, concepts)
+        warnings: list[str] = []
+        original = stack.enter_context(
+            find_original(checkpoint, base, undo, warnings.append, progress)
+        )
+        plan = _plan(checkpoint, record, files, taken, original, warnings, exact=exact)
+        for warning in plan.warnings:
+            progress.warn(warning)
+        if in_place:
+            write_over(plan.rewrite, plan.kept, progress)
+        else:
+            destination.write(plan.rewrite, progress)
+    return RevertResult(
+        output=destination.name(model),
+        family=checkpoint.family.name,
+        restored=tuple(entry.concept for entry in plan.taken),
+        remaining=tuple(entry.concept for entry in plan.remaining),
+        exact=plan.exact,
+        max_abs_error=plan.error.largest,
+        warnings=plan.warnings,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _record_of(checkpoint: Checkpoint) -> StackRecord:
+    if checkpoint.stack is None:
+        raise RefusedError(
+            f"{checkpoint.path} is not patched; nothing was changed",
+            file=checkpoint.path,
+            expected="a checkpoint that concepts were taken out of",
+            found="no stack record in its metadata",
+        )
+    return checkpoint.stack
+
+
+def _taken(
+    checkpoint: Checkpoint,
+    record: StackRecord,
+    files: Sequence[PatchFile],
+    concepts: Sequence[str],
+) -> tuple[StackEntry, ...]:
+    """The entries to take out of the record; RefusedError for one that is not in it."""
+    if concepts:
+        unknown = [
+            name for name in concepts if not any(named(entry, name) for entry in record.entries)
+        ]
+        taken = [entry for entry in record.entries if any(named(entry, name) for name in concepts)]
+    elif files:
+        unknown, taken = [], []
+        for file in files:
+            digests = {part.digest for part in file.patch.increments}
+            inside = [entry for entry in record.entries if entry.digest in digests]
+            taken += [entry for entry in inside if entry not in taken]
+            unknown += [] if inside else [file.name]
+    else:
+        unknown, taken = [], list(record.entries)
+    if unknown:
+        raise RefusedError(
+            f"{', '.join(unknown)} is not in {checkpoint.path}; nothing was changed",
+            file=checkpoint.path,
+            expected="one of " + ", ".join(entry.concept for entry in record.entries),
+            found=", ".join(unknown),
+        )
+    return tuple(taken)
+
+
+def _plan(
+    checkpoint: Checkpoint,
+    record: StackRecord,
+    files: tuple[PatchFile, ...],
+    taken: tuple[StackEntry, ...],
+    original: Original | None,
+    warnings: list[str],
+    *,
+    exact: bool,
+) -> _Plan:
+    remaining = tuple(entry for entry in record.entries if entry not in taken)
+    sources = Sources.gather(files, checkpoint)
+    after = _record_after(record, sources, remaining)
+    why = _why_not_exact(checkpoint, original, sources.missing(remaining), bool(remaining))
+    if why and exact:
+        raise RefusedError(
+            f"{checkpoint.path}: the result would not be exact: {why}", file=checkpoint.path
+        )
+    if why:
+        warnings.append(f"not exact: {why}")
+    error = LargestError()
+    if original is not None and not sources.missing(remaining):
+        composition = Composition(checkpoint, original, sources.terms(remaining), after)
+        rewrite = composition.rewrite()
+        if why:
+            rewrite = measured(rewrite, error)
+    else:
+        rewrite = subtraction(checkpoint, sources, taken, remaining, after, error)
+    kept = Kept(after, sources.holding(remaining))
+    return _Plan(rewrite, kept, taken, remaining, not why, tuple(warnings), error)
+
+
+def _record_after(
+    record: StackRecord, sources: Sources, remaining: tuple[StackEntry, ...]
+) -> StackRecord | None:
+    if not remaining:
+        return None
+    patches = sources.digests(record, remaining)
+    return StackRecord(record.base, record.family, remaining, TOOL, patches)
+
+
+def _why_not_exact(
+    checkpoint: Checkpoint,
+    original: Original | None,
+    missing: Sequence[StackEntry],
+    stays: bool,
+) -> str:
+    """What stands in the way of an exact result, and what would help; "" if nothing does."""
+    if original is None:
+        return "subtracting rounds a second time; give its base (--base)"
+    if missing:
+        names = ", ".join(f"{entry.concept} ({entry.digest[:12]})" for entry in missing)
+        return (
+            f"the patches of what stays in are needed to compose it anew: {names}; give them "
+            "too, and name what to put back with --concept"
+        )
+    for target in checkpoint.targets:
+        for copy, entry in enumerate(target.copies):
+            stored, wanted = original.entry(target.name, copy).dtype, entry.dtype
+            wider = numpy_dtype(stored).itemsize > numpy_dtype(wanted).itemsize
+            if stored != wanted and (stays or not wider):
+                return (
+                    f"{original.path} holds {entry.name} as {stored} and the checkpoint as "
+                    f"{wanted}; give the base in the checkpoint's dtype"
+                )
+    return ""

@@ -1,0 +1,118 @@
+"""Draw pictures with a checkpoint, with and without patches."""
+
+import io
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from patch_spec.increment import Increment
+from sepme_cli.checkpoints.files import check_writable, new_file, only_writer, write_all
+from sepme_cli.checkpoints.patches import read_patch_file, select
+from sepme_cli.checkpoints.reader import Checkpoint, open_checkpoint
+from sepme_cli.diffusion.devices import choose_device, choose_dtype
+from sepme_cli.diffusion.models import StableDiffusion
+from sepme_cli.diffusion.sampler import draw_pictures
+from sepme_cli.evaluation.sheets import contact_sheet
+from sepme_cli.increments import compose
+from sepme_cli.operations.matching import check_fits
+from sepme_cli.progress import SILENT, Progress
+
+
+@dataclass(frozen=True)
+class SampleResult:
+    """output: the contact sheet. images: how many pictures are on it."""
+
+    output: str
+    prompts: tuple[str, ...]
+    images: int
+    seconds: float
+
+
+def sample(
+    model: Path,
+    prompts: Sequence[str],
+    *,
+    patches: Sequence[Path] = (),
+    output: Path,
+    seed: int = 0,
+    count: int = 1,
+    steps: int = 20,
+    guidance: float = 7.5,
+    scale: float = 1.0,
+    only: Sequence[str] = (),
+    device: str | None = None,
+    dtype: str | None = None,
+    size: int | None = None,
+    force: bool = False,
+    progress: Progress = SILENT,
+) -> SampleResult:
+    """Write a contact sheet (PNG): a row for each prompt, count pictures each.
+
+    With patches, each prompt gets a second row from the patched weights, in memory, with the same
+    seeds. Pictures of one column share a seed: seed, seed + 1, …
+    Raises what opening the checkpoint and the patches raises, and SystemFailure for the output.
+    """
+    started = time.monotonic()
+    check_writable(output, 0, force=force)
+    files = [read_patch_file(path) for path in patches]
+    chosen = select(files, only) if files else ()
+    with open_checkpoint(model, progress) as checkpoint:
+        for file in files:
+            check_fits(checkpoint, file, [i for i in file.patch.increments if i in chosen])
+        patched = _patched_weights(checkpoint, chosen, scale)
+        network = StableDiffusion.of(
+            checkpoint, choose_device(device, progress), choose_dtype(dtype)
+        )
+    asked = [prompt for prompt in prompts for _ in range(count)]
+    seeds = [seed + i for _ in prompts for i in range(count)]
+    progress.stage("drawing", len(asked) * (2 if chosen else 1))
+
+    def draw() -> torch.Tensor:
+        pictures = draw_pictures(
+            network,
+            asked,
+            seeds,
+            steps=steps,
+            guidance=guidance,
+            size=size,
+            batch=8,
+            advance=progress.advance,
+        )
+        return pictures.unflatten(0, (len(prompts), count))
+
+    sheets = [draw()]
+    if chosen:
+        with network.with_weights(patched):
+            sheets.append(draw())
+    labels = [label for p in prompts for label in ([p, "  patched"] if chosen else [p])]
+    rows = torch.stack(sheets, 1).flatten(0, 1)
+    _write(rows, labels, output, force)
+    return SampleResult(
+        str(output), tuple(prompts), rows.shape[0] * count, time.monotonic() - started
+    )
+
+
+def _patched_weights(
+    checkpoint: Checkpoint, chosen: Sequence[Increment], scale: float
+) -> Mapping[str, torch.Tensor]:
+    """The targets' weights with the increments added, as `apply` would store them."""
+    if not chosen:
+        return {}
+    stack = [(increment, scale) for increment in chosen]
+    return {
+        target.name: torch.from_numpy(
+            compose(checkpoint.read(target), stack, target.name).astype("float32")
+        )
+        for target in checkpoint.targets
+    }
+
+
+def _write(rows: torch.Tensor, labels: Sequence[str], output: Path, force: bool) -> None:
+    memory = io.BytesIO()
+    contact_sheet(rows, memory, rows=labels)
+    data = memory.getvalue()
+    with only_writer(output), new_file(output, len(data), force=force) as descriptor:
+        write_all(descriptor, data, 0)

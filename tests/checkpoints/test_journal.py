@@ -1,0 +1,283 @@
+"""Writing in place survives being killed at any moment."""
+
+import os
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sepme_cli.checkpoints.journal import undo_path
+from sepme_cli.checkpoints.pending import pending_path
+from sepme_cli.checkpoints.reader import open_checkpoint
+from sepme_cli.errors import RefusedError, SystemFailure
+from sepme_cli.operations.apply import apply
+from sepme_cli.operations.revert import revert
+from sepme_cli.progress import Progress
+from tests.synthetic import Shape, make_checkpoint, make_patches, read_raw
+
+TINY = Shape(width=40, channels=(16,), attention=(False,))
+KILLED = 9
+
+
+class Heard(Progress):
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
+
+
+def killed_at(n: int, work: Callable[[], object]) -> bool:
+    """Run `work` in a child that dies, as by kill -9, at its n-th system call that matters.
+
+    Returns whether it died; otherwise it has finished, having made fewer such calls.
+    """
+    child = os.fork()
+    if child == 0:
+        left = n
+        for name in ("pwrite", "copy_file_range", "fsync", "replace", "unlink", "rename"):
+            call = getattr(os, name)
+
+            def counted(*args: object, _call=call, _name=name, **more: object) -> object:
+                nonlocal left
+                left -= 1
+                if left == 0:
+                    if _name == "pwrite":  # half of it gets through
+                        descriptor, data, offset = args
+                        _call(descriptor, data[: len(data) // 2], offset)  # type: ignore[index]
+                    os._exit(KILLED)
+                return _call(*args, **more)
+
+            setattr(os, name, counted)
+        try:
+            work()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status in (0, KILLED)
+    return status == KILLED
+
+
+def settled(path: Path) -> bytes:
+    """What the file is once the next command has looked at it."""
+    with open_checkpoint(path):
+        pass
+    return path.read_bytes()
+
+
+def leftovers(folder: Path) -> set[str]:
+    return {name for name in os.listdir(folder) if name.endswith(("-tmp", "-lock", "-pending"))}
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> tuple[Path, list[Path]]:
+    """A checkpoint with one patch in it, so that the next fits in place, and three patches."""
+    model = make_checkpoint(tmp_path / "base.safetensors", TINY, ema="F16")
+    patches = make_patches(tmp_path, model)
+    path = tmp_path / "work" / "m.safetensors"
+    path.parent.mkdir()
+    shutil.copy(model, path)
+    return path, patches
+
+
+def every_death(
+    path: Path, work: Callable[[], object], follow: Callable[[], object]
+) -> tuple[int, set[bytes]]:
+    """Kill `work` at each of its calls; returns how many there are and what files it left."""
+    keep = path.parent.with_name("keep")
+    shutil.copytree(path.parent, keep)
+    found, n = set(), 0
+    while True:
+        n += 1
+        died = killed_at(n, work)
+        found.add(settled(path))
+        assert pending_path(path).exists() is False
+        follow()  # whatever was left, the next command goes through
+        assert not leftovers(path.parent), "nothing of ours stays behind"
+        if not died:
+            return n, found
+        shutil.rmtree(path.parent)
+        shutil.copytree(keep, path.parent)
+
+
+def test_apply_in_place_is_done_or_not(place: tuple[Path, list[Path]]) -> None:
+    path, patches = place
+    apply(path, [patches[0]], in_place=True)
+    before = path.read_bytes()
+    after = path.with_name("after.safetensors")
+    shutil.copytree(path.parent, path.parent.with_name("other"))
+    other = path.parent.with_name("other") / path.name
+    apply(other, [patches[1]], in_place=True)
+    after = other.read_bytes()
+    calls, found = every_death(
+        path,
+        lambda: apply(path, [patches[1]], in_place=True),
+        lambda: apply(path, [patches[2]], in_place=True),
+    )
+    assert found == {before, after}
+    assert calls > 15, "that few calls cannot have been all of them"
+
+
+def test_the_first_apply_in_place_is_done_or_not(place: tuple[Path, list[Path]]) -> None:
+    """There the header has no room and the file is written anew."""
+    path, patches = place
+    before = path.read_bytes()
+    apply(path, [patches[0]], path.parent.with_name("after"))
+    _, found = every_death(
+        path,
+        lambda: apply(path, [patches[0]], in_place=True),
+        lambda: apply(path, [patches[2]], in_place=True),
+    )
+    assert found == {before, path.parent.with_name("after").read_bytes()}
+
+
+def test_the_first_apply_where_the_header_has_room(tmp_path: Path) -> None:
+    path = tmp_path / "work" / "m.safetensors"
+    path.parent.mkdir()
+    make_checkpoint(path, TINY, pad=2**15)
+    patches = make_patches(tmp_path, path)
+    before = path.read_bytes()
+    apply(path, [patches[0]], tmp_path / "after")
+    _, found = every_death(
+        path,
+        lambda: apply(path, [patches[0]], in_place=True),
+        lambda: apply(path, [patches[2]], in_place=True),
+    )
+    assert found == {before, (tmp_path / "after").read_bytes()}
+
+
+def test_revert_in_place_is_done_or_not(place: tuple[Path, list[Path]]) -> None:
+    path, patches = place
+    apply(path, [patches[0]], in_place=True)
+    after = path.read_bytes()
+    apply(path, [patches[1]], in_place=True)
+    before = path.read_bytes()
+    _, found = every_death(
+        path,
+        lambda: revert(path, [patches[1]], in_place=True),
+        lambda: revert(path, in_place=True),
+    )
+    assert found == {before, after}
+
+
+def test_apply_to_a_file_is_done_or_not(place: tuple[Path, list[Path]]) -> None:
+    path, patches = place
+    output = path.with_name("out.safetensors")
+    n, found = 0, set()
+    while True:
+        n += 1
+        died = killed_at(n, lambda: apply(path, [patches[0]], output, force=True))
+        found.add(output.read_bytes() if output.exists() else b"")
+        if not died:
+            break
+        output.unlink(missing_ok=True)
+    apply(path, [patches[0]], output, force=True)
+    assert found == {b"", output.read_bytes()}
+    assert not leftovers(path.parent)
+
+
+def test_what_was_undone_is_said(place: tuple[Path, list[Path]]) -> None:
+    path, patches = place
+    apply(path, [patches[0]], in_place=True)
+    before = path.read_bytes()
+    for n in range(1, 500):
+        killed_at(n, lambda: apply(path, [patches[1]], in_place=True))
+        if pending_path(path).exists() and path.read_bytes() != before:
+            break
+    heard = Heard()
+    with open_checkpoint(path, heard):
+        pass
+    assert path.read_bytes() == before
+    assert len(heard.warnings) == 1 and "interrupted" in heard.warnings[0]
+    with open_checkpoint(path, heard):
+        pass
+    assert len(heard.warnings) == 1
+
+
+def test_another_file_in_its_place_is_left_alone(place: tuple[Path, list[Path]]) -> None:
+    path, patches = place
+    apply(path, [patches[0]], in_place=True)
+    for n in range(1, 500):
+        killed_at(n, lambda: apply(path, [patches[1]], in_place=True))
+        if pending_path(path).exists():
+            break
+    # Another model with the very same header: only its numbers tell.
+    header = path.read_bytes()[: -len(read_raw(path)[1])]
+    other = header + random.Random(1).randbytes(len(read_raw(path)[1]))
+    path.write_bytes(other)
+    with pytest.raises(RefusedError, match="another file"):
+        open_checkpoint(path)
+    assert path.read_bytes() == other
+    longer = make_checkpoint(path, TINY, metadata={"a": "b"}).read_bytes()
+    with pytest.raises(RefusedError, match="another file"):
+        open_checkpoint(path)
+    assert path.read_bytes() == longer
+
+
+def test_an_error_on_the_way_is_undone_at_once(
+    place: tuple[Path, list[Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, patches = place
+    apply(path, [patches[0]], in_place=True)
+    before = path.read_bytes()
+    real, calls = os.pwrite, 0
+
+    def failing(descriptor: int, data: bytes, offset: int) -> int:
+        nonlocal calls
+        if os.readlink(f"/proc/self/fd/{descriptor}") == str(path):
+            calls += 1
+            if calls == 1:  # the header; the tensors are written by then
+                raise OSError(5, "input/output error")
+        return real(descriptor, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", failing)
+    with pytest.raises(SystemFailure):
+        apply(path, [patches[1]], in_place=True)
+    assert path.read_bytes() == before
+    assert not pending_path(path).exists()
+
+
+def test_a_write_that_is_going_on_is_not_undone(place: tuple[Path, list[Path]]) -> None:
+    from sepme_cli.checkpoints.files import only_writer
+
+    path, patches = place
+    apply(path, [patches[0]], in_place=True)
+    for n in range(1, 500):
+        killed_at(n, lambda: apply(path, [patches[1]], in_place=True))
+        if pending_path(path).exists():
+            break
+    with only_writer(path), pytest.raises(SystemFailure, match="busy"):
+        open_checkpoint(path)
+    assert pending_path(path).exists()
+
+
+def test_the_undo_journal_keeps_the_base(place: tuple[Path, list[Path]]) -> None:
+    """By the format's own means: header and weights put back give the original file."""
+    from hashlib import sha256
+
+    from patch_spec.header import read_header
+    from patch_spec.undo import original_header, undo_record
+
+    path, patches = place
+    original = path.read_bytes()
+    for patch in patches[:2]:
+        apply(path, [patch], in_place=True)
+        with undo_path(path).open("rb") as file:
+            own = read_header(file, undo_path(path).stat().st_size)
+            record = undo_record(own)
+            data = file.read()
+        entry = own.by_name["header"]
+        header_bytes = data[entry.begin : entry.end]
+        header = original_header(own, header_bytes)
+        patched = path.read_bytes()
+        start = 8 + int.from_bytes(patched[:8], "little")
+        assert sha256(patched[:start]).hexdigest() == record.patched_header
+        restored = bytearray(header_bytes + patched[start:])
+        for kept in own.tensors[1:]:
+            place_of = header.by_name[kept.name]
+            at = header.data_start + place_of.begin
+            restored[at : at + kept.nbytes] = data[kept.begin : kept.end]
+        assert bytes(restored) == original

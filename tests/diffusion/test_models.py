@@ -1,0 +1,135 @@
+"""What is loaded from a single file is what the libraries hold for the same weights."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+
+from examples.emoji.pack import single_file
+from sepme_cli.diffusion.configs import text_config, unet_config, vae_config
+from sepme_cli.diffusion.models import StableDiffusion
+from sepme_cli.diffusion.tokenizer import tokenize
+from tests.small_model import POSITIONS, WIDTH, networks
+
+CPU = torch.device("cpu")
+PROMPTS = ["", "a cat in ink style", "zzz"]
+
+
+@pytest.fixture(scope="module")
+def model(small_model: Path) -> StableDiffusion:
+    return StableDiffusion(small_model, CPU)
+
+
+def test_every_network_has_the_weights_it_was_saved_with(model: StableDiffusion) -> None:
+    unet, vae, text = networks()
+    for loaded, saved in ((model.unet, unet), (model.vae, vae), (model.text_encoder, text)):
+        expected, found = saved.state_dict(), loaded.state_dict()
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            assert torch.equal(found[name], value), name
+
+
+def test_hidden_states_are_the_librarys(model: StableDiffusion) -> None:
+    _, _, text = networks()
+    with torch.no_grad():
+        expected = text(tokenize(PROMPTS, POSITIONS)).last_hidden_state
+    found = model.encode(PROMPTS)
+    assert found.shape == (3, POSITIONS, WIDTH)
+    torch.testing.assert_close(found, expected)
+
+
+def test_predictions_are_the_librarys(model: StableDiffusion) -> None:
+    unet, _, _ = networks()
+    noisy, context = torch.randn(2, 4, 8, 8), model.encode(PROMPTS[1:])
+    with torch.no_grad():
+        torch.testing.assert_close(model.predict(noisy, 7, context), unet(noisy, 7, context).sample)
+
+
+def test_the_vae_scales_latents_both_ways(model: StableDiffusion) -> None:
+    _, vae, _ = networks()
+    pictures = torch.rand(1, 3, 16, 16)
+    latents = model.encode_pictures(pictures)
+    with torch.no_grad():
+        expected = vae.encode(pictures * 2 - 1).latent_dist.mean
+        drawn = vae.decode(expected).sample
+    torch.testing.assert_close(latents, expected * 0.18215)
+    torch.testing.assert_close(model.decode(latents), (drawn / 2 + 0.5).clamp(0, 1))
+
+
+def test_the_picture_size_is_the_one_the_metadata_says(model: StableDiffusion) -> None:
+    assert model.picture_size == 16
+    assert model.latent_shape() == (4, 8, 8)
+    assert model.latent_shape(32) == (4, 16, 16)
+
+
+def test_targets_are_the_cross_attention_keys_and_values(model: StableDiffusion) -> None:
+    assert "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.weight" in model.targets
+    assert all(layer.in_features == WIDTH for layer in model.targets.values())
+    assert len(model.targets) == 2 * 4  # one down, one middle, two up
+
+
+def test_replaced_weights_are_put_back_also_after_an_error(model: StableDiffusion) -> None:
+    name = next(iter(model.targets))
+    original = model.targets[name].weight.data.clone()
+    with pytest.raises(RuntimeError), model.with_weights({name: torch.zeros_like(original)}):
+        assert not model.targets[name].weight.data.any()
+        raise RuntimeError
+    assert torch.equal(model.targets[name].weight.data, original)
+
+
+def test_an_increment_added_by_hooks_is_one_added_to_the_weights(model: StableDiffusion) -> None:
+    basis = torch.randn(3, WIDTH)
+    up = {name: torch.randn(layer.out_features, 3) for name, layer in model.targets.items()}
+    noisy, context = torch.randn(2, 4, 8, 8), model.encode(PROMPTS[1:])
+    added = {n: layer.weight.data + up[n] @ basis for n, layer in model.targets.items()}
+    with torch.no_grad():
+        with model.with_weights(added):
+            expected = model.predict(noisy, 7, context)
+        with model.with_increment(up, basis):
+            found = model.predict(noisy, 7, context)
+        untouched = model.predict(noisy, 7, context)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(untouched, expected, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_the_full_sd_1_architecture_is_read_off_its_shapes() -> None:
+    """Stable Diffusion 1.5's own configuration, on the meta device: shapes without values."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(cross_attention_dim=768)
+        vae = AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=2,
+        )
+    names = single_file(unet.state_dict(), vae.state_dict(), {}, layers=3)
+    shapes = {name: tuple(value.shape) for name, value in names.items()}
+    config = unet_config(shapes)
+    assert config["block_out_channels"] == [320, 640, 1280, 1280]
+    assert config["layers_per_block"] == 2
+    assert config["down_block_types"] == ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"]
+    assert config["cross_attention_dim"] == 768
+    with torch.device("meta"):
+        rebuilt = UNet2DConditionModel(**config)
+        rebuilt_vae = AutoencoderKL(**vae_config(shapes))
+    for again, original in ((rebuilt, unet), (rebuilt_vae, vae)):
+        assert {n: v.shape for n, v in again.state_dict().items()} == {
+            n: v.shape for n, v in original.state_dict().items()
+        }
+
+
+def test_clip_l_is_read_off_its_shapes() -> None:
+    config = text_config(
+        {
+            "embeddings.token_embedding.weight": (49408, 768),
+            "embeddings.position_embedding.weight": (77, 768),
+            "encoder.layers.0.mlp.fc1.weight": (3072, 768),
+            **{f"encoder.layers.{i}.layer_norm1.weight": (768,) for i in range(12)},
+        }
+    )
+    assert config["num_hidden_layers"] == 12
+    assert config["num_attention_heads"] == 12
+    assert config["intermediate_size"] == 3072
+    assert config["max_position_embeddings"] == 77

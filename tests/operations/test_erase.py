@@ -1,0 +1,259 @@
+"""Erasing end to end, on a whole Stable Diffusion with random weights."""
+
+import io
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from patch_spec.container import read_patch
+from patch_spec.manifest import Patch
+from sepme_cli.erasure.settings import Settings
+from sepme_cli.errors import (
+    MalformedError,
+    MismatchError,
+    RefusedError,
+    SepmeError,
+    SystemFailure,
+    UnsupportedError,
+    UsageError,
+)
+from sepme_cli.exit_status import ExitStatus
+from sepme_cli.operations.apply import apply
+from sepme_cli.operations.erase import EraseResult, erase
+from sepme_cli.operations.sample import sample
+from tests.small_model import save_small_model
+from tests.synthetic import make_checkpoint
+
+QUICK = Settings(steps=4, pictures=4, sampling_steps=3, batch_size=4, rank=4)
+
+
+def erased(model: Path, *concepts: str, settings: Settings = QUICK, **options) -> Patch:  # type: ignore[no-untyped-def]
+    stream = io.BytesIO()
+    erase(model, concepts, output=stream, settings=settings, **options)
+    return read_patch(stream.getvalue())
+
+
+def test_a_patch_says_what_was_done(small_model: Path, tmp_path: Path) -> None:
+    output = tmp_path / "ink.sepme"
+    result = erase(small_model, ["ink"], output=output, kind="style", settings=QUICK)
+    assert isinstance(result, EraseResult)
+    assert (result.patch, result.bytes) == (str(output), output.stat().st_size)
+    (summary,), patch = result.increments, read_patch(output)
+    (increment,) = patch.increments
+    assert (summary.concept, summary.slug, summary.kind, summary.method) == (
+        ("ink", "ink", "additive", "sepme")
+    )
+    assert increment.rank == summary.rank <= 4
+    assert "ink" in increment.prompts
+    assert increment.separable_from == ("",)
+    assert "a picture" in increment.protected
+    assert increment.method.settings["seed"] == 0
+    assert summary.correlation.start == pytest.approx(1.0, abs=1e-3)
+    assert summary.steps == 4
+    assert set(increment.up) == set(patch.base.targets)
+
+
+@pytest.mark.parametrize("method", ["sepme", "closed-form"])
+def test_the_blank_prompt_is_left_alone(small_model: Path, method: str) -> None:
+    (increment,) = erased(small_model, "ink", method=method).increments
+    assert increment.measured.leakage is not None
+    assert increment.measured.leakage < 1e-5
+
+
+@pytest.mark.parametrize("method", ["sepme", "closed-form"])
+def test_the_same_seed_gives_the_same_bytes(small_model: Path, method: str) -> None:
+    streams = [io.BytesIO() for _ in range(2)]
+    for stream in streams:
+        erase(small_model, ["ink"], output=stream, method=method, settings=QUICK)  # type: ignore[arg-type]
+    first, second = (sha256(s.getvalue()).hexdigest() for s in streams)
+    assert first == second
+
+
+def test_another_seed_gives_another_patch(small_model: Path) -> None:
+    first, second = (erased(small_model, "ink", settings=replace(QUICK, seed=s)) for s in (0, 1))
+    assert first.increments != second.increments
+
+
+def test_an_increment_lowers_the_correlation(small_model: Path) -> None:
+    (increment,) = erased(small_model, "ink", settings=replace(QUICK, steps=40)).increments
+    assert increment.measured.correlation_end is not None
+    assert increment.measured.correlation_end < 0.7
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_concepts_of_one_patch_are_separable(small_model: Path, joint: bool) -> None:
+    patch = erased(small_model, "ink", "cat", joint=joint)
+    by_name = {increment.concept: increment for increment in patch.increments}
+    assert set(by_name["cat"].prompts) <= set(by_name["ink"].separable_from)
+    assert set(by_name["ink"].prompts) <= set(by_name["cat"].separable_from)
+
+
+def test_a_known_patch_is_left_alone(small_model: Path, tmp_path: Path) -> None:
+    before = tmp_path / "ink.sepme"
+    erase(small_model, ["ink"], output=before, method="closed-form")
+    (cat,) = erased(small_model, "cat", known=[before], method="closed-form").increments
+    assert "ink" in cat.separable_from
+
+
+def test_a_closed_form_patch_is_an_operator_without_layers(small_model: Path) -> None:
+    (increment,) = erased(small_model, "ink", method="closed-form").increments
+    assert increment.kind == "operator"
+    assert not increment.up
+
+
+def test_pictures_can_be_given(small_model: Path, tmp_path: Path) -> None:
+    for i in range(2):
+        pixels = np.random.default_rng(i).integers(0, 255, (20, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    given = erased(small_model, "ink", images=tmp_path)
+    assert given.increments != erased(small_model, "ink").increments
+
+
+def test_erase_can_apply_at_once(small_model: Path, tmp_path: Path) -> None:
+    patch, clean, again = (
+        tmp_path / n for n in ("p.sepme", "clean.safetensors", "again.safetensors")
+    )
+    result = erase(
+        small_model, ["ink"], output=patch, apply_to=clean, method="closed-form", settings=QUICK
+    )
+    assert result.applied == str(clean)
+    apply(small_model, [patch], again)
+    assert clean.read_bytes() == again.read_bytes()
+
+
+def test_words_are_kept_in_one_unicode_form(small_model: Path) -> None:
+    (increment,) = erased(small_model, "Ce\u0301zanne", method="closed-form").increments
+    assert increment.concept == "C\u00e9zanne"
+
+
+def test_a_clock_is_kept_only_when_the_maker_fixed_it(
+    small_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SOURCE_DATE_EPOCH", raising=False)
+    assert erased(small_model, "ink", method="closed-form").created is None
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "86400")
+    assert erased(small_model, "ink", method="closed-form").created == "1970-01-02T00:00:00Z"
+
+
+def test_a_patched_model_draws_otherwise_and_an_unknown_prompt_hardly(
+    small_model: Path, tmp_path: Path
+) -> None:
+    patch, sheet = tmp_path / "ink.sepme", tmp_path / "sheet.png"
+    erase(small_model, ["ink"], output=patch, method="closed-form", kind="style")
+    result = sample(small_model, ["ink", ""], patches=[patch], output=sheet, steps=3, count=2)
+    assert result.images == 8
+    rows = np.asarray(Image.open(sheet))[:, -34:].astype(int)
+    ink, ink_patched, blank, blank_patched = np.array_split(rows[: len(rows) // 4 * 4], 4)
+    assert np.abs(ink - ink_patched).max() > 0
+    assert np.array_equal(blank, blank_patched)
+
+
+def nothing_left(model: Path, folder: Path) -> None:
+    erase(
+        model,
+        ["ink"],
+        kind="style",
+        protect=["ink"],
+        method="closed-form",
+        output=folder / "o.sepme",
+    )
+
+
+def already_there(model: Path, folder: Path) -> None:
+    (folder / "o.sepme").write_bytes(b"mine")
+    try:
+        erase(model, ["ink"], output=folder / "o.sepme", settings=QUICK)
+    finally:
+        assert (folder / "o.sepme").read_bytes() == b"mine"
+        (folder / "o.sepme").unlink()
+
+
+def twice(model: Path, folder: Path) -> None:
+    erase(model, ["Ink", "ink"], output=folder / "o.sepme")
+
+
+def images_of_two(model: Path, folder: Path) -> None:
+    erase(model, ["ink", "cat"], images=folder, output=folder / "o.sepme")
+
+
+def no_images(model: Path, folder: Path) -> None:
+    (folder / "none").mkdir()
+    erase(model, ["ink"], images=folder / "none", output=folder / "o.sepme")
+
+
+def broken_image(model: Path, folder: Path) -> None:
+    (folder / "pictures").mkdir()
+    (folder / "pictures" / "a.png").write_bytes(b"no picture")
+    erase(model, ["ink"], images=folder / "pictures", output=folder / "o.sepme")
+
+
+def no_such_device(model: Path, folder: Path) -> None:
+    erase(model, ["ink"], settings=replace(QUICK, device="tpu"), output=folder / "o.sepme")
+
+
+def not_safetensors(_: Path, folder: Path) -> None:
+    (folder / "m.safetensors").write_bytes(b"hello")
+    erase(folder / "m.safetensors", ["ink"], output=folder / "o.sepme")
+
+
+def no_text_encoder(_: Path, folder: Path) -> None:
+    make_checkpoint(folder / "m.safetensors")
+    erase(folder / "m.safetensors", ["ink"], output=folder / "o.sepme")
+
+
+def patched_already(model: Path, folder: Path) -> None:
+    erase(
+        model,
+        ["cat"],
+        method="closed-form",
+        output=folder / "c.sepme",
+        apply_to=folder / "m.safetensors",
+    )
+    erase(folder / "m.safetensors", ["ink"], output=folder / "o.sepme")
+
+
+def known_of_another_model(model: Path, folder: Path) -> None:
+    from patch_spec.container import patch_bytes
+
+    patch = erased(model, "cat", method="closed-form")
+    other = replace(patch, base=replace(patch.base, family="sd2"))
+    (folder / "k.sepme").write_bytes(patch_bytes(other))
+    erase(model, ["ink"], known=[folder / "k.sepme"], output=folder / "o.sepme")
+
+
+@pytest.mark.parametrize(
+    ("action", "error", "status"),
+    [
+        (nothing_left, RefusedError, ExitStatus.NO),
+        (patched_already, RefusedError, ExitStatus.NO),
+        (already_there, SystemFailure, ExitStatus.SYSTEM),
+        (twice, UsageError, ExitStatus.USAGE),
+        (images_of_two, UsageError, ExitStatus.USAGE),
+        (no_images, UsageError, ExitStatus.USAGE),
+        (no_such_device, UsageError, ExitStatus.USAGE),
+        (broken_image, MalformedError, ExitStatus.MALFORMED),
+        (not_safetensors, MalformedError, ExitStatus.MALFORMED),
+        (no_text_encoder, UnsupportedError, ExitStatus.MALFORMED),
+        (known_of_another_model, MismatchError, ExitStatus.MISMATCH),
+    ],
+)
+def test_bad_input_is_refused_and_nothing_is_written(
+    small_model: Path, tmp_path: Path, action, error: type[SepmeError], status: ExitStatus
+) -> None:  # type: ignore[no-untyped-def]
+    digest = sha256(small_model.read_bytes()).hexdigest()
+    with pytest.raises(error) as caught:
+        action(small_model, tmp_path)
+    assert caught.value.status is status
+    assert not (tmp_path / "o.sepme").exists()
+    assert sha256(small_model.read_bytes()).hexdigest() == digest
+
+
+def test_a_model_of_another_seed_is_another_base(small_model: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.safetensors"
+    save_small_model(other, seed=1)
+    first, second = (erased(m, "ink", method="closed-form") for m in (small_model, other))
+    assert first.base.digest != second.base.digest
