@@ -59,7 +59,7 @@ def sepme(
     \b
       sepme erase sd15.safetensors --concept "Monet" -o monet.sepme
       sepme apply sd15.safetensors monet.sepme -o clean.safetensors
-      sepme revert clean.safetensors --concept "Monet" -o again.safetensors
+      sepme revert clean.safetensors monet.sepme --base sd15.safetensors -o back.safetensors
 
     Exit statuses:
 

@@ -46,7 +46,7 @@ def apply(
         str | None,
         typer.Option(
             metavar="TYPE",
-            help="Store the patched tensors as fp16, bf16 or fp32; as they were if left out.",
+            help="Store every floating tensor as fp16, bf16 or fp32; each as it was if left out.",
             show_default=False,
         ),
     ] = None,
