@@ -1,8 +1,8 @@
 """What erasing does to the emoji canvas, concept by concept.
 
-    python -m benchmarks.evidence alone      # every style and every object in turn
-    python -m benchmarks.evidence together   # three and ten concepts in one patch, then taken out
-    python -m benchmarks.evidence table      # the figures above, as the README prints them
+    python -m benchmarks.evidence alone closed-form     # every style and every object in turn
+    python -m benchmarks.evidence together closed-form  # three and ten in one patch, then taken out
+    python -m benchmarks.evidence table                 # the figures, as the README prints them
 
 Each concept is erased with every other style and object of the canvas protected, all pairs of
 styles and objects are drawn with shared seeds (20 DDIM steps, guidance 3) and judged. Results go
@@ -13,7 +13,6 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from sepme_cli.evaluation.sheets import contact_sheet
 
 RESULTS = Path("docs/evidence.json")
 SHEETS = Path("docs/pictures")
-METHODS = ("sepme", "closed-form")
+METHODS = ("closed-form", "sepme")
 THREE = ("style:ink", "object:cat", "object:rocket")
 TEN = ("style:ink", "style:gloss", *(f"object:{o}" for o in ("cat", "rocket", "apple", "house")))
 TEN += tuple(f"object:{o}" for o in ("owl", "guitar", "whale", "clock"))
@@ -131,32 +130,28 @@ class Bench:
         return Patch(base=base, increments=tuple(increments), tool="benchmark")
 
 
-def alone(settings: Settings) -> None:
-    """Every style and every object in turn, by both methods."""
+def alone(method: str, settings: Settings) -> None:
+    """Every style and every object in turn."""
     results, bench = Results(RESULTS), Bench()
     baseline = {"style": counts(bench.verdict.style), "object": counts(bench.verdict.object)}
     results.entries["baseline"] = {
         "asked": baseline,
         "unseen": {"style": counts(bench.unseen.style), "object": counts(bench.unseen.object)},
     }
-    for method in METHODS:
-        for word in [f"style:{s}" for s in STYLE_NAMES] + [f"object:{o}" for o in OBJECT_NAMES]:
-            row = results.get(
-                f"alone/{method}/{word}", lambda m=method, w=word: bench.one(w, m, settings)
-            )
-            print(method, word, row["erased"]["after"], row["unseen"]["after"], flush=True)
+    for word in [f"style:{s}" for s in STYLE_NAMES] + [f"object:{o}" for o in OBJECT_NAMES]:
+        row = results.get(f"alone/{method}/{word}", lambda w=word: bench.one(w, method, settings))
+        print(method, word, row["erased"]["after"], row["unseen"]["after"], flush=True)
 
 
-def together(settings: Settings) -> None:
+def together(method: str, settings: Settings) -> None:
     """Several concepts in one patch; then each taken out again while the others stay."""
     results = Results(RESULTS)
     bench = Bench(torch.float32)
-    for method in METHODS:
-        for label, words in (("three", THREE), ("ten", TEN)):
-            results.get(
-                f"together/{method}/{label}",
-                lambda m=method, w=words, n=label: several(bench, w, m, settings, n),
-            )
+    for label, words in (("three", THREE), ("ten", TEN)):
+        results.get(
+            f"together/{method}/{label}",
+            lambda w=words, n=label: several(bench, w, method, settings, n),
+        )
 
 
 def several(
@@ -280,9 +275,8 @@ def table() -> None:
 
 
 if __name__ == "__main__":
-    stages = {"alone": alone, "together": together}
-    chosen = sys.argv[1] if len(sys.argv) > 1 else "table"
-    if chosen == "table":
+    if sys.argv[1:] in ([], ["table"]):
         table()
     else:
-        stages[chosen](replace(Settings()))
+        stage, method = sys.argv[1:]
+        {"alone": alone, "together": together}[stage](method, Settings())

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager
 
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMScheduler
+from diffusers import AutoencoderKL, DDPMScheduler
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
@@ -132,7 +132,7 @@ def draw(count: int, size: int) -> Tensor:
     return torch.randint(count, (size,), device=DEVICE)
 
 
-def train_vae(steps: int = 2000, colour_steps: int = 1200, batch: int = 16) -> nn.Module:
+def train_vae(steps: int = 2000, colour_steps: int = 1200, batch: int = 16) -> AutoencoderKL:
     """First lines, then colours: on line art the L1 loss alone leaves hues half learnt."""
     vae = make_vae()
     pictures, _, _ = pictures_and_labels()
@@ -210,7 +210,7 @@ def train_text(steps: int = 300, batch: int = 128) -> nn.Module:
     return encoder
 
 
-def train_judge(vae: nn.Module, steps: int = 900, batch: int = 96) -> nn.Module:
+def train_judge(vae: AutoencoderKL, steps: int = 900, batch: int = 96) -> nn.Module:
     """Half of what the judge sees are pictures through the VAE, so that it judges drawing and
     not sharpness."""
     judge = Judge()
@@ -258,7 +258,7 @@ def encode_captions(encoder: nn.Module) -> tuple[dict[str, int], Tensor]:
 
 
 @torch.no_grad()
-def encode_pictures(vae: nn.Module, copies: int = 48) -> tuple[Tensor, Tensor, Tensor]:
+def encode_pictures(vae: AutoencoderKL, copies: int = 48) -> tuple[Tensor, Tensor, Tensor]:
     """Latents of augmented pictures [copies, pictures, 4, 16, 16], each channel at mean 0 and
     deviation 1, and the means and deviations [4] that `examples.emoji.pack` folds into the VAE."""
     pictures, _, _ = pictures_and_labels()
@@ -275,7 +275,9 @@ def encode_pictures(vae: nn.Module, copies: int = 48) -> tuple[Tensor, Tensor, T
     return (stacked - mean[:, None, None]) / deviation[:, None, None], mean, deviation
 
 
-def train_unet(vae: nn.Module, encoder: nn.Module, steps: int = 6000, batch: int = 32) -> nn.Module:
+def train_unet(
+    vae: AutoencoderKL, encoder: nn.Module, steps: int = 6000, batch: int = 32
+) -> nn.Module:
     """Epsilon prediction on Stable Diffusion's schedule, with min-SNR-5 weights."""
     unet = make_unet()
     unet.set_attn_processor(AttnProcessor())  # the fused attention is slow backwards on a CPU

@@ -55,9 +55,7 @@ Base = Annotated[
         show_default=False,
     ),
 ]
-Dtype = Annotated[
-    str, typer.Option(metavar="TYPE", help="Compute in fp32, fp16 or bf16.")
-]
+Dtype = Annotated[str, typer.Option(metavar="TYPE", help="Compute in fp32, fp16 or bf16.")]
 Device = Annotated[
     str | None,
     typer.Option(

@@ -26,6 +26,7 @@ from sepme_cli.erasure.increment import (
 from sepme_cli.erasure.optimise import Outcome, Task, optimise
 from sepme_cli.erasure.prompts import AsKind
 from sepme_cli.erasure.settings import Settings
+from sepme_cli.errors import RefusedError
 from sepme_cli.progress import SILENT, Progress
 
 
@@ -73,6 +74,7 @@ def study(
     Raises RefusedError for a concept that lies in what must stay.
     """
     concepts = [describe(word, kind, protected) for word in words]
+    _check_not_protected(concepts, protected)
     found = []
     for concept in concepts:
         others = [prompt for c in concepts if c is not concept for prompt in c.prompts]
@@ -82,6 +84,18 @@ def study(
         space = admissible(model, concept, separable, dear, settings)
         found.append(Study(concept, separable, dear, space))
     return found
+
+
+def _check_not_protected(concepts: Sequence[Concept], protected: Protected) -> None:
+    kept = {slugify(word) for word in (*protected.styles, *protected.objects)}
+    both = [concept.name for concept in concepts if slugify(concept.name) in kept]
+    if both:
+        raise RefusedError(
+            f"{', '.join(map(repr, both))} cannot be erased and protected at once: nothing would "
+            "be left to erase with",
+            expected="concepts that are not protected",
+            found=", ".join(both),
+        )
 
 
 def closed_form_increment(model: StableDiffusion, study: Study, settings: Settings) -> Made:

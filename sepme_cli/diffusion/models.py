@@ -33,8 +33,9 @@ from sepme_cli.diffusion.configs import (
 from sepme_cli.diffusion.tokenizer import tokenize
 from sepme_cli.errors import UnsupportedError
 
-# diffusers asks transformers for image processors that nothing here uses, and that says so.
-logging.getLogger("transformers").setLevel(logging.ERROR)
+# Both warn about what nothing here uses or does: image processors, a cast after loading.
+for library in ("transformers", "diffusers"):
+    logging.getLogger(library).setLevel(logging.ERROR)
 
 Network = TypeVar("Network", bound=ModelMixin)
 TensorsByName = Mapping[str, Tensor]

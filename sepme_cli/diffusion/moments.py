@@ -34,11 +34,13 @@ def sampled_moments(
 ) -> Sample:
     """Draw settings.pictures of the phrases in turn, keeping every step's x_t and predictions.
 
-    Guidance already needs eps(x_t, c) and eps(x_t, blank); the phrase without the concept is the
-    one pass more.
+    Every second picture is drawn with its phrase's counterpart instead: an edited model passes
+    through pictures that no longer show the concept, and must not be drawn to it from there.
+    Guidance already needs eps(x_t, c) and eps(x_t, blank); the counterpart is the one pass more.
     """
     count = settings.pictures
-    prompts = torch.arange(count) % len(phrases)
+    prompts = torch.arange(count) // 2 % len(phrases)
+    towards = torch.arange(count) % 2  # 0: the phrase, 1: its counterpart
     context = model.encode([p.text for p in phrases])
     without = model.encode([p.without for p in phrases])
     blank = model.encode([""])
@@ -56,7 +58,8 @@ def sampled_moments(
             step = torch.full((len(part),), t)
             for kept, value in zip(found, (x, step, asked, predicted[:2]), strict=True):
                 kept.append(value)
-            guided = predicted[2] + settings.guidance * (predicted[0] - predicted[2])
+            wanted = predicted[towards[part], torch.arange(len(part))]
+            guided = predicted[2] + settings.guidance * (wanted - predicted[2])
             x = schedule.step(guided, t, x).prev_sample
             progress.advance()
     return _sample(*found)

@@ -30,7 +30,7 @@ def reduce(operator: Tensor, concept: Tensor, rank: int) -> tuple[Tensor, Tensor
     """
     moved = concept.double() @ operator.T
     _, values, outputs = torch.linalg.svd(moved, full_matrices=False)
-    kept = outputs[: min(rank, int((values > 1e-9 * values[0]).sum()))]  # [r, d]
+    kept = outputs[: min(rank, int((values > 1e-9 * values[0].clamp(min=1e-30)).sum()))]
     rows = kept @ operator  # T restricted to the kept outputs
     q, r = torch.linalg.qr(rows.T)  # rows = r.T @ q.T
     return kept.T @ r.T, q.T

@@ -66,6 +66,8 @@ def admissible(
     if not len(cost.null):
         raise _nothing_left(concept, 0.0)
     shift, basis = reduce(solve(concept_states, instead, cost), concept_states, settings.rank)
+    if not len(basis):
+        raise _nothing_left(concept, 0.0)
     basis = torch.from_numpy(to_grid(basis.numpy()).astype(np.float64))
     moved = concept_states @ basis.T @ shift.T
     wanted = instead - concept_states

@@ -25,10 +25,10 @@ class Settings:
     batch_size: int = 32
     momentum: float = 0.9
     norm: float = 1e-3
-    pictures: int = 24
+    pictures: int = 32
     sampling_steps: int = 20
     guidance: float = 3.0
-    start: float = 0.0
+    start: float = 1.0
     tolerance: float = 1e-2
     insistence: float = 1e4
     protection: float = 100.0

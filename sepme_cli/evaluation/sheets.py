@@ -23,11 +23,12 @@ def contact_sheet(
     """
     across, down = pictures.shape[1], pictures.shape[0]
     height, width = pictures.shape[3] * scale, pictures.shape[4] * scale
-    font = ImageFont.load_default(size=max(11, min(width // 6, 18)))
+    size = max(11, min(width // 6, 18))
+    font = ImageFont.load_default(size=size)
     left = max((int(font.getlength(label)) for label in rows), default=0) + (8 if rows else 0)
-    top = int(font.size * 1.6) if columns else 0
-    size = (left + across * (width + gap), top + down * (height + gap))
-    sheet = Image.new("RGB", size, "white")
+    top = int(size * 1.6) if columns else 0
+    whole = (left + across * (width + gap), top + down * (height + gap))
+    sheet = Image.new("RGB", whole, "white")
     pen = ImageDraw.Draw(sheet)
     for i, label in enumerate(rows):
         middle = top + i * (height + gap) + height // 2

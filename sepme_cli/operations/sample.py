@@ -81,7 +81,7 @@ def sample(
             batch=8,
             advance=progress.advance,
         )
-        return pictures.unflatten(0, (len(prompts), count))
+        return pictures.view(len(prompts), count, *pictures.shape[1:])
 
     sheets = [draw()]
     if chosen:
