@@ -31,8 +31,9 @@ def erase(
             "--concept",
             "-c",
             metavar="NAME",
-            help="What to take out, as a prompt would say it. Repeat it for more: one increment "
-            "each, which can be applied and taken back alone.",
+            help="What to take out, as a prompt would say it; style:NAME or object:NAME says what "
+            "it is. Repeat it for more: one increment each, which can be applied and taken back "
+            "alone.",
             show_default=False,
         ),
     ],
@@ -57,11 +58,18 @@ def erase(
         ),
     ] = None,
     force: Force = False,
-    kind: Annotated[AsKind, typer.Option("--as", help="What the concepts are.")] = "any",
+    kind: Annotated[
+        AsKind, typer.Option("--as", help="What the concepts are, where their names do not say it.")
+    ] = "any",
     method: Annotated[
-        Method,
-        typer.Option(help="sepme optimises on pictures of the concept; closed-form needs none."),
-    ] = "sepme",
+        Method | None,
+        typer.Option(
+            help="closed-form takes seconds and no picture; sepme optimises from there on "
+            "pictures of the concept. closed-form if left out, unless --images or --joint ask "
+            "for sepme.",
+            show_default=False,
+        ),
+    ] = None,
     protect: Annotated[
         list[str] | None,
         typer.Option(

@@ -82,7 +82,7 @@ def erase(
     *,
     output: Path | BinaryIO | None = None,
     apply_to: Path | None = None,
-    method: MethodName = "sepme",
+    method: MethodName | None = None,
     kind: AsKind = "any",
     protect: Sequence[str] = (),
     known: Sequence[Path] = (),
@@ -97,12 +97,14 @@ def erase(
     Every increment leaves the blank prompt, the other concepts and the concepts of `known` patches
     as they are. protect: words to keep, "style:noto" or "object:cat" where they are of another
     kind than `kind`. images: a folder of pictures of the (one) concept, instead of drawn ones.
+    method: the closed form if left out, or SepME's optimisation where images or joint ask for it.
     output: the concept's slug in the current folder if left out.
     Raises UsageError, RefusedError (nothing left to erase), MismatchError (a known patch of another
     model), and what opening and writing files raises.
     """
     started = time.monotonic()
     _check(concepts, kind, images)
+    method = _method(method, optimises=joint or images is not None)
     first, _ = parse_word(concepts[0], kind)
     target = output if output is not None else Path(f"{slugify(first)}.sepme")
     for path in (target, apply_to):
@@ -166,6 +168,12 @@ def _check(concepts: Sequence[str], kind: AsKind, images: Path | None) -> None:
         raise UsageError(f"named twice: {', '.join(twice)}", expected="distinct concepts")
     if images is not None and len(concepts) > 1:
         raise UsageError("--images shows one concept; erase several in several runs, with --known")
+
+
+def _method(method: MethodName | None, *, optimises: bool) -> MethodName:
+    if optimises and method == "closed-form":
+        raise UsageError("--images and --joint are for --method sepme; the closed form needs none")
+    return method or ("sepme" if optimises else "closed-form")
 
 
 def _known(patches: Sequence[Path], base: Base) -> tuple[str, ...]:

@@ -37,13 +37,15 @@ ROOMY = replace(QUICK, tolerance=0.3, insistence=1.0, protection=1.0)
 
 def erased(model: Path, *concepts: str, settings: Settings = QUICK, **options) -> Patch:  # type: ignore[no-untyped-def]
     stream = io.BytesIO()
-    erase(model, concepts, output=stream, settings=settings, **options)
+    erase(model, concepts, output=stream, settings=settings, **{"method": "sepme", **options})
     return read_patch(stream.getvalue())
 
 
 def test_a_patch_says_what_was_done(small_model: Path, tmp_path: Path) -> None:
     output = tmp_path / "ink.sepme"
-    result = erase(small_model, ["ink"], output=output, kind="style", settings=QUICK)
+    result = erase(
+        small_model, ["ink"], output=output, kind="style", method="sepme", settings=QUICK
+    )
     assert isinstance(result, EraseResult)
     assert (result.patch, result.bytes) == (str(output), output.stat().st_size)
     (summary,), patch = result.increments, read_patch(output)
@@ -111,6 +113,12 @@ def test_a_closed_form_patch_is_an_operator_without_layers(small_model: Path) ->
     (increment,) = erased(small_model, "ink", method="closed-form").increments
     assert increment.kind == "operator"
     assert not increment.up
+
+
+def test_the_closed_form_is_the_default_unless_pictures_are_asked_for(small_model: Path) -> None:
+    (plain,) = erased(small_model, "ink", method=None).increments
+    (joint,) = erased(small_model, "ink", method=None, joint=True).increments
+    assert (plain.method.name, joint.method.name) == ("closed-form", "sepme")
 
 
 def test_pictures_can_be_given(small_model: Path, tmp_path: Path) -> None:
@@ -204,6 +212,10 @@ def images_of_two(model: Path, folder: Path) -> None:
     erase(model, ["ink", "cat"], images=folder, output=folder / "o.sepme")
 
 
+def images_for_the_closed_form(model: Path, folder: Path) -> None:
+    erase(model, ["ink"], images=folder, method="closed-form", output=folder / "o.sepme")
+
+
 def no_images(model: Path, folder: Path) -> None:
     (folder / "none").mkdir()
     erase(model, ["ink"], images=folder / "none", output=folder / "o.sepme")
@@ -258,6 +270,7 @@ def known_of_another_model(model: Path, folder: Path) -> None:
         (already_there, SystemFailure, ExitStatus.SYSTEM),
         (twice, UsageError, ExitStatus.USAGE),
         (images_of_two, UsageError, ExitStatus.USAGE),
+        (images_for_the_closed_form, UsageError, ExitStatus.USAGE),
         (no_images, UsageError, ExitStatus.USAGE),
         (no_such_device, UsageError, ExitStatus.USAGE),
         (broken_image, MalformedError, ExitStatus.MALFORMED),

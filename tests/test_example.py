@@ -1,0 +1,84 @@
+"""The example model, by the commands that a user types."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from examples.emoji.canvas import OBJECTS, STYLES
+from examples.emoji.judging import Caption, Verdict, all_pairs, verdict
+from examples.emoji.networks import load_judge
+from sepme_cli.diffusion.models import StableDiffusion
+from sepme_cli.diffusion.sampler import draw_pictures
+
+MODEL = Path(__file__).parent.parent / "examples" / "emoji-sd.safetensors"
+JUDGE = Path(__file__).parent.parent / "examples" / "emoji-judge.safetensors"
+SEPME = Path(sys.executable).with_name("sepme")
+PAIRS = all_pairs(["{O} in {s} style"])
+INK = [caption for caption in PAIRS if caption.names("ink")][::2]
+OTHERS = [caption for caption in PAIRS if not caption.names("ink")][::14]
+
+pytestmark = pytest.mark.slow
+
+
+def sepme(*words: str | Path) -> dict[str, Any]:
+    done = subprocess.run([SEPME, *words, "--json"], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def judged(model: Path, captions: list[Caption]) -> Verdict:
+    network = StableDiffusion(model, torch.device("cpu"))
+    seeds = [caption.style * 100 + caption.object for caption in captions]
+    pictures = draw_pictures(network, [c.text for c in captions], seeds, guidance=3.0)
+    return verdict(load_judge(str(JUDGE)), pictures, captions)
+
+
+def test_the_example_is_small_enough_to_ship_and_looks_like_sd_1() -> None:
+    assert MODEL.stat().st_size < 60e6
+    found = sepme("inspect", MODEL)
+    assert (found["kind"], found["family"], found["dtype"]) == ("checkpoint", "sd1", "fp16")
+    assert (found["width"], found["targets"]) == (256, 14)
+
+
+def test_a_style_disappears_and_the_rest_stays(tmp_path: Path) -> None:
+    patch, clean, back = (tmp_path / name for name in ("p.sepme", "c.safetensors", "b.safetensors"))
+    protect = [f"style:{s}" for s in STYLES if s != "ink"] + [f"object:{o}" for o in OBJECTS]
+    options = [word for name in protect for word in ("--protect", name)]
+    made = sepme("erase", MODEL, "--concept", "ink", "--as", "style", "-o", patch, *options)
+    assert made["bytes"] == patch.stat().st_size < 64 * 1024
+    applied = sepme("apply", MODEL, patch, "-o", clean)
+    assert applied["concepts"] == ["ink"]
+    assert applied["base_match"] == "exact"
+
+    before, after = judged(MODEL, INK), judged(clean, INK)
+    assert before.style.float().mean() >= 0.9
+    assert after.style.float().mean() <= 0.15
+    assert after.object.float().mean() >= 0.9
+    kept = judged(clean, OTHERS)
+    assert kept.style.float().mean() >= 0.9
+    assert kept.object.float().mean() >= 0.9
+
+    reverted = sepme("revert", clean, patch, "--base", MODEL, "-o", back)
+    assert (reverted["exact"], reverted["remaining"]) == (True, [])
+    assert back.read_bytes() == MODEL.read_bytes()
+
+
+def test_a_pipe_gives_what_files_give(tmp_path: Path) -> None:
+    patch, clean = tmp_path / "ink.sepme", tmp_path / "clean.safetensors"
+    sepme("erase", MODEL, "--concept", "ink", "-o", patch)
+    sepme("apply", MODEL, patch, "-o", clean)
+    erase = subprocess.run(
+        [SEPME, "erase", MODEL, "--concept", "ink", "-o", "-"], capture_output=True, check=True
+    )
+    piped = subprocess.run(
+        [SEPME, "apply", MODEL, "-", "-o", "-"],
+        input=erase.stdout,
+        capture_output=True,
+        check=True,
+    )
+    assert erase.stdout == patch.read_bytes()
+    assert piped.stdout == clean.read_bytes()
