@@ -3,6 +3,7 @@
     python -m benchmarks.evidence alone closed-form     # every style and every object in turn
     python -m benchmarks.evidence together closed-form  # three and ten in one patch, then taken out
     python -m benchmarks.evidence table                 # the figures, as the README prints them
+    python -m benchmarks.evidence sheets                # the README's pictures
 
 Each concept is erased with every other style and object of the canvas protected, all pairs of
 styles and objects are drawn with shared seeds (20 DDIM steps, guidance 3) and judged. Results go
@@ -13,6 +14,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +141,7 @@ def alone(method: str, settings: Settings) -> None:
         "unseen": {"style": counts(bench.unseen.style), "object": counts(bench.unseen.object)},
     }
     for word in [f"style:{s}" for s in STYLE_NAMES] + [f"object:{o}" for o in OBJECT_NAMES]:
-        row = results.get(f"alone/{method}/{word}", lambda w=word: bench.one(w, method, settings))
+        row = results.get(f"alone/{method}/{word}", partial(bench.one, word, method, settings))
         print(method, word, row["erased"]["after"], row["unseen"]["after"], flush=True)
 
 
@@ -150,7 +152,7 @@ def together(method: str, settings: Settings) -> None:
     for label, words in (("three", THREE), ("ten", TEN)):
         results.get(
             f"together/{method}/{label}",
-            lambda w=words, n=label: several(bench, w, method, settings, n),
+            partial(several, bench, words, method, settings, label),
         )
 
 
@@ -180,18 +182,17 @@ def several(
             "leakage": increment.measured.leakage,
             "separability": increment.measured.separability,
         }
-    none = bench.canvas.draw(ASKED[:32], [])
-    found["all_taken_out_identical"] = bool(torch.equal(none, bench.pictures[:32]))
-    shown = []
+    shown: list[Tensor] = []
     for name in names[:3]:
         found["restored"][name] = restored(bench, name, names, increments, shown)
     print(method, label, json.dumps(found["concepts"]), flush=True)
-    if shown:
-        contact_sheet(
-            torch.stack([s[:8] for s in shown]),
-            SHEETS / f"together-{label}-{method}.png",
-            scale=2,
-        )
+    SHEETS.mkdir(parents=True, exist_ok=True)
+    contact_sheet(
+        torch.stack([pictures[:6] for pictures in shown]),
+        SHEETS / f"together-{label}-{method}.png",
+        rows=[text for name in names[:3] for text in (name, "restored")],
+        scale=2,
+    )
     return found
 
 
@@ -227,6 +228,27 @@ def restored(
             other: counts(out.of(kind_of(other))[naming(still_out, [other])]) for other in others
         },
     }
+
+
+def sheets() -> None:
+    """The pictures of the README: the whole canvas, and what is drawn instead of a concept."""
+    canvas = Canvas()
+    SHEETS.mkdir(parents=True, exist_ok=True)
+    contact_sheet(
+        canvas.draw(ASKED).unflatten(0, (len(STYLE_NAMES), len(OBJECT_NAMES))),
+        SHEETS / "canvas.png",
+        rows=STYLE_NAMES,
+    )
+    weights = StableDiffusion(canvas.model.path, torch.device("cpu"))
+    shown, labels = [], []
+    for word in ("style:ink", "style:noto", "object:cat", "object:whale"):
+        name = word.partition(":")[2]
+        (made,) = erase(weights, [word], "closed-form", Settings())
+        captions = [c for c in ASKED if c.names(name)]
+        captions = captions[:: len(captions) // 8]
+        shown += [canvas.draw(captions), canvas.draw(captions, [made.increment])]
+        labels += [name, "erased"]
+    contact_sheet(torch.stack(shown), SHEETS / "instead.png", rows=labels, scale=2)
 
 
 def total(rows: Sequence[dict[str, Any]], figure: str, when: str) -> Proportion:
@@ -272,11 +294,44 @@ def table() -> None:
             size = sorted(row["bytes"] for row in rows.values())
             middle = len(rows) // 2
             print(f"\nmedian {seconds[middle]:.1f} s and {size[middle] / 1024:.0f} KiB a concept")
+    together_table()
+
+
+def together_table() -> None:
+    """Several concepts in one patch, as Markdown."""
+    for key, found in sorted(Results(RESULTS).entries.items()):
+        if not key.startswith("together/"):
+            continue
+        _, method, label = key.split("/")
+        out = sum((Proportion(*c["after"]) for c in found["concepts"].values()), Proportion(0, 0))
+        print(f"\n**{method}, {label} concepts in one patch** ({found['seconds']:.1f} s)\n")
+        print("| | before | after |\n|---|---|---|")
+        before = sum(
+            (Proportion(*c["before"]) for c in found["concepts"].values()), Proportion(0, 0)
+        )
+        print(f"| the erased concepts | {before} | {out} |")
+        for kind in ("style", "object"):
+            kept = found[f"kept_{kind}"]
+            print(
+                f"| {kind}s of pairs that name none of them | {Proportion(*kept['before'])} "
+                f"| {Proportion(*kept['after'])} |"
+            )
+        for name, back in found["restored"].items():
+            still = sum(
+                (Proportion(*c) for c in back["others_still_out"].values()), Proportion(0, 0)
+            )
+            print(
+                f"| {name}, restored while the others stay out | {Proportion(*back['before'])} "
+                f"| {Proportion(*back['after'])}; pixels differ by "
+                f"{back['pixel_difference_on_its_prompts']:.2f}/255 on its own prompts, "
+                f"{back['pixel_difference_on_other_prompts']:.2f}/255 on others; "
+                f"the others are still recognised in {still} |"
+            )
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] in ([], ["table"]):
-        table()
+    if sys.argv[1:] in (["table"], ["sheets"]):
+        {"table": table, "sheets": sheets}[sys.argv[1]]()
     else:
         stage, method = sys.argv[1:]
         {"alone": alone, "together": together}[stage](method, Settings())
