@@ -30,7 +30,7 @@ class Settings:
     guidance: float = 3.0
     start: float = 1.0
     tolerance: float = 1e-2
-    insistence: float = 1e4
+    insistence: float = 1e3
     protection: float = 100.0
     ridge: float = 1e-4
     device: str | None = None

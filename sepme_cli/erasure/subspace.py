@@ -34,7 +34,7 @@ class Weighing:
     """
 
     tolerance: float = 1e-2
-    insistence: float = 1e4
+    insistence: float = 1e3
     protection: float = 100.0
     ridge: float = 1e-4
 

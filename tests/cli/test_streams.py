@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -121,7 +122,11 @@ def test_a_full_or_closed_stream(line: str, status: int, here: Path) -> None:
 def test_ctrl_c(as_json: bool, here: Path) -> None:
     command = [SEPME, "apply", "model.safetensors", "-", "-o", "out", *["--json"] * as_json]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as running:
+    # A shell lets what it runs in the background ignore Ctrl-C, and that is inherited.
+    listening = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    with subprocess.Popen(
+        command, stdin=pipe, stdout=pipe, stderr=pipe, preexec_fn=listening
+    ) as running:
         wait_until_it_reads(running)
         running.send_signal(signal.SIGINT)
         # Not communicate(), which would end its input first.
