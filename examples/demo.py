@@ -95,6 +95,13 @@ def erase_and_restore() -> dict[str, Path]:
     return {"before": MODEL, "after": Path(clean), "restored": Path(back)}
 
 
+def counted(right: torch.Tensor) -> str:
+    """ "0/24 (0-14%)": the count and its 95% interval."""
+    found = proportion(right)
+    low, high = (round(100 * bound) for bound in found.interval)
+    return f"{found.hits}/{found.n} ({low}-{high}%)"
+
+
 def table(verdicts: dict[str, Verdict], captions: list[Caption]) -> Table:
     """Judged accuracy, before, after and restored, by what was asked for."""
     style = torch.tensor([c.names(STYLE) for c in captions])
@@ -109,7 +116,7 @@ def table(verdicts: dict[str, Verdict], captions: list[Caption]) -> Table:
         ("every other object", "object", ~style & ~thing),
         (f"other objects in {STYLE} style", "object", style & ~thing),
     ):
-        shown.add_row(label, *(str(proportion(v.of(of)[rows])) for v in verdicts.values()))
+        shown.add_row(label, *(counted(v.of(of)[rows]) for v in verdicts.values()))
     return shown
 
 
