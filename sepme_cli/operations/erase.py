@@ -17,7 +17,13 @@ from sepme_cli.checkpoints.boundary import reading, writing
 from sepme_cli.checkpoints.files import check_writable, new_file, only_writer, write_all
 from sepme_cli.checkpoints.reader import open_checkpoint
 from sepme_cli.diffusion.devices import choose_device, choose_dtype
-from sepme_cli.diffusion.eraser import Made, closed_form_increment, sepme_increments, study
+from sepme_cli.diffusion.eraser import (
+    Made,
+    Study,
+    closed_form_increment,
+    sepme_increments,
+    study,
+)
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.pictures import load_pictures
 from sepme_cli.erasure.concept import Protected, parse_word
@@ -123,21 +129,16 @@ def erase(
         progress.stage("reading the checkpoint")
         base = checkpoint.base(text_encoders=True)
     known_prompts = _known(known, base)
-    protected = Protected.parse(protect, kind)
-    studies = study(network, concepts, kind, protected, known_prompts, settings)
+    studies = study(
+        network, concepts, kind, Protected.parse(protect, kind), known_prompts, settings
+    )
     warnings = [warning for s in studies if (warning := s.warning)]
     for warning in warnings:
         progress.warn(warning)
     if method == "closed-form":
         made = [closed_form_increment(network, s, settings) for s in studies]
     else:
-        pictures = None if images is None else load_pictures(images, network.picture_size)
-        groups = [studies] if joint else [[s] for s in studies]
-        made = [
-            increment
-            for group in groups
-            for increment in sepme_increments(network, group, settings, pictures, progress)
-        ]
+        made = _optimised(network, studies, images, settings, progress, joint=joint)
     patch = Patch(
         base=base,
         increments=tuple(m.increment for m in made),
@@ -174,6 +175,24 @@ def _method(method: MethodName | None, *, optimises: bool) -> MethodName:
     if optimises and method == "closed-form":
         raise UsageError("--images and --joint are for --method sepme; the closed form needs none")
     return method or ("sepme" if optimises else "closed-form")
+
+
+def _optimised(
+    network: StableDiffusion,
+    studies: Sequence[Study],
+    images: Path | None,
+    settings: Settings,
+    progress: Progress,
+    *,
+    joint: bool,
+) -> list[Made]:
+    pictures = None if images is None else load_pictures(images, network.picture_size)
+    groups = [studies] if joint else [[study] for study in studies]
+    return [
+        made
+        for group in groups
+        for made in sepme_increments(network, group, settings, pictures, progress)
+    ]
 
 
 def _known(patches: Sequence[Path], base: Base) -> tuple[str, ...]:
