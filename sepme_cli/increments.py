@@ -168,11 +168,19 @@ def _estimation_error(
     removed = _operator_sum(taken, base.shape[1])
     if not removed.any():
         return 0.0
-    inverse = np.linalg.inv(np.eye(len(removed)) + _operator_sum([*taken, *staying], len(removed)))
-    rounding = float(_ulp(weight.astype(np.float64), weight.dtype).max()) / 2
-    halves = 2 * float(_ulp(base, np.dtype(np.float16)).max())
-    amplified = float(np.abs(inverse @ removed).sum(axis=0).max())
-    return rounding * amplified + halves * float(np.abs(removed).sum(axis=0).max())
+
+    def most(matrix: Array) -> float:
+        """The most that a row times the matrix can grow, in its largest element."""
+        return float(np.abs(matrix).sum(axis=0).max())
+
+    both = _operator_sum([*taken, *staying], len(removed))
+    inverse = np.linalg.inv(np.eye(len(removed)) + both)
+    rounding = float(_ulp(weight.astype(np.float64), weight.dtype).max()) / 2 * most(inverse)
+    largest = np.asarray(np.abs(base).max() + rounding)
+    # Operators saw W in fp16 (and on a grid of 2**-20); the estimate takes them for linear.
+    half = float(_ulp(largest, np.dtype(np.float16))) / 2 + float(largest) * 2.0**-19
+    estimate = rounding + half * most(both @ inverse)
+    return (estimate + 2 * half) * most(removed)
 
 
 def _ulp(values: Float64, dtype: np.dtype[Any]) -> Float64:

@@ -210,7 +210,7 @@ def test_without_the_base_it_subtracts_and_says_how_far_off(tmp_path: Path, dtyp
     apply(model, paths[2:], expected := tmp_path / "expected")
     off = largest_difference(back, expected)
     assert result.max_abs_error is not None
-    assert 0 < off <= result.max_abs_error < 0.05
+    assert 0 < off <= result.max_abs_error < 0.1
     # An additive increment's own error is bounded whatever else is in there.
     alone = revert(clean, paths[:1], output=back, force=True)
     assert alone.max_abs_error is not None and alone.remaining != ()
