@@ -57,6 +57,7 @@ def apply(result: "ApplyResult") -> RenderableType:
     others = [concept for concept in result.applied if concept not in result.concepts]
     return _fields(
         ("output", "nothing is written: this is a check" if result.checked else result.output),
+        ("model", result.model),
         ("would take out" if result.checked else "taken out", ", ".join(result.concepts)),
         ("out before", ", ".join(others) or None),
         ("changed", _count(result.tensors_changed, "tensor")),
@@ -72,6 +73,7 @@ def revert(result: "RevertResult") -> RenderableType:
     error = "by an unknown amount" if bound is None else f"by at most {_cell(bound)} a weight"
     return _fields(
         ("output", result.output),
+        ("model", result.model),
         ("put back", ", ".join(result.restored)),
         ("still out", ", ".join(result.remaining) or "nothing"),
         ("exact", "yes" if result.exact else f"no, off {error}"),

@@ -1,5 +1,6 @@
 """Where a written checkpoint goes: to a file, to a stream, or over the checkpoint it came from."""
 
+import os
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -12,17 +13,20 @@ from patch_spec.stack import StackRecord
 from patch_spec.undo import UndoRecord
 from sepme_cli.checkpoints.boundary import writing
 from sepme_cli.checkpoints.files import check_writable, only_writer, remove, resolved
+from sepme_cli.checkpoints.folder_writer import check_new_folder, write_folder
 from sepme_cli.checkpoints.journal import (
     State,
     open_undo,
     undo_path,
     write_undo,
 )
+from sepme_cli.checkpoints.opening import PICKLED
+from sepme_cli.checkpoints.parts import WeightsFile
 from sepme_cli.checkpoints.patches import PatchFile, keep_patches, kept_patches
 from sepme_cli.checkpoints.pending import undo_interrupted
 from sepme_cli.checkpoints.reader import Checkpoint
 from sepme_cli.checkpoints.writer import Rewrite, write_copy, write_in_place, write_stream
-from sepme_cli.errors import MalformedError, SepmeError, UsageError
+from sepme_cli.errors import MalformedError, RefusedError, SepmeError, UsageError
 from sepme_cli.progress import Progress
 
 
@@ -38,13 +42,60 @@ class Destination:
     in_place: bool
     force: bool
 
-    def check(self, *, needed: bool) -> None:
-        """UsageError unless exactly one way to write is named, or none where none is needed."""
+    def check(self, model: Path, *, needed: bool) -> None:
+        """UsageError unless exactly one way to write is named, or none where none is needed.
+
+        And what writing would raise, as far as it can be told before the model is opened.
+        """
         ways = (self.output is not None) + self.in_place
         if ways > 1 or (needed and not ways):
             raise UsageError("name an output, or write in place: one of the two")
-        if isinstance(self.output, Path) and not is_special(self.output):
-            check_writable(self.output, 0, force=self.force)
+        if not isinstance(self.output, Path) or is_special(self.output):
+            return
+        if model.is_dir():
+            check_new_folder(self.output, model, force=self.force)
+            return
+        if self.output.suffix.lower() in PICKLED:
+            raise UsageError(
+                f"{self.output}: sepme writes safetensors only, and no file should pretend to be "
+                "something else",
+                expected="a name that ends in .safetensors",
+                found=self.output.suffix,
+            )
+        check_writable(self.output, 0, force=self.force)
+
+    def check_against(self, checkpoint: Checkpoint) -> None:
+        """Whether a checkpoint of this shape can be written so; UsageError, RefusedError."""
+        streams = not isinstance(self.output, Path) or is_special(self.output)
+        if checkpoint.folder is not None and self.output is not None and streams:
+            raise UsageError("a model's folder cannot be written to a stream; name a folder")
+        if not self.in_place:
+            return
+        for file in checkpoint.files:
+            if file.path.suffix.lower() in PICKLED:
+                raise UsageError(
+                    f"{file.path}: a pickle cannot be written in place; write a safetensors file "
+                    "with -o"
+                )
+            if checkpoint.folder is not None and file.path.is_symlink():
+                raise RefusedError(
+                    f"{file.path} is a link, as in a download cache, and other models may share "
+                    "what it points to; write to another folder with -o",
+                    file=file.path,
+                    expected="a file of the folder's own",
+                    found=f"a link to {os.readlink(file.path)}",
+                )
+
+    def check_space(self, checkpoint: Checkpoint, rewrites: Sequence[Rewrite]) -> None:
+        """SystemFailure if what is to be written does not fit on the disk."""
+        output = checkpoint.path if self.in_place else self.output
+        if not isinstance(output, Path) or is_special(output):
+            return
+        size = sum(rewrite.file_size for rewrite in rewrites)
+        if checkpoint.folder is None:
+            check_writable(output, size, force=self.force or self.in_place)
+        elif not self.in_place:
+            check_new_folder(output, checkpoint.path, force=self.force, size=size)
 
     def name(self, model: Path) -> str | None:
         """How results call it: the file's path, "-" for a stream, None for nowhere."""
@@ -69,16 +120,28 @@ class Destination:
                 undo_interrupted(model, progress)
             yield
 
-    def write(self, rewrite: Rewrite, progress: Progress) -> None:
-        """Write to the output, which is not in place."""
-        if not isinstance(self.output, Path):
+    def write(
+        self,
+        checkpoint: Checkpoint,
+        rewrites: Sequence[Rewrite],
+        kept: "Kept",
+        progress: Progress,
+    ) -> None:
+        """Write all of the checkpoint to where it goes. kept: what stays beside it in place."""
+        if self.in_place:
+            write_over(checkpoint, rewrites, kept, progress)
+        elif not isinstance(self.output, Path):
             assert self.output is not None  # `check` has seen to it
-            write_stream(rewrite, self.output, progress)
+            write_stream(rewrites[0], self.output, progress)
         elif is_special(self.output):
             with writing(self.output), self.output.open("wb") as stream:
-                write_stream(rewrite, stream, progress)
+                write_stream(rewrites[0], stream, progress)
+        elif checkpoint.folder is not None:
+            write_folder(
+                checkpoint.folder, rewrites, self.output, force=self.force, progress=progress
+            )
         else:
-            write_copy(rewrite, self.output, force=self.force, progress=progress)
+            write_copy(rewrites[0], self.output, force=self.force, progress=progress)
 
 
 @dataclass(frozen=True)
@@ -101,58 +164,81 @@ def is_special(path: Path) -> bool:
     return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
-def write_over(rewrite: Rewrite, kept: Kept, progress: Progress) -> None:
-    """Write over `rewrite.source`, with its undo journal and its patches beside it.
+def write_over(
+    checkpoint: Checkpoint, rewrites: Sequence[Rewrite], kept: Kept, progress: Progress
+) -> None:
+    """Write over the checkpoint's files, with their undo journals and its patches beside them.
 
-    Where the new header does not fit into the old one's place the file is written anew, whole.
-    The caller is its only writer. What stays beside it is written before and removed after, so
-    that whatever happens in between it is there for what needs it.
+    Where a new header does not fit into the old one's place the file is written anew, whole. The
+    caller is its only writer. What stays beside it is written before and removed after, so that
+    whatever happens in between it is there for what needs it.
     """
-    source = rewrite.source
-    before = Kept(source.stack, kept_patches(source.path))
+    before = Kept(checkpoint.stack, kept_patches(checkpoint.path))
+    for path in checkpoint.folder.unpatched() if checkpoint.folder else ():
+        progress.warn(f"{path} holds the same weights in another shape and stays as it is")
     try:
         if kept.record is not None:
-            _keep_undo(source, kept.record, rewrite.header_bytes)
-            keep_patches(source.path, (*kept.patches, *before.patches))
-        if rewrite.fits_in_place:
-            write_in_place(rewrite, progress)
-        else:
-            write_copy(rewrite, source.path, force=True, progress=progress)
+            for rewrite in rewrites:
+                _keep_undo(checkpoint, rewrite.source, kept.record, rewrite.header_bytes)
+            keep_patches(checkpoint.path, (*kept.patches, *before.patches))
+        _write_over(checkpoint, rewrites, progress)
     except BaseException:
         with suppress(SepmeError):
-            _settle(source, before, source.header_bytes, was=kept.record)
+            old = [(rewrite.source, rewrite.source.header_bytes) for rewrite in rewrites]
+            _settle(checkpoint, before, old, was=kept.record)
         raise
-    _settle(source, kept, rewrite.header_bytes, was=source.stack)
+    new = [(rewrite.source, rewrite.header_bytes) for rewrite in rewrites]
+    _settle(checkpoint, kept, new, was=checkpoint.stack)
+
+
+def _write_over(checkpoint: Checkpoint, rewrites: Sequence[Rewrite], progress: Progress) -> None:
+    if all(rewrite.fits_in_place for rewrite in rewrites):
+        write_in_place(checkpoint.path, rewrites, progress)
+    elif len(rewrites) == 1:
+        write_copy(rewrites[0], rewrites[0].source.path, force=True, progress=progress)
+    else:
+        raise RefusedError(
+            f"{checkpoint.path}: there is no room for the record in its headers, and this file "
+            "system cannot make any; write to another folder with -o",
+            file=checkpoint.path,
+        )
 
 
 def _settle(
-    source: Checkpoint, kept: Kept, header_bytes: bytes, *, was: StackRecord | None
+    checkpoint: Checkpoint,
+    kept: Kept,
+    headers: Sequence[tuple[WeightsFile, bytes]],
+    *,
+    was: StackRecord | None,
 ) -> None:
     """Leave beside the checkpoint what belongs to the state it is in, and nothing else."""
-    keep_patches(source.path, kept.patches)
-    if not _has_undo(source.path, kept.record or was):
-        return
-    if kept.record is None:
-        remove(undo_path(source.path))
-    elif source.stack is not None:
-        # Where it is None the weights in the file may be the new ones, and the journal is right.
-        _keep_undo(source, kept.record, header_bytes)
+    keep_patches(checkpoint.path, kept.patches)
+    for file, header_bytes in headers:
+        if not _has_undo(file.path, kept.record or was):
+            continue
+        if kept.record is None:
+            remove(undo_path(file.path))
+        elif checkpoint.stack is not None:
+            # Where it is None the weights may be the new ones, and the journal is right.
+            _keep_undo(checkpoint, file, kept.record, header_bytes)
 
 
-def _keep_undo(source: Checkpoint, record: StackRecord, header_bytes: bytes) -> None:
-    """The journal of a checkpoint that will have this record and header."""
-    undo = undo_path(source.path)
+def _keep_undo(
+    checkpoint: Checkpoint, file: WeightsFile, record: StackRecord, header_bytes: bytes
+) -> None:
+    """The journal of a file that will have this record and header."""
+    undo = undo_path(file.path)
     coming = UndoRecord(record.base, sha256(header_bytes).hexdigest())
-    if source.stack is None:
-        write_undo(undo, _state(source), coming)
-    elif _has_undo(source.path, source.stack):
+    if checkpoint.stack is None:
+        write_undo(undo, _state(checkpoint, file), coming)
+    elif _has_undo(file.path, checkpoint.stack):
         with open_undo(undo) as journal:
             if journal.record != coming:
                 write_undo(undo, journal.state, coming)
 
 
 def _has_undo(path: Path, record: StackRecord | None) -> bool:
-    """Whether the journal beside a checkpoint is its own, and not one of another file."""
+    """Whether the journal beside a file is its own, and not one of another file."""
     undo = undo_path(path)
     if record is None or not undo.exists():
         return False
@@ -163,8 +249,7 @@ def _has_undo(path: Path, record: StackRecord | None) -> bool:
         return False
 
 
-def _state(checkpoint: Checkpoint) -> State:
+def _state(checkpoint: Checkpoint, file: WeightsFile) -> State:
     names = {copy.name for target in checkpoint.targets for copy in target.copies}
-    touched = [entry for entry in checkpoint.header.tensors if entry.name in names]
-    start = checkpoint.header.data_start
-    return State(checkpoint.file.fileno(), start, checkpoint.header_bytes, touched)
+    touched = [entry for entry in file.header.tensors if entry.name in names]
+    return State(file.file.fileno(), file.header.data_start, file.header_bytes, touched)

@@ -7,9 +7,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-NAMES: Mapping[str, str] = MappingProxyType(
-    {"F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16"}
-)
+CASTS: Mapping[str, str] = MappingProxyType({"F32": "fp32", "F16": "fp16", "BF16": "bf16"})
+"""What a checkpoint can be written in that is not in it yet, by the name in the header."""
+FP8: Mapping[str, str] = MappingProxyType({"F8_E4M3": "fp8_e4m3", "F8_E5M2": "fp8_e5m2"})
+NAMES: Mapping[str, str] = MappingProxyType({"F64": "fp64", **CASTS, **FP8})
 """What the floating dtypes that sepme patches are called, by their name in the header."""
 
 _NUMPY: Mapping[str, np.dtype[Any]] = MappingProxyType(
@@ -18,6 +19,8 @@ _NUMPY: Mapping[str, np.dtype[Any]] = MappingProxyType(
         "F32": np.dtype("<f4"),
         "F16": np.dtype("<f2"),
         "BF16": np.dtype(ml_dtypes.bfloat16),
+        "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+        "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
     }
 )
 
@@ -34,4 +37,4 @@ def readable(dtype: str) -> str:
 
 def header_dtype(name: str) -> str | None:
     """The header's name of what people call fp32, fp16 or bf16; None for anything else."""
-    return next((dtype for dtype, known in NAMES.items() if known == name.lower()), None)
+    return next((dtype for dtype, known in CASTS.items() if known == name.lower()), None)

@@ -38,11 +38,8 @@ def with_record(header: Header, header_bytes: bytes, record: StackRecord | None)
     return _padded(text, header.length + pages * _PAGE)
 
 
-def in_dtype(header: Header, dtype: str) -> Header:
-    """The header with every floating tensor in `dtype` ("F16"), in the same order.
-
-    Its length is that of the old one, which means nothing until it is encoded.
-    """
+def in_dtype(header: Header, dtype: str) -> tuple[Header, bytes]:
+    """The header with every floating tensor in `dtype` ("F16"), in its order, and its bytes."""
     position, entries = 0, []
     for entry in header.tensors:
         converted = dtype if entry.dtype in NAMES else entry.dtype
@@ -51,7 +48,9 @@ def in_dtype(header: Header, dtype: str) -> Header:
             size = size // numpy_dtype(entry.dtype).itemsize * numpy_dtype(dtype).itemsize
         entries.append(TensorEntry(entry.name, converted, entry.shape, position, position + size))
         position += size
-    return replace(header, tensors=tuple(entries))
+    encoded = encode_header(header.metadata, entries)
+    length = len(encoded) - PREFIX_BYTES
+    return replace(header, tensors=tuple(entries), length=length), encoded
 
 
 def same_but_record(a: Header, b: Header) -> bool:

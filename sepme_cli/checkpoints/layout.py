@@ -1,7 +1,8 @@
-"""The names of a single-file (CompVis, LDM) checkpoint, and of what a patch calls its targets.
+"""How a checkpoint names its UNet, and what a patch calls its targets.
 
 Targets are the image-independent layers: the keys and values of cross-attention. A patch names
-them as diffusers does; with L = layers_per_block + 1, ``input_blocks.{i}.1`` is
+them as diffusers does. A single-file checkpoint has CompVis' names (LDM): there, with
+L = layers_per_block + 1, ``input_blocks.{i}.1`` is
 ``down_blocks.{(i - 1) // L}.attentions.{(i - 1) % L}``, ``middle_block.1`` is
 ``mid_block.attentions.0`` and ``output_blocks.{i}.1`` is ``up_blocks.{i // L}.attentions.{i % L}``.
 """
@@ -9,14 +10,21 @@ them as diffusers does; with L = layers_per_block + 1, ``input_blocks.{i}.1`` is
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, Self
+
+Naming = Literal["ldm", "diffusers", "transformers", "openclip"]
+"""Whose names a network's tensors have."""
 
 UNET = "model.diffusion_model."
 EMA = "model_ema."
 
-_TARGET = re.compile(
+_REST = r"transformer_blocks\.\d+\.attn2\.to_[kv]\.weight"
+_LDM_TARGET = re.compile(
     r"(?:(?P<side>input|output)_blocks\.(?P<block>\d+)|middle_block)\.1\."
-    r"(?P<rest>transformer_blocks\.\d+\.attn2\.to_[kv]\.weight)"
+    rf"(?P<rest>{_REST})"
+)
+_TARGET = re.compile(
+    rf"(?:(?:down|up)_blocks\.\d+\.attentions\.\d+|mid_block\.attentions\.0)\.{_REST}"
 )
 
 
@@ -25,11 +33,12 @@ class Layout:
     """How one checkpoint names its UNet.
 
     prefix: what the UNet's names begin with; "" in a file that holds nothing else.
-    span: L = layers_per_block + 1, the blocks that a level has.
+    span: L = layers_per_block + 1, the blocks that a level has; of "ldm" only.
     """
 
     prefix: str
-    span: int
+    span: int = 0
+    naming: Literal["ldm", "diffusers"] = "ldm"
 
     @classmethod
     def of(cls, names: Iterable[str]) -> Self | None:
@@ -38,13 +47,21 @@ class Layout:
         for prefix in (UNET, ""):
             if f"{prefix}input_blocks.0.0.weight" in known:
                 return cls(prefix, _span(known, prefix))
+        for prefix in ("", "unet."):
+            if f"{prefix}conv_in.weight" in known and any(
+                name.startswith(f"{prefix}down_blocks.") for name in known
+            ):
+                return cls(prefix, naming="diffusers")
         return None
 
     def target(self, name: str) -> str | None:
         """What a patch calls the tensor `name`; None if it is no target."""
         if not name.startswith(self.prefix):
             return None
-        found = _TARGET.fullmatch(name, len(self.prefix))
+        if self.naming == "diffusers":
+            bare = name.removeprefix(self.prefix)
+            return bare if _TARGET.fullmatch(bare) else None
+        found = _LDM_TARGET.fullmatch(name, len(self.prefix))
         if found is None:
             return None
         return f"{self._attention(found['side'], found['block'])}.{found['rest']}"

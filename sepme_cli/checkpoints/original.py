@@ -1,7 +1,7 @@
 """Where the weights from before any patch come from: the base's own file, or the undo journal."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,45 +10,66 @@ import numpy as np
 import numpy.typing as npt
 
 from patch_spec.base import Base
-from patch_spec.header import Header, TensorEntry
+from patch_spec.header import Header
 from patch_spec.stack import StackRecord
 from sepme_cli.checkpoints.dtypes import numpy_dtype
 from sepme_cli.checkpoints.headers import RECORD
 from sepme_cli.checkpoints.journal import Journal, open_undo
-from sepme_cli.checkpoints.reader import Checkpoint, detect_in, open_checkpoint
-from sepme_cli.checkpoints.targets import Reader, Target, base_of, find_targets
+from sepme_cli.checkpoints.parts import Stored, dequantised
+from sepme_cli.checkpoints.reader import Checkpoint, open_checkpoint
+from sepme_cli.checkpoints.targets import Target, base_of
 from sepme_cli.errors import MismatchError
 from sepme_cli.progress import SILENT, Progress
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A copy of a target as it was before any patch; see `Stored`."""
+
+    stored: Stored
+    journal: Journal | None = None
+
+    @property
+    def dtype(self) -> str:
+        """As the header says it: "F16"."""
+        if self.journal is None:
+            return self.stored.dtype
+        return self.journal.header.by_name[self.stored.name].dtype
+
+    def read(self) -> Array:
+        """The values, as `Stored.read` gives them."""
+        if self.journal is None:
+            return self.stored.read()
+        data = self.journal.read_bytes(self.stored.name)
+        values = np.frombuffer(data, numpy_dtype(self.dtype)).reshape(self.stored.shape)
+        return dequantised(values, self.stored.scales())
 
 
 @dataclass(frozen=True)
 class Original:
     """A checkpoint's targets before any patch, known to be the base that its record names.
 
-    base: what a patch made from it says of it. header, header_bytes: those of the base's file.
+    base: what a patch made from it says of it. headers: those of the base's files, parsed and as
+    they are, by the files' places.
     """
 
     path: Path
     base: Base
-    header: Header
-    header_bytes: bytes = field(repr=False)
-    targets: Mapping[str, Target] = field(repr=False)
-    read_entry: Reader = field(repr=False)
+    headers: Mapping[str, tuple[Header, bytes]] = field(repr=False)
+    weights: Mapping[str, tuple[Weight, ...]] = field(repr=False)
 
-    def entry(self, name: str, copy: int) -> TensorEntry:
-        """Where copy 0 (the weight) or 1 (its EMA twin) of a target is; MismatchError if not."""
-        target = self.targets.get(name)
-        if target is None or copy >= len(target.copies):
+    def weight(self, name: str, copy: int) -> Weight:
+        """Copy 0 (the weight) or a later one (see `Target.copies`); MismatchError if not here."""
+        copies = self.weights.get(name, ())
+        if copy >= len(copies):
             raise MismatchError(
-                f"{self.path} lacks {'the EMA twin of ' if copy else ''}{name}, "
+                f"{self.path} lacks {'a further copy (EMA, variant) of ' if copy else ''}{name}, "
                 "which the checkpoint has",
                 file=self.path,
             )
-        return target.copies[copy]
-
-    def read(self, name: str, copy: int) -> npt.NDArray[Any]:
-        """The values of a copy of a target, in the dtype it is stored in here."""
-        return self.read_entry(self.entry(name, copy))
+        return copies[copy]
 
 
 @contextmanager
@@ -65,59 +86,65 @@ def open_base(path: Path, record: StackRecord, progress: Progress = SILENT) -> I
                 expected="a checkpoint as it was before any patch",
                 found=", ".join(entry.concept for entry in checkpoint.stack.entries),
             )
-        yield _of_checkpoint(checkpoint, record)
+        yield _verified(
+            Original(
+                path,
+                checkpoint.base(),
+                {file.place: (file.header, file.header_bytes) for file in checkpoint.files},
+                {t.name: tuple(Weight(copy) for copy in t.copies) for t in checkpoint.targets},
+            ),
+            record,
+        )
 
 
 @contextmanager
-def open_undo_journal(path: Path, record: StackRecord) -> Iterator[Original]:
-    """An undo journal as the original of a checkpoint with this stack record.
+def open_undo_journals(
+    checkpoint: Checkpoint, paths: Mapping[str, Path], record: StackRecord
+) -> Iterator[Original]:
+    """Undo journals as the original of a checkpoint, or of one with the same tensors.
 
-    Raises MalformedError, SystemFailure, and MismatchError if it belongs to another base, or
-    keeps a state that was itself patched.
+    paths: for every file that holds targets, by its place, its journal.
+    Raises MalformedError, SystemFailure, and MismatchError if they belong to another base, or
+    keep a state that was itself patched.
     """
-    with open_undo(path) as journal:
-        if RECORD in journal.header.metadata:
-            raise MismatchError(f"{path} keeps a state that was patched already", file=path)
-        yield _of_journal(journal, record)
+    with ExitStack() as stack:
+        journals = {place: stack.enter_context(open_undo(path)) for place, path in paths.items()}
+        for journal in journals.values():
+            if RECORD in journal.header.metadata:
+                raise MismatchError(
+                    f"{journal.path} keeps a state that was patched already", file=journal.path
+                )
+        path = next(iter(paths.values()))
+        weights = {
+            target.name: tuple(_kept(copy, journals) for copy in target.copies)
+            for target in checkpoint.targets
+        }
+
+        def read(target: Target) -> Array:
+            return weights[target.name][0].read()
+
+        yield _verified(
+            Original(
+                path,
+                base_of(checkpoint.family, checkpoint.targets, read, path, {}),
+                {place: (found.header, found.header_bytes) for place, found in journals.items()},
+                weights,
+            ),
+            record,
+        )
 
 
-def _of_checkpoint(checkpoint: Checkpoint, record: StackRecord) -> Original:
-    return _verified(
-        Original(
-            checkpoint.path,
-            checkpoint.base(),
-            checkpoint.header,
-            checkpoint.header_bytes,
-            checkpoint.by_name,
-            checkpoint.read_entry,
-        ),
-        record,
-    )
-
-
-def _of_journal(journal: Journal, record: StackRecord) -> Original:
-    family, layout = detect_in(journal.header, journal.path)
-    targets = find_targets(journal.header, layout, journal.path)
-    kept = {entry.name for entry in journal.touched}
-    for target in targets:
-        if missing := {copy.name for copy in target.copies} - kept:
-            raise MismatchError(f"{journal.path} lacks {missing.pop()}", file=journal.path)
-
-    def read(entry: TensorEntry) -> npt.NDArray[Any]:
-        values = np.frombuffer(journal.read_bytes(entry.name), numpy_dtype(entry.dtype))
-        return values.reshape(entry.shape)
-
-    return _verified(
-        Original(
-            journal.path,
-            base_of(family, targets, read, journal.path, {}),
-            journal.header,
-            journal.header_bytes,
-            {target.name: target for target in targets},
-            read,
-        ),
-        record,
-    )
+def _kept(copy: Stored, journals: Mapping[str, Journal]) -> Weight:
+    journal = journals[copy.file.place]
+    kept = {entry.name: entry for entry in journal.touched}.get(copy.name)
+    if kept is None or kept.shape != copy.shape:
+        raise MismatchError(
+            f"{journal.path} does not keep {copy.name} as the checkpoint has it",
+            file=journal.path,
+            expected=list(copy.shape),
+            found="nothing" if kept is None else list(kept.shape),
+        )
+    return Weight(copy, journal)
 
 
 def _verified(original: Original, record: StackRecord) -> Original:

@@ -1,4 +1,4 @@
-"""The text encoders of a single-file checkpoint, in one naming, for their fingerprints.
+"""The text encoders of a checkpoint, in one naming, and their fingerprints.
 
 The naming is that of transformers' CLIP text model without `text_model.`. Left out is what no
 keys or values can see and what some layouts therefore lack: position_ids, the projection of the
@@ -6,7 +6,7 @@ pooled output, the temperature, and layers behind the one that is read.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from os import PathLike
 from typing import Any
 
@@ -15,13 +15,13 @@ import numpy.typing as npt
 
 from patch_spec.digest import tensor_fingerprint, text_encoder_fingerprint
 from patch_spec.errors import FormatError
-from patch_spec.header import TensorEntry
 from sepme_cli.checkpoints.dtypes import NAMES, readable
-from sepme_cli.checkpoints.families import TextStream
+from sepme_cli.checkpoints.layout import Naming
+from sepme_cli.checkpoints.networks import Network
+from sepme_cli.checkpoints.parts import Stored
 from sepme_cli.errors import MalformedError, UnsupportedError
 
 Array = npt.NDArray[Any]
-Reader = Callable[[TensorEntry], Array]
 
 _LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
 _OPENCLIP_LAYER = re.compile(r"transformer\.resblocks\.(\d+)\.(.+)")
@@ -43,38 +43,33 @@ _QKV = "self_attn."
 
 
 def text_encoder_fingerprints(
-    streams: Iterable[TextStream],
-    tensors: Iterable[TensorEntry],
-    read: Reader,
-    path: str | PathLike[str],
+    networks: Iterable[Network], path: str | PathLike[str]
 ) -> dict[str, str]:
-    """Stream to fingerprint, of the text encoders that are among the tensors.
+    """Stream to fingerprint, of text encoders.
 
-    read: gives a tensor's values. path: the file that errors name.
-    Raises MalformedError for values that are not finite, UnsupportedError for fp8.
+    path: the file that errors name. Raises MalformedError for values that are not finite,
+    UnsupportedError for a dtype that is none of numbers.
     """
-    entries = list(tensors)
     fingerprints = {}
-    for stream in streams:
+    for network in networks:
         named = {
-            name: entry
-            for entry in entries
-            if entry.name.startswith(stream.prefix)
-            and (name := transformers_name(stream, entry.name.removeprefix(stream.prefix)))
+            name: stored
+            for theirs, stored in network.tensors.items()
+            if (name := transformers_name(network.naming, theirs))
         }
-        used = _without_unused_layers(named, stream.unused_layers)
+        used = _without_unused_layers(named, network.unused_layers)
         if used:
-            parts = dict(_fingerprints(used, read, path))
-            fingerprints[stream.name] = text_encoder_fingerprint(parts)
+            parts = dict(_fingerprints(used, path))
+            fingerprints[network.name] = text_encoder_fingerprint(parts)
     return fingerprints
 
 
-def transformers_name(stream: TextStream, name: str) -> str | None:
+def transformers_name(naming: Naming, name: str) -> str | None:
     """What transformers calls a text encoder's tensor; None for what has no part in keys.
 
     A fused `attn.in_proj_weight` is three tensors there, and called "….self_attn.weight" here.
     """
-    if stream.naming == "transformers":
+    if naming == "transformers":
         plain = name.removeprefix("text_model.")
         return (
             plain
@@ -89,36 +84,35 @@ def transformers_name(stream: TextStream, name: str) -> str | None:
     return _OPENCLIP_NAMES.get(name)
 
 
-def _without_unused_layers(named: dict[str, TensorEntry], unused: int) -> dict[str, TensorEntry]:
+def _without_unused_layers(named: dict[str, Stored], unused: int) -> dict[str, Stored]:
     def layer(name: str) -> int:
         found = _LAYER.match(name)
         return int(found[1]) if found else -1
 
     end = max(map(layer, named), default=-1) + 1 - unused
-    return {name: entry for name, entry in named.items() if layer(name) < end}
+    return {name: stored for name, stored in named.items() if layer(name) < end}
 
 
-def _fingerprints(
-    named: dict[str, TensorEntry], read: Reader, path: str | PathLike[str]
-) -> Iterator[tuple[str, str]]:
-    for name, entry in named.items():
-        if entry.dtype not in NAMES:
+def _fingerprints(named: dict[str, Stored], path: str | PathLike[str]) -> Iterator[tuple[str, str]]:
+    for name, stored in named.items():
+        if stored.dtype not in NAMES:
             raise UnsupportedError(
-                f"{path}: {entry.name} is stored as {readable(entry.dtype)}",
+                f"{path}: {stored.name} is stored as {readable(stored.dtype)}",
                 file=path,
-                expected="fp32, fp16 or bf16",
-                found=readable(entry.dtype),
+                expected="fp32, fp16, bf16 or fp8",
+                found=readable(stored.dtype),
             )
-        for part_name, part in _unfused(name, read(entry)):
+        for part_name, part in unfused(name, stored.read()):
             try:
                 yield part_name, tensor_fingerprint(part)
             except FormatError as error:
                 raise MalformedError(
-                    f"{path}: the values of {entry.name} are not all finite in fp16", file=path
+                    f"{path}: the values of {stored.name} are not all finite in fp16", file=path
                 ) from error
 
 
-def _unfused(name: str, values: Array) -> Iterator[tuple[str, Array]]:
+def unfused(name: str, values: Array) -> Iterator[tuple[str, Array]]:
+    """A tensor as transformers has it: by a name of `transformers_name`, its parts by theirs."""
     owner, _, kind = name.rpartition(".")
     if not owner.endswith(_QKV.rstrip(".")):
         yield name, values

@@ -4,7 +4,7 @@ What is not replaced is copied in whole runs, within the kernel where it can; re
 made and written one at a time, so that memory does not grow with the file.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,13 +16,12 @@ from patch_spec.header import TensorEntry
 from sepme_cli.checkpoints.boundary import writing
 from sepme_cli.checkpoints.files import (
     COPY_BYTES,
-    copy_all,
     new_file,
     start_writing,
     write_all,
 )
+from sepme_cli.checkpoints.parts import WeightsFile
 from sepme_cli.checkpoints.pending import write_over_in_place
-from sepme_cli.checkpoints.reader import Checkpoint
 from sepme_cli.progress import SILENT, Progress
 
 Values = Callable[[], npt.NDArray[Any]]
@@ -40,7 +39,7 @@ class Rewrite:
     that it will have. header_bytes: the new file's first bytes. size: of its data section.
     """
 
-    source: Checkpoint
+    source: WeightsFile
     replaced: Mapping[str, Values] = field(repr=False)
     header_bytes: bytes = field(repr=False)
     size: int
@@ -115,17 +114,20 @@ def write_stream(rewrite: Rewrite, stream: BinaryIO, progress: Progress = SILENT
         stream.flush()
 
 
-def write_in_place(rewrite: Rewrite, progress: Progress = SILENT) -> None:
-    """Overwrite the replaced tensors and the header of `rewrite.source`, which `fits_in_place`.
+def write_in_place(
+    checkpoint: Path, rewrites: Sequence[Rewrite], progress: Progress = SILENT
+) -> None:
+    """Overwrite the replaced tensors and the headers of files of a checkpoint, which all fit.
 
-    Whatever happens, the file is as it was or as it will be; see `pending`. The caller is its
-    only writer.
+    Whatever happens, all files are as they were or all as they will be; see `pending`. The caller
+    is their only writer.
     """
-    header = rewrite.source.header
-    touched = [entry for entry in header.tensors if entry.name in rewrite.replaced]
-    write_over_in_place(
-        rewrite.source.path, header, rewrite.header_bytes, touched, rewrite.values, progress
-    )
+    for rewrite in rewrites:
+        header = rewrite.source.header
+        touched = [entry for entry in header.tensors if entry.name in rewrite.replaced]
+        write_over_in_place(
+            rewrite.source.path, header, rewrite.header_bytes, touched, rewrite.values, progress
+        )
 
 
 class _Meter:
@@ -171,8 +173,7 @@ def _write_pieces(rewrite: Rewrite, target: int, copier: ThreadPoolExecutor, met
         meter.add(count)
 
 
-def _copy_run(source: Checkpoint, begin: int, target: int, offset: int, count: int) -> None:
-    start = source.header.data_start + begin
-    copy_all(source.file.fileno(), start, target, offset, count, source.path)
+def _copy_run(source: WeightsFile, begin: int, target: int, offset: int, count: int) -> None:
+    source.copy_range(begin, count, target, offset)
     # Have the disk begin now, so that there is little left to wait for at the end.
     start_writing(target, offset, count)

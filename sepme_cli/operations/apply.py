@@ -4,19 +4,18 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
 from patch_spec.increment import Increment
 from patch_spec.stack import StackEntry, StackRecord
-from sepme_cli.checkpoints.delivery import Destination, Kept, is_special, write_over
-from sepme_cli.checkpoints.dtypes import NAMES, header_dtype
-from sepme_cli.checkpoints.files import check_writable
+from sepme_cli.checkpoints.delivery import Destination, Kept
+from sepme_cli.checkpoints.dtypes import CASTS, header_dtype
 from sepme_cli.checkpoints.original import Original
 from sepme_cli.checkpoints.patches import PatchFile, PatchSource, read_patch_file, select
 from sepme_cli.checkpoints.reader import Checkpoint, open_checkpoint
-from sepme_cli.errors import RefusedError, UsageError
+from sepme_cli.errors import RefusedError, UnsupportedError, UsageError
 from sepme_cli.increments import acts_on
 from sepme_cli.operations.composition import (
     TOOL,
@@ -32,14 +31,16 @@ from sepme_cli.progress import SILENT, Progress
 class ApplyResult:
     """What was written, or with `check` would be.
 
-    output: a file, "-" for a stream, None for nowhere. concepts: those put in now.
-    tensors_changed: EMA twins counted too. base_match: how near the checkpoint is to the patches'
-    base, see `match_base`. exact: composed from the base in one rounding, so that any of it can
-    be taken out again exactly. applied: every concept that is in it now. checked: a dry run.
+    output: a file, "-" for a stream, None for nowhere. model: what was patched, in words.
+    concepts: those put in now. tensors_changed: EMA twins and variants counted too. base_match:
+    how near the checkpoint is to the patches' base, see `match_base`. exact: composed from the
+    base in one rounding, so that any of it can be taken out again exactly. applied: every concept
+    that is in it now. checked: a dry run.
     """
 
     output: str | None
     family: str
+    model: str
     concepts: tuple[str, ...]
     tensors_changed: int
     base_match: BaseMatch
@@ -109,15 +110,20 @@ def apply(
     started = time.monotonic()
     destination = Destination(output, in_place, force)
     request = _request(patches, only, scale, base, dtype, in_place=in_place)
-    destination.check(needed=not check)
+    destination.check(model, needed=not check)
     with ExitStack() as stack:
         if not check:
             stack.enter_context(destination.held(model, progress))
         checkpoint = stack.enter_context(open_checkpoint(model, progress))
+        destination.check_against(checkpoint)
+        _check_dtype(checkpoint, dtype)
         plan = stack.enter_context(_planned(checkpoint, request, progress))
         for warning in plan.warnings:
             progress.warn(warning)
-        _execute(plan, destination, model, progress, check=check)
+        _execute(plan, destination, progress, check=check)
+        if late := plan.composition.drowning.warning:
+            progress.warn(late)
+            plan = replace(plan, warnings=(*plan.warnings, late))
     return _result(plan, destination.name(model), time.monotonic() - started, checked=check)
 
 
@@ -136,7 +142,7 @@ def _request(
         raise UsageError("a scale must be a number other than 0", found=scale)
     wanted = None if dtype is None else header_dtype(dtype)
     if dtype is not None and wanted is None:
-        raise UsageError("unknown dtype", expected=" or ".join(NAMES.values()), found=dtype)
+        raise UsageError("unknown dtype", expected=" or ".join(CASTS.values()), found=dtype)
     if wanted is not None and in_place:
         raise UsageError("another dtype moves every tensor: write to another file, not in place")
     files = tuple(read_patch_file(patch) for patch in patches)
@@ -210,20 +216,26 @@ def _plan(
     )
 
 
-def _execute(
-    plan: _Plan, destination: Destination, model: Path, progress: Progress, *, check: bool
-) -> None:
-    rewrite = plan.composition.rewrite()
+def _check_dtype(checkpoint: Checkpoint, dtype: str | None) -> None:
+    scaled = [copy for target in checkpoint.targets for copy in target.copies if copy.scale]
+    if dtype is not None and scaled:
+        raise UnsupportedError(
+            f"{checkpoint.path} is scaled fp8, whose scales other programs would apply again; "
+            "leave out --dtype, or convert it first",
+            file=checkpoint.path,
+            expected="weights without scales",
+            found=f"a scale for {scaled[0].name}",
+        )
+
+
+def _execute(plan: _Plan, destination: Destination, progress: Progress, *, check: bool) -> None:
+    checkpoint, rewrites = plan.composition.checkpoint, plan.composition.rewrites()
     if check:
-        output = model if destination.in_place else destination.output
-        if isinstance(output, Path) and not is_special(output):
-            force = destination.force or destination.in_place
-            check_writable(output, rewrite.file_size, force=force)
-        rewrite.rehearse(progress)
-    elif destination.in_place:
-        write_over(rewrite, plan.kept, progress)
+        destination.check_space(checkpoint, rewrites)
+        for rewrite in rewrites:
+            rewrite.rehearse(progress)
     else:
-        destination.write(rewrite, progress)
+        destination.write(checkpoint, rewrites, plan.kept, progress)
 
 
 def _result(plan: _Plan, output: str | None, seconds: float, *, checked: bool) -> ApplyResult:
@@ -236,6 +248,7 @@ def _result(plan: _Plan, output: str | None, seconds: float, *, checked: bool) -
     return ApplyResult(
         output=output,
         family=checkpoint.family.name,
+        model=checkpoint.title,
         concepts=tuple(part.concept for part in plan.new),
         tensors_changed=sum(changed),
         base_match=plan.base_match,

@@ -9,8 +9,8 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from patch_spec.header import TensorEntry
 from sepme_cli.checkpoints.dtypes import NAMES, numpy_dtype
+from sepme_cli.checkpoints.parts import Stored, stored_in
 from sepme_cli.checkpoints.reader import Checkpoint
 from sepme_cli.progress import Progress
 
@@ -37,13 +37,35 @@ class TensorDifference:
 def compare_tensors(a: Checkpoint, b: Checkpoint, progress: Progress) -> Iterator[TensorDifference]:
     """The tensors that both have and that are not the same bytes, in a's order."""
     targets = {copy.name for target in a.targets for copy in target.copies}
-    common = [entry for entry in a.header.tensors if entry.name in b.header.by_name]
+    ours, theirs = tensors_by_name(a), tensors_by_name(b)
+    common = [name for name in ours if name in theirs]
     progress.stage("comparing", len(common))
-    for entry in common:
-        other = b.header.by_name[entry.name]
-        if not _same_bytes(a, entry, b, other):
-            yield _difference(a, entry, b, other, ranked=entry.name in targets)
+    for name in common:
+        if not _same_bytes(ours[name], theirs[name]):
+            ranked = ours[name].name in targets
+            yield _difference(name, ours[name], theirs[name], ranked=ranked)
         progress.advance()
+
+
+def compare_targets(a: Checkpoint, b: Checkpoint, progress: Progress) -> Iterator[TensorDifference]:
+    """The targets that both have and whose values differ, of checkpoints in different layouts."""
+    common = [target for target in a.targets if target.name in b.by_name]
+    progress.stage("comparing", len(common))
+    for target in common:
+        left, right = target.copies[0], b.by_name[target.name].copies[0]
+        found = _difference(target.name, left, right, ranked=True)
+        if found.max_abs != 0:
+            yield found
+        progress.advance()
+
+
+def tensors_by_name(checkpoint: Checkpoint) -> dict[str, Stored]:
+    """Every tensor of every network, by its name; in a folder, behind the name of its file."""
+    return {
+        f"{file.place}:{stored.name}" if file.place else stored.name: stored
+        for file in checkpoint.all_files()
+        for stored in stored_in(file).values()
+    }
 
 
 def measure_change(
@@ -60,52 +82,55 @@ def measure_change(
     )
 
 
-def _same_bytes(a: Checkpoint, entry: TensorEntry, b: Checkpoint, other: TensorEntry) -> bool:
-    if (entry.dtype, entry.shape) != (other.dtype, other.shape):
+def _same_bytes(a: Stored, b: Stored) -> bool:
+    if (a.dtype, a.shape) != (b.dtype, b.shape):
         return False
     size = 8 * _CHUNK
     return all(
-        a.read_range(entry.begin + at, min(entry.begin + at + size, entry.end), entry.name)
-        == b.read_range(other.begin + at, min(other.begin + at + size, other.end), entry.name)
-        for at in range(0, entry.nbytes, size)
+        a.file.read_range(a.entry.begin + at, min(a.entry.begin + at + size, a.entry.end), a.name)
+        == b.file.read_range(
+            b.entry.begin + at, min(b.entry.begin + at + size, b.entry.end), b.name
+        )
+        for at in range(0, a.entry.nbytes, size)
     )
 
 
-def _difference(
-    a: Checkpoint, entry: TensorEntry, b: Checkpoint, other: TensorEntry, *, ranked: bool
-) -> TensorDifference:
-    if entry.shape != other.shape or not {entry.dtype, other.dtype} <= NAMES.keys():
-        return TensorDifference(entry.name, None, None, None)
+def _difference(name: str, a: Stored, b: Stored, *, ranked: bool) -> TensorDifference:
+    if a.shape != b.shape or not {a.dtype, b.dtype} <= NAMES.keys():
+        return TensorDifference(name, None, None, None)
     change = norm = largest = 0.0
-    for at in range(0, math.prod(entry.shape), _CHUNK):
-        left, right = _chunk(a, entry, at), _chunk(b, other, at)
+    for left, right in zip(_chunks(a), _chunks(b), strict=True):
         apart = right - left
         change += float(np.square(apart).sum())
         norm += float(np.square(left).sum())
         largest = max(largest, float(np.abs(apart).max()))
-    rank = _rank(a, entry, b, other) if ranked else None
-    return TensorDifference(entry.name, _ratio(math.sqrt(change), math.sqrt(norm)), largest, rank)
+    rank = _rank(a, b) if ranked else None
+    return TensorDifference(name, _ratio(math.sqrt(change), math.sqrt(norm)), largest, rank)
 
 
-def _chunk(checkpoint: Checkpoint, entry: TensorEntry, at: int) -> Float64:
-    dtype = numpy_dtype(entry.dtype)
-    begin = entry.begin + at * dtype.itemsize
-    end = min(begin + _CHUNK * dtype.itemsize, entry.end)
-    data = checkpoint.read_range(begin, end, entry.name)
-    return np.frombuffer(data, dtype).astype(np.float64)
+def _chunks(stored: Stored) -> Iterator[Float64]:
+    """The values, some at a time; scaled ones all at once, which are never large."""
+    if stored.scale is not None:
+        flat = stored.read().astype(np.float64).reshape(-1)
+        yield from (flat[at : at + _CHUNK] for at in range(0, flat.size, _CHUNK))
+        return
+    dtype, entry = numpy_dtype(stored.dtype), stored.entry
+    step = _CHUNK * dtype.itemsize
+    for begin in range(entry.begin, entry.end, step):
+        data = stored.file.read_range(begin, min(begin + step, entry.end), stored.name)
+        yield np.frombuffer(data, dtype).astype(np.float64)
 
 
-def _rank(a: Checkpoint, entry: TensorEntry, b: Checkpoint, other: TensorEntry) -> int | None:
+def _rank(a: Stored, b: Stored) -> int | None:
     """How many singular values of b - a are above those of the rounding errors in both.
 
     Independent errors of deviation s in a matrix [m, n] have none above s (sqrt(m) + sqrt(n)), and
     a rounding error is below half a unit in the last place.
     """
-    left = a.read_entry(entry).astype(np.float64)
-    right = b.read_entry(other).astype(np.float64)
+    left, right = a.read().astype(np.float64), b.read().astype(np.float64)
     if not (np.isfinite(left).all() and np.isfinite(right).all()):
         return None
-    deviation = _rounding(left, entry.dtype) + _rounding(right, other.dtype)
+    deviation = _rounding(left, a.dtype) + _rounding(right, b.dtype)
     noise = deviation * sum(math.sqrt(side) for side in left.shape)
     return int((_singular_values(right - left) > noise).sum())
 

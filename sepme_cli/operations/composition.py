@@ -15,20 +15,49 @@ from patch_spec.header import Header, TensorEntry
 from patch_spec.increment import Increment
 from patch_spec.stack import StackEntry, StackRecord
 from sepme_cli import __version__
-from sepme_cli.checkpoints.dtypes import NAMES, numpy_dtype
+from sepme_cli.checkpoints.dtypes import FP8, NAMES, numpy_dtype
 from sepme_cli.checkpoints.headers import in_dtype, same_but_record, with_record
 from sepme_cli.checkpoints.journal import undo_path
-from sepme_cli.checkpoints.original import Original, open_base, open_undo_journal
+from sepme_cli.checkpoints.original import Original, open_base, open_undo_journals
+from sepme_cli.checkpoints.parts import Stored, WeightsFile, dequantised, quantised
 from sepme_cli.checkpoints.patches import PatchFile, kept_patches
 from sepme_cli.checkpoints.reader import Checkpoint
 from sepme_cli.checkpoints.targets import Target
 from sepme_cli.checkpoints.writer import Rewrite, Values
-from sepme_cli.errors import MalformedError, MismatchError
+from sepme_cli.errors import MalformedError, MismatchError, UsageError
 from sepme_cli.increments import Scaled, acts_on, compose
 from sepme_cli.progress import Progress
 
 Array = npt.NDArray[Any]
 TOOL = f"sepme {__version__}"
+_DROWNED = 0.5
+"""The share of fp8 weights that may stay where they are before a user is warned."""
+
+
+@dataclass
+class Drowning:
+    """How many fp8 weights should have moved, and how many of those rounding left in place."""
+
+    meant: int = 0
+    still: int = 0
+
+    def add(self, before: Array, exact: Array, after: Array) -> None:
+        """Take one more tensor into account."""
+        start = before.astype(np.float64)
+        meant = exact != start
+        self.meant += int(meant.sum())
+        self.still += int((meant & (after.astype(np.float64) == start)).sum())
+
+    @property
+    def warning(self) -> str | None:
+        """What a user should know where most of an increment was lost."""
+        if self.still <= _DROWNED * self.meant:
+            return None
+        return (
+            f"fp8 has too few digits for these increments: {self.still / self.meant:.0%} of the "
+            "weights that should move stay where they are, and the concept may remain; apply to "
+            "a copy in fp16 or bf16, or write one with --dtype fp16"
+        )
 
 
 @dataclass(frozen=True)
@@ -37,7 +66,7 @@ class Composition:
 
     original: where the weights come from; None for the checkpoint's own. terms: the increments
     and scales to add to them. record: of the result. dtype: of the result's floating tensors, in
-    the header's word; None for what each of them has.
+    the header's word; None for what each of them has. drowning: filled in by writing.
     """
 
     checkpoint: Checkpoint
@@ -45,55 +74,73 @@ class Composition:
     terms: tuple[Scaled, ...] = field(repr=False)
     record: StackRecord | None
     dtype: str | None = None
+    drowning: Drowning = field(default_factory=Drowning)
 
-    def rewrite(self) -> Rewrite:
-        """The same for the writer. Reads headers only; values are read when they are written."""
-        replaced: dict[str, Values] = {}
+    def rewrites(self) -> tuple[Rewrite, ...]:
+        """The same for the writer, file by file. Values are read when they are written."""
+        files = self.checkpoint.target_files if self.dtype is None else self.checkpoint.all_files()
+        return tuple(self._rewrite(file) for file in files)
+
+    def _rewrite(self, file: WeightsFile) -> Rewrite:
+        replaced = dict(self._composed_in(file))
+        if self.dtype is not None:
+            for entry in file.header.tensors:
+                if entry.name not in replaced and entry.dtype in NAMES:
+                    replaced[entry.name] = self._converted(file, entry, self.dtype)
+        header, header_bytes = self._foundation(file)
+        if self.dtype is not None:
+            header, header_bytes = in_dtype(header, self.dtype)
+        if file in self.checkpoint.target_files:
+            header_bytes = with_record(header, header_bytes, self.record)
+        return Rewrite(file, replaced, header_bytes, header.data_length)
+
+    def _composed_in(self, file: WeightsFile) -> Iterator[tuple[str, Values]]:
         for target in self.checkpoint.targets:
             if self.original is not None or self._acted_on(target):
-                for copy, entry in enumerate(target.copies):
-                    replaced[entry.name] = self._composed(target, copy, entry)
-        if self.dtype is not None:
-            for entry in self.checkpoint.header.tensors:
-                if entry.name not in replaced and entry.dtype in NAMES:
-                    replaced[entry.name] = self._converted(entry, self.dtype)
-        header, header_bytes = self._foundation()
-        if self.dtype is not None:
-            header = in_dtype(header, self.dtype)
-        return Rewrite(
-            self.checkpoint,
-            replaced,
-            with_record(header, header_bytes, self.record),
-            header.data_length,
-        )
+                for copy, stored in enumerate(target.copies):
+                    if stored.file is file:
+                        yield stored.name, self._composed(target, copy, stored)
 
     def _acted_on(self, target: Target) -> bool:
         return any(acts_on(increment, target.name) for increment, _ in self.terms)
 
-    def _composed(self, target: Target, copy: int, entry: TensorEntry) -> Values:
-        dtype = numpy_dtype(self.dtype or entry.dtype)
-
+    def _composed(self, target: Target, copy: int, stored: Stored) -> Values:
         def values() -> Array:
-            if self.original is None:
-                weight = self.checkpoint.read_entry(entry)
-            else:
-                weight = self.original.read(target.name, copy)
-            return compose(weight, self.terms, target.name, dtype)
+            original = self.original
+            weight = (original.weight(target.name, copy) if original else stored).read()
+            if self.dtype is None and stored.dtype in FP8:
+                return self._quantised(weight, target, stored)
+            return compose(weight, self.terms, target.name, numpy_dtype(self.dtype or stored.dtype))
 
         return values
 
-    def _converted(self, entry: TensorEntry, dtype: str) -> Values:
-        return lambda: converted(self.checkpoint.read_entry(entry), dtype, entry.name)
+    def _quantised(self, weight: Array, target: Target, stored: Stored) -> Array:
+        exact = compose(weight, self.terms, target.name, np.dtype(np.float64))
+        scales = stored.scales()
+        result = quantised(exact, scales, stored.dtype)
+        self.drowning.add(weight, exact, dequantised(result, scales))
+        if not np.isfinite(result).all():
+            raise MalformedError(
+                f"the values of {target.name} do not fit into {NAMES[stored.dtype]}",
+                file=stored.file.path,
+                expected=f"magnitudes within the range of {NAMES[stored.dtype]}",
+                found=float(np.abs(exact).max()),
+            )
+        return result
 
-    def _foundation(self) -> tuple[Header, bytes]:
+    def _converted(self, file: WeightsFile, entry: TensorEntry, dtype: str) -> Values:
+        return lambda: converted(file.read(entry), dtype, entry.name)
+
+    def _foundation(self, file: WeightsFile) -> tuple[Header, bytes]:
         """The header to build on: the base's own where that tells of the same file.
 
         So a record put in and taken out again leaves the base's bytes.
         """
-        current, original = self.checkpoint, self.original
-        if original is not None and same_but_record(original.header, current.header):
-            return original.header, original.header_bytes
-        return current.header, current.header_bytes
+        if self.original is not None:
+            header, header_bytes = self.original.headers.get(file.place, (None, b""))
+            if header is not None and same_but_record(header, file.header):
+                return header, header_bytes
+        return file.header, file.header_bytes
 
 
 def converted(values: Array, dtype: str, name: str) -> Array:
@@ -178,15 +225,21 @@ def find_original(
         with open_base(base, record, progress) as original:
             yield original
         return
-    beside = undo_path(checkpoint.path)
+    beside = {file.place: undo_path(file.path) for file in checkpoint.target_files}
     with ExitStack() as stack:
         if undo is not None:
-            yield stack.enter_context(open_undo_journal(undo, record))
+            if len(beside) > 1:
+                raise UsageError(
+                    f"{checkpoint.path} has an undo journal for each of its {len(beside)} files; "
+                    "they are looked for beside them, so leave out --undo"
+                )
+            named = dict.fromkeys(beside, undo)
+            yield stack.enter_context(open_undo_journals(checkpoint, named, record))
             return
         found = None
-        if beside.exists():
+        if all(path.exists() for path in beside.values()):
             try:
-                found = stack.enter_context(open_undo_journal(beside, record))
+                found = stack.enter_context(open_undo_journals(checkpoint, beside, record))
             except (MismatchError, MalformedError) as error:
                 warn(f"the undo journal is of no use here: {error.message}")
         yield found

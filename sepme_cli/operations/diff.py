@@ -13,7 +13,13 @@ from sepme_cli.checkpoints.patches import PatchFile, read_patch_file
 from sepme_cli.checkpoints.reader import Checkpoint, open_checkpoint
 from sepme_cli.errors import UnsupportedError
 from sepme_cli.increments import acts_on, delta, distance, interference
-from sepme_cli.operations.comparison import TensorDifference, compare_tensors, measure_change
+from sepme_cli.operations.comparison import (
+    TensorDifference,
+    compare_targets,
+    compare_tensors,
+    measure_change,
+    tensors_by_name,
+)
 from sepme_cli.operations.matching import BaseMatch, check_fits, match_base
 from sepme_cli.progress import SILENT, Progress
 
@@ -89,7 +95,9 @@ def diff(a: Path, b: Path, *, progress: Progress = SILENT) -> DiffResult:
 
 
 def _checkpoints(a: Checkpoint, b: Checkpoint, progress: Progress) -> DiffResult:
-    names = a.header.by_name.keys(), b.header.by_name.keys()
+    if (a.folder is None, a.layout.naming) != (b.folder is None, b.layout.naming):
+        return _targets_only(a, b, progress)
+    names = tensors_by_name(a).keys(), tensors_by_name(b).keys()
     tensors = tuple(compare_tensors(a, b, progress))
     only = sorted(names[0] - names[1]), sorted(names[1] - names[0])
     keys = a.metadata.keys() | b.metadata.keys()
@@ -101,6 +109,21 @@ def _checkpoints(a: Checkpoint, b: Checkpoint, progress: Progress) -> DiffResult
         only_in_a=tuple(only[0]),
         only_in_b=tuple(only[1]),
         metadata=tuple(sorted(k for k in keys if a.metadata.get(k) != b.metadata.get(k))),
+    )
+
+
+def _targets_only(a: Checkpoint, b: Checkpoint, progress: Progress) -> DiffResult:
+    tensors = tuple(compare_targets(a, b, progress))
+    only = sorted(a.by_name.keys() - b.by_name.keys()), sorted(b.by_name.keys() - a.by_name.keys())
+    warning = "the two name their tensors differently: only what patches change was compared"
+    return DiffResult(
+        kind="checkpoints",
+        same=not (tensors or only[0] or only[1]),
+        changed=len(tensors),
+        tensors=tensors,
+        only_in_a=tuple(only[0]),
+        only_in_b=tuple(only[1]),
+        warnings=(warning,),
     )
 
 
@@ -177,7 +200,7 @@ def _changes(
     progress.stage("comparing", len(acted))
     changes = []
     for target in acted:
-        weight = checkpoint.read(target)
+        weight = target.read()
         change = sum(delta(part, target.name, weight) for part in parts)
         changes.append(measure_change(target.copies[0].name, weight, change))
         progress.advance()

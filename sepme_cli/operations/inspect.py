@@ -12,17 +12,20 @@ from patch_spec.stack import StackEntry
 from sepme_cli.checkpoints.boundary import reading
 from sepme_cli.checkpoints.journal import open_undo, undo_path
 from sepme_cli.checkpoints.kinds import kind_of
+from sepme_cli.checkpoints.layout import EMA
 from sepme_cli.checkpoints.reader import Checkpoint, open_checkpoint
 from sepme_cli.progress import SILENT, Progress
 
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """A checkpoint. dtype: of the targets, or "mixed". targets: weights that patches change.
+    """A checkpoint.
 
-    width: of the text embedding. ema: whether there are twins of the targets. text_encoders: the
-    streams that are in the file. applied: what patches are in it; base: the digest of what it was
-    before, tool: what patched it, None if nothing did. undo: the undo journal beside it, if any.
+    layout: "single-file", "diffusers", or that of a UNet alone. dtype: of the targets, or
+    "mixed". width: of the text embedding. targets: weights that patches change. ema: whether
+    there are twins of them. text_encoders: the streams that are in it. applied: what patches are
+    in it; base: the digest of what it was before, tool: what patched it, None if nothing did.
+    undo: the undo journal beside it, if any. files: of a folder, those that tensors are in.
     """
 
     file: str
@@ -41,6 +44,7 @@ class CheckpointInfo:
     tool: str | None
     undo: str | None
     metadata: Mapping[str, str]
+    files: tuple[str, ...] = ()
     kind: Literal["checkpoint"] = "checkpoint"
 
 
@@ -93,27 +97,28 @@ def _patch(name: str, size: int | None, manifest: Manifest) -> PatchInfo:
 
 
 def _checkpoint(checkpoint: Checkpoint) -> CheckpointInfo:
-    undo, stack = undo_path(checkpoint.path), checkpoint.stack
-    names = [entry.name for entry in checkpoint.header.tensors]
+    stack, streams = checkpoint.stack, [stream.name for stream in checkpoint.family.streams]
+    encoders = tuple(name for name in streams if checkpoint.network(name) is not None)
+    files = checkpoint.all_files()
+    journals = [undo_path(file.path) for file in checkpoint.target_files]
     return CheckpointInfo(
         file=str(checkpoint.path),
-        bytes=os.fstat(checkpoint.file.fileno()).st_size,
+        bytes=sum(os.fstat(file.file.fileno()).st_size for file in files),
         family=checkpoint.family.name,
         title=checkpoint.family.title,
-        layout="single-file",
+        layout=checkpoint.arrangement,
         dtype=checkpoint.dtype,
         width=checkpoint.width,
         targets=len(checkpoint.targets),
-        tensors=len(names),
-        ema=any(len(target.copies) > 1 for target in checkpoint.targets),
-        text_encoders=tuple(
-            stream.name
-            for stream in checkpoint.family.streams
-            if any(name.startswith(stream.prefix) for name in names)
+        tensors=sum(len(file.header.tensors) for file in files),
+        ema=any(
+            copy.name.startswith(EMA) for target in checkpoint.targets for copy in target.copies
         ),
+        text_encoders=encoders,
         applied=stack.entries if stack is not None else (),
         base=stack.base if stack is not None else None,
         tool=stack.tool if stack is not None else None,
-        undo=str(undo) if undo.exists() else None,
+        undo=str(journals[0]) if all(path.exists() for path in journals) else None,
         metadata=dict(checkpoint.metadata),
+        files=tuple(file.place for file in files) if checkpoint.folder is not None else (),
     )

@@ -5,6 +5,7 @@ from typing import Literal
 
 from patch_spec.base import Base
 from patch_spec.increment import Increment
+from sepme_cli.checkpoints.dtypes import FP8
 from sepme_cli.checkpoints.patches import PatchFile
 from sepme_cli.checkpoints.reader import Checkpoint
 from sepme_cli.errors import MismatchError
@@ -66,12 +67,21 @@ def match_base(
             differing = _differing(reference, file.patch.base)
         if differing:
             match = "family"
-            warnings.append(
-                f"{file.name} was made from another model of this family ({differing}): it should "
-                "work, but how well was not measured"
-            )
+            warnings.append(_another_model(checkpoint, file, differing))
             warnings += _text_encoders(checkpoint, file)
     return match, warnings
+
+
+def _another_model(checkpoint: Checkpoint, file: PatchFile, differing: str) -> str:
+    if any(target.copies[0].dtype in FP8 for target in checkpoint.targets):
+        return (
+            f"{checkpoint.path} is in fp8, which keeps too few digits to tell whether it is the "
+            f"model that {file.name} was made from ({differing})"
+        )
+    return (
+        f"{file.name} was made from another model of this family ({differing}): it should work, "
+        "but how well was not measured"
+    )
 
 
 def _check_targets(checkpoint: Checkpoint, file: PatchFile, part: Increment) -> None:

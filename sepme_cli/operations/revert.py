@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from patch_spec.stack import StackEntry, StackRecord
-from sepme_cli.checkpoints.delivery import Destination, Kept, write_over
+from sepme_cli.checkpoints.delivery import Destination, Kept
 from sepme_cli.checkpoints.dtypes import numpy_dtype
 from sepme_cli.checkpoints.original import Original
 from sepme_cli.checkpoints.patches import PatchFile, PatchSource, named, read_patch_file
@@ -29,13 +29,15 @@ from sepme_cli.progress import SILENT, Progress
 class RevertResult:
     """What was written.
 
-    output: a file, or "-" for a stream. restored, remaining: concepts. exact: byte for byte what
-    it would be had the restored concepts never been taken out. max_abs_error: 0 if exact, else a
-    proven bound on how far any weight is from that; None where none can be given.
+    output: a file, or "-" for a stream. model: what it is, in words. restored, remaining:
+    concepts. exact: byte for byte what it would be had the restored concepts never been taken
+    out. max_abs_error: 0 if exact, else a proven bound on how far any weight is from that; None
+    where none can be given.
     """
 
     output: str | None
     family: str
+    model: str
     restored: tuple[str, ...]
     remaining: tuple[str, ...]
     exact: bool
@@ -48,7 +50,7 @@ class RevertResult:
 class _Plan:
     """What will be done. error is filled in by doing it."""
 
-    rewrite: Rewrite
+    rewrites: tuple[Rewrite, ...]
     kept: Kept
     taken: tuple[StackEntry, ...]
     remaining: tuple[StackEntry, ...]
@@ -86,10 +88,11 @@ def revert(
     if base is not None and undo is not None:
         raise UsageError("give the base or an undo journal, not both")
     files = tuple(read_patch_file(patch) for patch in patches)
-    destination.check(needed=True)
+    destination.check(model, needed=True)
     with ExitStack() as stack:
         stack.enter_context(destination.held(model, progress))
         checkpoint = stack.enter_context(open_checkpoint(model, progress))
+        destination.check_against(checkpoint)
         record = _record_of(checkpoint)
         taken = _taken(checkpoint, record, files, concepts)
         warnings: list[str] = []
@@ -99,13 +102,11 @@ def revert(
         plan = _plan(checkpoint, record, files, taken, original, warnings, exact=exact)
         for warning in plan.warnings:
             progress.warn(warning)
-        if in_place:
-            write_over(plan.rewrite, plan.kept, progress)
-        else:
-            destination.write(plan.rewrite, progress)
+        destination.write(checkpoint, plan.rewrites, plan.kept, progress)
     return RevertResult(
         output=destination.name(model),
         family=checkpoint.family.name,
+        model=checkpoint.title,
         restored=tuple(entry.concept for entry in plan.taken),
         remaining=tuple(entry.concept for entry in plan.remaining),
         exact=plan.exact,
@@ -180,13 +181,13 @@ def _plan(
     error = LargestError()
     if original is not None and not sources.missing(remaining):
         composition = Composition(checkpoint, original, sources.terms(remaining), after)
-        rewrite = composition.rewrite()
+        rewrites = composition.rewrites()
         if why:
-            rewrite = measured(rewrite, error)
+            rewrites = tuple(measured(rewrite, error) for rewrite in rewrites)
     else:
-        rewrite = subtraction(checkpoint, sources, taken, remaining, after, error)
+        rewrites = subtraction(checkpoint, sources, taken, remaining, after, error)
     kept = Kept(after, sources.holding(remaining))
-    return _Plan(rewrite, kept, taken, remaining, not why, tuple(warnings), error)
+    return _Plan(rewrites, kept, taken, remaining, not why, tuple(warnings), error)
 
 
 def _record_after(
@@ -214,12 +215,12 @@ def _why_not_exact(
             "too, and name what to put back with --concept"
         )
     for target in checkpoint.targets:
-        for copy, entry in enumerate(target.copies):
-            stored, wanted = original.entry(target.name, copy).dtype, entry.dtype
-            wider = numpy_dtype(stored).itemsize > numpy_dtype(wanted).itemsize
-            if stored != wanted and (stays or not wider):
+        for copy, stored in enumerate(target.copies):
+            found, wanted = original.weight(target.name, copy).dtype, stored.dtype
+            wider = numpy_dtype(found).itemsize > numpy_dtype(wanted).itemsize
+            if found != wanted and (stays or not wider):
                 return (
-                    f"{original.path} holds {entry.name} as {stored} and the checkpoint as "
+                    f"{original.path} holds {stored.name} as {found} and the checkpoint as "
                     f"{wanted}; give the base in the checkpoint's dtype"
                 )
     return ""

@@ -104,7 +104,7 @@ def _patched_weights(
     stack = [(increment, scale) for increment in chosen]
     return {
         target.name: torch.from_numpy(
-            compose(checkpoint.read(target), stack, target.name).astype("float32")
+            compose(target.read(), stack, target.name).astype("float32")
         )
         for target in checkpoint.targets
     }

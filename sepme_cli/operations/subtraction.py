@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy.typing as npt
 
-from patch_spec.header import TensorEntry
 from patch_spec.stack import StackEntry, StackRecord
 from sepme_cli.checkpoints.headers import with_record
+from sepme_cli.checkpoints.parts import Stored
 from sepme_cli.checkpoints.reader import Checkpoint
 from sepme_cli.checkpoints.writer import Rewrite, Values
 from sepme_cli.errors import RefusedError
@@ -50,7 +50,7 @@ def subtraction(
     remaining: tuple[StackEntry, ...],
     after: StackRecord | None,
     error: LargestError,
-) -> Rewrite:
+) -> tuple[Rewrite, ...]:
     """The checkpoint without the entries `taken`, taken off from what is there.
 
     after: the record it then has. error is filled in as the tensors are made. Raises RefusedError
@@ -65,26 +65,40 @@ def subtraction(
             expected="--base, --undo, or the patch files",
             found="neither",
         )
+    if any(copy.scale for target in checkpoint.targets for copy in target.copies):
+        raise RefusedError(
+            f"{checkpoint.path}: scaled fp8 cannot be subtracted from; nothing was changed",
+            file=checkpoint.path,
+            expected="--base, or --undo",
+            found="neither",
+        )
     out, stay = sources.terms(taken), sources.terms(remaining)
     # What an unknown operator made of the weights cannot be told from the weights.
     bounded = len(stay) == len(remaining) or all(part.kind == "additive" for part, _ in out)
 
-    def values(target: str, entry: TensorEntry) -> Values:
+    def values(target: str, stored: Stored) -> Values:
         def make() -> npt.NDArray[Any]:
-            result, bound = subtract(checkpoint.read_entry(entry), out, stay, target)
+            result, bound = subtract(stored.read(), out, stay, target)
             error.add(bound if bounded else None)
             return result
 
         return make
 
-    replaced = {
-        entry.name: values(target.name, entry)
-        for target in checkpoint.targets
-        if _acts(out, target.name)
-        for entry in target.copies
-    }
-    header = with_record(checkpoint.header, checkpoint.header_bytes, after)
-    return Rewrite(checkpoint, replaced, header, checkpoint.header.data_length)
+    return tuple(
+        Rewrite(
+            file,
+            {
+                stored.name: values(target.name, stored)
+                for target in checkpoint.targets
+                if _acts(out, target.name)
+                for stored in target.copies
+                if stored.file is file
+            },
+            with_record(file.header, file.header_bytes, after),
+            file.header.data_length,
+        )
+        for file in checkpoint.target_files
+    )
 
 
 def _acts(terms: Sequence[Scaled], target: str) -> bool:

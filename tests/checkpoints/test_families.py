@@ -13,7 +13,6 @@ from sepme_cli.checkpoints.layout import Layout, ema_twin
 from sepme_cli.checkpoints.reader import open_checkpoint
 from sepme_cli.errors import MalformedError, UnsupportedError
 from tests.synthetic import (
-    DTYPES,
     SMALL,
     Shape,
     checkpoint_tensors,
@@ -70,7 +69,7 @@ def test_unclip_is_no_xl() -> None:
         ("model.diffusion_model.input_blocks.1.1.time_stack.0.attn2.to_k.weight", "video"),
         ("lora_unet_down_blocks_0_attentions_0.lora_down.weight", "LoRA"),
         ("unet.down_blocks.0.attentions.0.to_k.lora_A.weight", "LoRA"),
-        ("down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight", "diffusers"),
+        ("controlnet_cond_embedding.conv_in.weight", "ControlNet"),
         ("something.else", "no Stable Diffusion UNet"),
     ],
 )
@@ -158,11 +157,11 @@ def test_a_twin_of_another_shape_is_malformed(tmp_path: Path) -> None:
         open_checkpoint(write_safetensors(tmp_path / "m.safetensors", tensors))
 
 
-def test_fp8_and_mixed_widths_are_unsupported(tmp_path: Path) -> None:
+def test_integers_and_mixed_widths_are_unsupported(tmp_path: Path) -> None:
     name = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight"
     tensors = checkpoint_tensors()
-    tensors[name] = ("F8_E4M3", tensors[name][1].astype(DTYPES["F8_E4M3"]))
-    with pytest.raises(UnsupportedError, match="f8_e4m3"):
+    tensors[name] = ("I32", tensors[name][1].astype("<i4"))
+    with pytest.raises(UnsupportedError, match="i32"):
         open_checkpoint(write_safetensors(tmp_path / "a.safetensors", tensors))
     tensors[name] = ("F16", np.zeros((24, 30), "<f2"))
     with pytest.raises(UnsupportedError, match="cross-attention"):
