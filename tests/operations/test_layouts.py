@@ -40,7 +40,6 @@ from tests.synthetic import (
     write_safetensors,
 )
 
-
 SEVERAL = ("shards", "variants", "sharded variant")
 """Those with several files to write, which in place needs one journal for all."""
 
