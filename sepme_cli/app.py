@@ -19,6 +19,7 @@ from sepme_cli.commands.erase import erase
 from sepme_cli.commands.inspect import inspect
 from sepme_cli.commands.revert import revert
 from sepme_cli.commands.sample import sample
+from sepme_cli.commands.verify import verify
 from sepme_cli.console import console_for
 from sepme_cli.errors import MalformedError, SepmeError, SystemFailure, UsageError
 from sepme_cli.exit_status import ExitStatus
@@ -30,7 +31,7 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
-for command in (erase, apply, revert, diff, inspect, sample):
+for command in (erase, apply, revert, diff, inspect, verify, sample):
     app.command()(command)
 
 
@@ -64,8 +65,8 @@ def sepme(
     Exit statuses:
 
     \b
-      0    done; the same
-      1    the answer is no: differs, would not apply, nothing to do
+      0    done; the same; verified
+      1    the answer is no: differs, does not verify, would not apply, nothing to do
       2    the command line makes no sense
       3    a file is malformed, hostile or unsupported
       4    a patch and a checkpoint do not belong together

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sepme_cli.operations.inspect import CheckpointInfo, InspectResult, PatchInfo
     from sepme_cli.operations.revert import RevertResult
     from sepme_cli.operations.sample import SampleResult
+    from sepme_cli.operations.verify import VerifyResult
 
 BASE_MATCHES = {
     "exact": "the very weights that the patch was made from",
@@ -122,6 +123,16 @@ def sample(result: "SampleResult") -> RenderableType:
         ("pictures", _cell(result.images)),
         ("time", duration(result.seconds)),
     )
+
+
+def verify(result: "VerifyResult") -> RenderableType:
+    """The checks one below the other, and what was not looked at."""
+    table = _table("", "check", "found")
+    for check in result.checks:
+        _row(table, "ok" if check.ok else "NO", check.name, check.detail)
+    parts: list[RenderableType] = [table]
+    parts += [printable(f"not checked: {what}") for what in result.unchecked]
+    return Group(*parts)
 
 
 def _verdict(result: "DiffResult") -> str:

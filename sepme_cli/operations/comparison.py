@@ -41,7 +41,7 @@ def compare_tensors(a: Checkpoint, b: Checkpoint, progress: Progress) -> Iterato
     common = [name for name in ours if name in theirs]
     progress.stage("comparing", len(common))
     for name in common:
-        if not _same_bytes(ours[name], theirs[name]):
+        if not same_bytes(ours[name], theirs[name]):
             ranked = ours[name].name in targets
             yield _difference(name, ours[name], theirs[name], ranked=ranked)
         progress.advance()
@@ -82,7 +82,8 @@ def measure_change(
     )
 
 
-def _same_bytes(a: Stored, b: Stored) -> bool:
+def same_bytes(a: Stored, b: Stored) -> bool:
+    """Whether two tensors are stored alike: dtype, shape and bytes."""
     if (a.dtype, a.shape) != (b.dtype, b.shape):
         return False
     size = 8 * _CHUNK

@@ -103,9 +103,7 @@ def _patched_weights(
         return {}
     stack = [(increment, scale) for increment in chosen]
     return {
-        target.name: torch.from_numpy(
-            compose(target.read(), stack, target.name).astype("float32")
-        )
+        target.name: torch.from_numpy(compose(target.read(), stack, target.name).astype("float32"))
         for target in checkpoint.targets
     }
 

@@ -50,6 +50,11 @@ FIELDS = {
         "targets": int,
         "applied": list,
     },
+    "verify clean.safetensors monet.sepme --base model.safetensors": {
+        "ok": bool,
+        "checks": list,
+        "unchecked": list,
+    },
     "inspect monet.sepme": {"kind": str, "manifest": dict},
 }
 

@@ -42,6 +42,7 @@ WITH_A_MODEL = (
     "diff {} model.safetensors",
     "diff model.safetensors {}",
     "inspect {}",
+    "verify {}",
     "sample {} --prompt x -o out",
     "revert clean.safetensors --base {} -o out",
 )
@@ -184,6 +185,11 @@ def test_a_failing_path(case: Case, here: Path, sepme: Run) -> None:
 
 
 SUCCEEDING = [
+    (0, "verify monet.sepme"),
+    (0, "verify clean.safetensors monet.sepme --base model.safetensors"),
+    (1, "verify model.safetensors monet.sepme"),
+    (1, "verify clean.safetensors klimt.sepme --base model.safetensors"),
+    (1, "verify clean.safetensors --base cousin.safetensors"),
     (0, "inspect monet.sepme"),
     (0, "inspect model.safetensors"),
     (0, "inspect clean.safetensors -v"),

@@ -1,0 +1,39 @@
+"""sepme verify."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sepme_cli import render
+from sepme_cli.commands.options import Base, Json, Quiet, Verbose, output_for
+from sepme_cli.exit_status import ExitStatus
+
+
+def verify(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", hidden=True)],
+    base: Base = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Check that patches and patched checkpoints are what they say.
+
+    FILES are patches, or a checkpoint and patches. With the base of a patched checkpoint, or its
+    undo journal, and its patches, every weight is held against what composing them gives, and
+    everything else against the base. The exit status is 0 if all checks hold and 1 if one does
+    not.
+
+    Examples:
+
+    \b
+      sepme verify monet.sepme
+      sepme verify clean.safetensors monet.sepme --base sd15.safetensors
+    """
+    from sepme_cli.operations.verify import verify as operation
+
+    with output_for(as_json=as_json, quiet=quiet, verbose=verbose) as out:
+        result = operation(files, base=base, progress=out.progress)
+        out.show(result, render.verify)
+    if not result.ok:
+        raise typer.Exit(ExitStatus.NO)

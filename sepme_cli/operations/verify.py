@@ -1,0 +1,212 @@
+"""Is what a patch or a patched checkpoint says of itself true."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from patch_spec.digest import tensor_fingerprint
+from patch_spec.errors import FormatError
+from sepme_cli.checkpoints.kinds import kind_of
+from sepme_cli.checkpoints.patches import PatchFile, read_patch_file
+from sepme_cli.checkpoints.reader import Checkpoint, open_checkpoint
+from sepme_cli.checkpoints.writer import Rewrite
+from sepme_cli.errors import MismatchError, UnsupportedError, UsageError
+from sepme_cli.operations.comparison import same_bytes, tensors_by_name
+from sepme_cli.operations.composition import Composition, Sources, find_original
+from sepme_cli.operations.matching import check_fits
+from sepme_cli.progress import SILENT, Progress
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at. detail: what was found, in words."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """ok: whether every check is. unchecked: what was not looked at, and what that would take."""
+
+    ok: bool
+    checks: tuple[Check, ...]
+    unchecked: tuple[str, ...]
+    seconds: float
+
+
+def verify(
+    files: Sequence[Path], *, base: Path | None = None, progress: Progress = SILENT
+) -> VerifyResult:
+    """Check patches, or a checkpoint and the patches in it.
+
+    files: patches; or a checkpoint, and patches. base: the file that the checkpoint was patched
+    from; the undo journal beside it serves as well. With either, and with the patches, every byte
+    of the checkpoint is held against what composing them gives.
+    Raises MalformedError, UnsupportedError and SystemFailure for files that cannot be read at
+    all, and UsageError for two checkpoints.
+    """
+    started = time.monotonic()
+    if not files:
+        raise UsageError("name a patch, or a checkpoint and the patches in it")
+    kinds = [kind_of(path) for path in files]
+    if "undo" in kinds:
+        raise UnsupportedError(
+            f"{files[kinds.index('undo')]} is an undo journal",
+            file=files[kinds.index("undo")],
+            expected="checkpoints and patches",
+            found="an undo journal",
+        )
+    models = [path for path, kind in zip(files, kinds, strict=True) if kind == "checkpoint"]
+    patches = [read_patch_file(p) for p, k in zip(files, kinds, strict=True) if k == "patch"]
+    if len(models) > 1 or (base is not None and not models):
+        raise UsageError("one checkpoint at a time, and its base with it", found=len(models))
+    unchecked: list[str] = []
+    checks = [check for file in patches for check in _patch(file)]
+    if models:
+        with open_checkpoint(models[0], progress) as checkpoint:
+            checks += _checkpoint(checkpoint, patches, base, unchecked, progress)
+    return VerifyResult(
+        all(check.ok for check in checks),
+        tuple(checks),
+        tuple(unchecked),
+        time.monotonic() - started,
+    )
+
+
+def _patch(file: PatchFile) -> Iterator[Check]:
+    """Reading it has held it to every rule of the format; what is left is to say so."""
+    parts = file.patch.increments
+    ranks = ", ".join(f"{part.concept} (rank {part.rank})" for part in parts)
+    yield Check(f"{file.name}: format", True, f"version 1, digest {file.digest}")
+    yield Check(f"{file.name}: factors", True, f"finite and on the grid: {ranks}")
+
+
+def _checkpoint(
+    checkpoint: Checkpoint,
+    patches: Sequence[PatchFile],
+    base: Path | None,
+    unchecked: list[str],
+    progress: Progress,
+) -> Iterator[Check]:
+    yield _finite(checkpoint, progress)
+    for file in patches:
+        yield _fits(checkpoint, file)
+    if checkpoint.stack is None:
+        yield from _unpatched(checkpoint, patches, base, unchecked, progress)
+        return
+    entries = checkpoint.stack.entries
+    names = ", ".join(entry.concept for entry in entries)
+    yield Check("record", True, f"{names}, by {checkpoint.stack.tool}")
+    present = {entry.digest for entry in entries}
+    for file in patches:
+        missing = [p.concept for p in file.patch.increments if p.digest not in present]
+        detail = f"not in there: {', '.join(missing)}" if missing else "all of it is in there"
+        yield Check(f"{file.name}: applied", not missing, detail)
+    sources = Sources.gather(patches, checkpoint)
+    unknown = [entry.concept for entry in sources.missing(entries)]
+    with ExitStack() as stack:
+        try:
+            original = stack.enter_context(
+                find_original(checkpoint, base, None, unchecked.append, progress)
+            )
+        except MismatchError as error:
+            yield Check("base", False, error.message)
+            return
+        if original is None:
+            unchecked.append("the weights themselves: that takes the base (--base)")
+            return
+        yield Check("base", True, f"digest {original.base.digest}, {original.path}")
+        if unknown:
+            need = ", ".join(unknown)
+            unchecked.append(f"the weights themselves: that takes the patches of {need} too")
+        else:
+            terms = sources.terms(entries)
+            composition = Composition(checkpoint, original, terms, checkpoint.stack)
+            yield _weights(composition.rewrites(), progress)
+    if base is not None:
+        with open_checkpoint(base, progress) as other:
+            yield from _rest(checkpoint, other, unchecked, progress)
+
+
+def _unpatched(
+    checkpoint: Checkpoint,
+    patches: Sequence[PatchFile],
+    base: Path | None,
+    unchecked: list[str],
+    progress: Progress,
+) -> Iterator[Check]:
+    for file in patches:
+        yield Check(f"{file.name}: applied", False, "no patch is recorded in the checkpoint")
+    yield Check("record", True, "none: no patch is said to be in it")
+    if base is not None:
+        with open_checkpoint(base, progress) as other:
+            same = checkpoint.base().digest == other.base().digest
+            yield Check("base", same, "the same weights" if same else "other weights")
+            yield from _rest(checkpoint, other, unchecked, progress)
+
+
+def _finite(checkpoint: Checkpoint, progress: Progress) -> Check:
+    progress.stage("reading the weights", len(checkpoint.targets))
+    bad = []
+    for target in checkpoint.targets:
+        for copy in target.copies:
+            try:
+                tensor_fingerprint(copy.read())
+            except FormatError:
+                bad.append(copy.name)
+        progress.advance()
+    detail = f"not finite: {', '.join(bad[:3])}" if bad else f"{len(checkpoint.targets)} targets"
+    return Check("finite", not bad, detail)
+
+
+def _fits(checkpoint: Checkpoint, file: PatchFile) -> Check:
+    try:
+        warnings = check_fits(checkpoint, file, file.patch.increments)
+    except MismatchError as error:
+        return Check(f"{file.name}: fits", False, f"{error.expected}, found {error.found}")
+    return Check(f"{file.name}: fits", True, "; ".join(warnings) or checkpoint.title)
+
+
+def _weights(rewrites: Sequence[Rewrite], progress: Progress) -> Check:
+    """Whether what composing would write is what is there."""
+    total = sum(len(rewrite.replaced) for rewrite in rewrites)
+    progress.stage("composing", total)
+    different = [name for rewrite in rewrites for name in _different(rewrite, progress)]
+    told = f"{len(different)} of {total} are not what composing gives: "
+    detail = told + ", ".join(different[:3]) if different else f"all {total}, to the last bit"
+    return Check("weights", not different, detail)
+
+
+def _different(rewrite: Rewrite, progress: Progress) -> Iterator[str]:
+    file = rewrite.source
+    for entry in file.header.tensors:
+        if entry.name in rewrite.replaced:
+            if rewrite.values(entry) != file.read_range(entry.begin, entry.end, entry.name):
+                yield entry.name
+            progress.advance()
+
+
+def _rest(
+    checkpoint: Checkpoint, base: Checkpoint, unchecked: list[str], progress: Progress
+) -> Iterator[Check]:
+    """Whether the tensors that no patch in it touches are the base's, byte for byte."""
+    targets = checkpoint.targets if checkpoint.stack is not None else ()
+    touched = {copy.name for target in targets for copy in target.copies}
+    ours, theirs = tensors_by_name(checkpoint), tensors_by_name(base)
+    if ours.keys() != theirs.keys():
+        unchecked.append("what no patch touches: the base has other tensors, or other names")
+        return
+    names = [name for name, stored in ours.items() if stored.name not in touched]
+    progress.stage("comparing", len(names))
+    different = []
+    for name in names:
+        if not same_bytes(ours[name], theirs[name]):
+            different.append(name)
+        progress.advance()
+    told = f"differ from the base's: {', '.join(different[:3])}"
+    detail = told if different else f"{len(names)} tensors, byte for byte the base's"
+    yield Check("the rest", not different, detail)
