@@ -18,6 +18,7 @@ from examples.emoji.judging import (
 )
 from examples.emoji.networks import load_judge
 from patch_spec.manifest import Increment
+from sepme_cli.checkpoints.reader import Checkpoint, open_checkpoint
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.sampler import draw_pictures
 from sepme_cli.erasure.concept import Protected
@@ -71,13 +72,18 @@ class Canvas:
     dtype: torch.dtype = torch.float32
 
     @cached_property
+    def checkpoint(self) -> Checkpoint:
+        """The model's file, open as long as the process is there."""
+        return open_checkpoint(MODEL)
+
+    @cached_property
     def model(self) -> StableDiffusion:
-        return StableDiffusion(MODEL, torch.device("cpu"), self.dtype)
+        return StableDiffusion.of(self.checkpoint, torch.device("cpu"), self.dtype)
 
     @cached_property
     def stored(self) -> StableDiffusion:
         """The weights as the file has them, which increments are added to."""
-        return StableDiffusion(MODEL, torch.device("cpu"), torch.float16)
+        return StableDiffusion.of(self.checkpoint, torch.device("cpu"), torch.float16)
 
     def draw(self, captions: Sequence[Caption], increments: Sequence[Increment] = ()) -> Tensor:
         """Pictures [captions, 3, 64, 64], each with a seed of its own pair."""

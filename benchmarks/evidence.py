@@ -25,7 +25,6 @@ from benchmarks.canvas import ASKED, UNSEEN, Canvas, everything_but, kind_of, na
 from examples.emoji.judging import OBJECT_NAMES, STYLE_NAMES, Caption
 from patch_spec.container import patch_bytes
 from patch_spec.manifest import Increment, Patch
-from sepme_cli.checkpoints.reader import open_checkpoint
 from sepme_cli.diffusion.eraser import Made, closed_form_increment, sepme_increments, study
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.erasure.settings import Settings
@@ -75,7 +74,7 @@ class Bench:
 
     def __init__(self, dtype: torch.dtype = torch.bfloat16) -> None:
         self.canvas = Canvas(dtype)
-        self.weights = StableDiffusion(self.canvas.model.path, torch.device("cpu"))
+        self.weights = StableDiffusion.of(self.canvas.checkpoint, torch.device("cpu"))
         self.pictures = self.canvas.draw(ASKED)
         self.verdict = self.canvas.judge(self.pictures, ASKED)
         self.unseen = self.canvas.judge(self.canvas.draw(UNSEEN), UNSEEN)
@@ -127,8 +126,7 @@ class Bench:
         }
 
     def patch(self, increments: Sequence[Increment]) -> Patch:
-        with open_checkpoint(self.canvas.model.path) as checkpoint:
-            base = checkpoint.base(text_encoders=True)
+        base = self.canvas.checkpoint.base(text_encoders=True)
         return Patch(base=base, increments=tuple(increments), tool="benchmark")
 
 
@@ -239,7 +237,7 @@ def sheets() -> None:
         SHEETS / "canvas.png",
         rows=STYLE_NAMES,
     )
-    weights = StableDiffusion(canvas.model.path, torch.device("cpu"))
+    weights = StableDiffusion.of(canvas.checkpoint, torch.device("cpu"))
     shown, labels = [], []
     for word in ("style:ink", "style:noto", "object:cat", "object:whale"):
         name = word.partition(":")[2]

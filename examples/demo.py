@@ -20,6 +20,7 @@ from rich.table import Table
 from examples.emoji.canvas import OBJECTS, STYLES
 from examples.emoji.judging import Caption, Verdict, all_pairs, proportion, verdict
 from examples.emoji.networks import load_judge
+from sepme_cli.checkpoints.reader import open_checkpoint
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.sampler import draw_pictures
 from sepme_cli.evaluation.sheets import contact_sheet
@@ -47,9 +48,10 @@ def protect() -> list[str]:
 
 
 def draw(path: Path, captions: list[Caption]) -> torch.Tensor:
-    model = StableDiffusion(path, torch.device("cpu"))
     seeds = [caption.style * 100 + caption.object for caption in captions]
-    return draw_pictures(model, [c.text for c in captions], seeds, guidance=3.0)
+    with open_checkpoint(path) as checkpoint:
+        model = StableDiffusion.of(checkpoint, torch.device("cpu"))
+        return draw_pictures(model, [c.text for c in captions], seeds, guidance=3.0)
 
 
 def erase_and_restore() -> dict[str, Path]:

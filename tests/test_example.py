@@ -12,6 +12,7 @@ import torch
 from examples.emoji.canvas import OBJECTS, STYLES
 from examples.emoji.judging import Caption, Verdict, all_pairs, verdict
 from examples.emoji.networks import load_judge
+from sepme_cli.checkpoints.reader import open_checkpoint
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.sampler import draw_pictures
 
@@ -31,9 +32,10 @@ def sepme(*words: str | Path) -> dict[str, Any]:
 
 
 def judged(model: Path, captions: list[Caption]) -> Verdict:
-    network = StableDiffusion(model, torch.device("cpu"))
     seeds = [caption.style * 100 + caption.object for caption in captions]
-    pictures = draw_pictures(network, [c.text for c in captions], seeds, guidance=3.0)
+    with open_checkpoint(model) as checkpoint:
+        network = StableDiffusion.of(checkpoint, torch.device("cpu"))
+        pictures = draw_pictures(network, [c.text for c in captions], seeds, guidance=3.0)
     return verdict(load_judge(str(JUDGE)), pictures, captions)
 
 

@@ -7,7 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from patch_spec.header import TensorEntry
 from sepme_cli.checkpoints.families import Family
 from sepme_cli.checkpoints.folders import ModelFolder, WeightsSet, weights_sets
 from sepme_cli.checkpoints.layout import Layout, Naming
@@ -86,6 +85,10 @@ class Networks:
     stack: ExitStack = field(repr=False, compare=False)
     opened: dict[str, tuple[WeightsFile, ...]] = field(default_factory=dict, repr=False)
 
+    def lend(self, networks: Iterable[Network]) -> None:
+        """Have networks of other files stand for those of the checkpoint."""
+        self._found.update({network.name: network for network in networks})
+
     def find(self, name: str) -> Network | None:
         """The network of that name; None where the checkpoint does not have it."""
         if name not in self._found:
@@ -131,8 +134,3 @@ def _under(prefix: str, tensors: Mapping[str, Stored]) -> dict[str, Stored]:
         for name, stored in tensors.items()
         if name.startswith(prefix)
     }
-
-
-def entries_of(tensors: Iterable[Stored]) -> list[TensorEntry]:
-    """Where the tensors lie in their file."""
-    return [stored.entry for stored in tensors]

@@ -12,7 +12,10 @@ from sepme_cli.commands.options import (
     Force,
     Json,
     Model,
+    PredictionOption,
     Quiet,
+    TextEncoders,
+    Tokenizer,
     Verbose,
     destination,
     output_for,
@@ -119,6 +122,18 @@ def erase(
     batch_size: Annotated[
         int, typer.Option(min=1, metavar="N", help="Noisy pictures a step.")
     ] = Settings.batch_size,
+    pictures: Annotated[
+        int,
+        typer.Option(
+            min=2, metavar="N", help="How many pictures of a concept MODEL draws to learn from."
+        ),
+    ] = Settings.pictures,
+    sampling_steps: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Steps in which it draws each.")
+    ] = Settings.sampling_steps,
+    text_encoders: TextEncoders = None,
+    tokenizer: Tokenizer = None,
+    prediction: PredictionOption = None,
     device: Device = None,
     dtype: Dtype = Settings.dtype,
     as_json: Json = False,
@@ -144,6 +159,8 @@ def erase(
         rank=rank,
         seed=seed,
         batch_size=batch_size,
+        pictures=pictures,
+        sampling_steps=sampling_steps,
         device=device,
         dtype=dtype,
     )
@@ -160,6 +177,9 @@ def erase(
             images=images,
             settings=settings,
             joint=joint,
+            text_encoders=text_encoders or (),
+            tokenizer=tokenizer,
+            prediction=prediction,
             force=force,
             progress=out.progress,
         )

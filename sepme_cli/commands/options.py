@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from typing import Annotated, BinaryIO, Literal
 
 import typer
 
@@ -61,6 +61,33 @@ Device = Annotated[
     typer.Option(
         metavar="NAME",
         help="cpu, cuda, mps; the fastest there is if left out.",
+        show_default=False,
+    ),
+]
+
+TextEncoders = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--text-encoder",
+        metavar="PATH",
+        help="Where a MODEL that is a UNet alone has its text encoder from: a checkpoint, a "
+        "model's folder, or the encoder's own. Repeat it for a second one.",
+        show_default=False,
+    ),
+]
+Tokenizer = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="A folder with a tokenizer's files; the model's own or CLIP's if left out.",
+        show_default=False,
+    ),
+]
+PredictionOption = Annotated[
+    Literal["epsilon", "velocity"] | None,
+    typer.Option(
+        "--prediction",
+        help="What the UNet was trained to predict; told from MODEL if left out, and said.",
         show_default=False,
     ),
 ]

@@ -1,4 +1,4 @@
-"""The configurations of a single-file SD 1.x checkpoint's networks, read off its shapes.
+"""The configurations of a checkpoint's networks, read off its shapes where no file says them.
 
 Nothing is looked up by the checkpoint's name: scaled-down and distilled models have the same
 tensor names with other shapes and fewer blocks.
@@ -8,24 +8,30 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from patch_spec.manifest import Family
+
 Shapes = Mapping[str, tuple[int, ...]]
 Config = dict[str, Any]
 
-UNET = "model.diffusion_model."
-VAE = "first_stage_model."
-TEXT = "cond_stage_model.transformer."
-
-#: Stable Diffusion's noise schedule and latent scale.
+#: Stable Diffusion's noise schedule.
 SCHEDULE: Config = {
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
 }
-LATENT_SCALE = 0.18215
+#: What latents are multiplied by, by family.
+LATENT_SCALE: Mapping[Family, float] = {
+    "sd1": 0.18215,
+    "sd2": 0.18215,
+    "sdxl": 0.13025,
+    "sdxl-refiner": 0.13025,
+}
 
 _HEADS = 8  # SD 1.x has eight heads at every level
-_HEAD_WIDTH = 64  # every CLIP text encoder
+_HEAD_WIDTH = 64  # SD 2.x and XL have heads of one width
+_SIZES: Mapping[Family, int] = {"sdxl": 6, "sdxl-refiner": 5}
+"""How many numbers XL embeds beside the pooled text: sizes and crops."""
 
 
 def _indices(shapes: Shapes, pattern: str) -> list[int]:
@@ -34,79 +40,80 @@ def _indices(shapes: Shapes, pattern: str) -> list[int]:
     return sorted({int(found[1]) for name in shapes if (found := compiled.match(name))})
 
 
-def unet_config(shapes: Shapes) -> Config:
-    """UNet2DConditionModel's configuration.
+def unet_config(shapes: Shapes, family: Family) -> Config:
+    """UNet2DConditionModel's configuration. shapes are named as diffusers names them.
 
-    With L = layers_per_block + 1, ``input_blocks.{i}`` belongs to level (i - 1) // L, and every
-    L-th of them is a downsampler.
+    KeyError names a tensor that must be there and is not.
     """
-    blocks = re.escape(UNET) + r"input_blocks\.(\d+)\."
-    downsamplers = _indices(shapes, blocks + r"0\.op\.weight")
-    span = downsamplers[0] if downsamplers else len(_indices(shapes, blocks + "0")) - 1
-    levels = len(downsamplers) + 1
-    first = [level * span + 1 for level in range(levels)]
-    attends = [f"{UNET}input_blocks.{i}.1.norm.weight" in shapes for i in first]
-    depth = [
-        max(
-            len(
-                _indices(
-                    shapes, rf"{re.escape(UNET)}input_blocks\.{i}\.1\.transformer_blocks\.(\d+)"
-                )
-            ),
-            1,
-        )
-        for i in first
-    ]
-    keys = [name for name in shapes if name.startswith(UNET) and name.endswith("attn2.to_k.weight")]
-    projection = keys[0].split("transformer_blocks")[0] + "proj_in.weight"
-    return {
-        "in_channels": shapes[f"{UNET}input_blocks.0.0.weight"][1],
-        "out_channels": shapes[f"{UNET}out.2.weight"][0],
-        "block_out_channels": [
-            shapes[f"{UNET}input_blocks.{i}.0.out_layers.3.weight"][0] for i in first
-        ],
-        "layers_per_block": span - 1,
+    levels = _indices(shapes, r"down_blocks\.(\d+)\.")
+    channels = [shapes[f"down_blocks.{i}.resnets.0.conv2.weight"][0] for i in levels]
+    attends = [f"down_blocks.{i}.attentions.0.proj_in.weight" in shapes for i in levels]
+    layers = [len(_indices(shapes, rf"down_blocks\.{i}\.resnets\.(\d+)\.")) for i in levels]
+    middle = max(_depth(shapes, "mid_block"), 1)
+    proj_in = next(shapes[name] for name in shapes if name.endswith("attentions.0.proj_in.weight"))
+    keys = next(shapes[name] for name in shapes if name.endswith("attn2.to_k.weight"))
+    config: Config = {
+        "in_channels": shapes["conv_in.weight"][1],
+        "out_channels": shapes["conv_out.weight"][0],
+        "block_out_channels": channels,
+        "layers_per_block": layers[0] if len(set(layers)) == 1 else layers,
         "down_block_types": [_block("Down", attended) for attended in attends],
-        "up_block_types": [_block("Up", attended) for attended in reversed(attends)],
-        "transformer_layers_per_block": depth,
-        "attention_head_dim": _HEADS,
-        "cross_attention_dim": shapes[keys[0]][1],
-        "use_linear_projection": len(shapes[projection]) == 2,
+        "up_block_types": [_block("Up", _up_attends(shapes, i)) for i in levels],
+        # A level without attention has no depth; what stands there is also the middle's.
+        "transformer_layers_per_block": [
+            _depth(shapes, f"down_blocks.{i}") or middle for i in levels
+        ],
+        "attention_head_dim": _HEADS
+        if family == "sd1"
+        else [max(c // _HEAD_WIDTH, 1) for c in channels],
+        "cross_attention_dim": keys[1],
+        "use_linear_projection": len(proj_in) == 2,
     }
+    if not any(name.startswith("mid_block.") for name in shapes):
+        config["mid_block_type"] = None
+    if (distilled := shapes.get("time_embedding.cond_proj.weight")) is not None:
+        config["time_cond_proj_dim"] = distilled[1]
+    if family in _SIZES:
+        config |= _added(shapes, _SIZES[family])
+    return config
+
+
+def _added(shapes: Shapes, sizes: int) -> Config:
+    """What XL embeds beside the time step: `sizes` numbers, each 256 wide, and pooled text."""
+    width = shapes["add_embedding.linear_1.weight"][1]
+    return {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": min(256, width // (sizes + 1)),
+        "projection_class_embeddings_input_dim": width,
+    }
+
+
+def _depth(shapes: Shapes, block: str) -> int:
+    pattern = re.escape(block) + r"\.attentions\.0\.transformer_blocks\.(\d+)\."
+    return len(_indices(shapes, pattern))
+
+
+def _up_attends(shapes: Shapes, level: int) -> bool:
+    return f"up_blocks.{level}.attentions.0.proj_in.weight" in shapes
 
 
 def _block(way: str, attends: bool) -> str:
     return f"CrossAttn{way}Block2D" if attends else f"{way}Block2D"
 
 
-def vae_config(shapes: Shapes) -> Config:
-    """AutoencoderKL's configuration."""
-    prefix = re.escape(VAE)
-    levels = _indices(shapes, prefix + r"encoder\.down\.(\d+)\.")
-    layers = _indices(shapes, prefix + r"encoder\.down\.0\.block\.(\d+)\.")
+def vae_config(shapes: Shapes, family: Family) -> Config:
+    """AutoencoderKL's configuration. shapes are named as in a single file, without a prefix."""
+    levels = _indices(shapes, r"encoder\.down\.(\d+)\.")
+    layers = _indices(shapes, r"encoder\.down\.0\.block\.(\d+)\.")
     return {
         "block_out_channels": [
-            shapes[f"{VAE}encoder.down.{level}.block.0.conv1.weight"][0] for level in levels
+            shapes[f"encoder.down.{level}.block.0.conv1.weight"][0] for level in levels
         ],
         "down_block_types": ["DownEncoderBlock2D"] * len(levels),
         "up_block_types": ["UpDecoderBlock2D"] * len(levels),
         "layers_per_block": len(layers),
-        "latent_channels": shapes[f"{VAE}post_quant_conv.weight"][0],
-        "in_channels": shapes[f"{VAE}encoder.conv_in.weight"][1],
-        "out_channels": shapes[f"{VAE}decoder.conv_out.weight"][0],
-        "scaling_factor": LATENT_SCALE,
-    }
-
-
-def text_config(shapes: Shapes) -> Config:
-    """CLIPTextModel's configuration. shapes are named as transformers names them."""
-    vocabulary, width = shapes["embeddings.token_embedding.weight"]
-    return {
-        "vocab_size": vocabulary,
-        "hidden_size": width,
-        "intermediate_size": shapes["encoder.layers.0.mlp.fc1.weight"][0],
-        "num_hidden_layers": len(_indices(shapes, r"encoder\.layers\.(\d+)\.")),
-        "num_attention_heads": width // _HEAD_WIDTH,
-        "max_position_embeddings": shapes["embeddings.position_embedding.weight"][0],
-        "hidden_act": "quick_gelu",
+        "latent_channels": shapes["post_quant_conv.weight"][0],
+        "in_channels": shapes["encoder.conv_in.weight"][1],
+        "out_channels": shapes["decoder.conv_out.weight"][0],
+        "scaling_factor": LATENT_SCALE[family],
     }

@@ -103,13 +103,12 @@ def closed_form_increment(model: StableDiffusion, study: Study, settings: Settin
     started = time.monotonic()
     shift, exponent = operator_factors(study.space.shift)
     basis = study.space.basis.float().numpy()
-    weights = _weights(model)
-    changes = {
-        name: torch.from_numpy(operator_delta(w.float().cpu().numpy(), shift, exponent, basis))
-        for name, w in weights.items()
-    }
+    pairs = (
+        (w, torch.from_numpy(operator_delta(w.numpy(), shift, exponent, basis)))
+        for _, w in model.stored_weights()
+    )
     measured = Measured(
-        leakage=leakage(model, study.separable, weights, changes),
+        leakage=leakage(model, study.separable, pairs),
         separability=study.space.separability,
     )
     increment = Increment(
@@ -148,7 +147,7 @@ def _announce(
     model: StableDiffusion, concepts: int, settings: Settings, progress: Progress
 ) -> None:
     """Say how long it is likely to take, where that is long, and what would be faster."""
-    context = model.encode([BLANK])
+    context = model.condition([BLANK]).to(model.device, model.dtype)
     noisy = torch.zeros(1, *model.latent_shape(), device=model.device, dtype=model.dtype)
     with torch.no_grad():
         model.predict(noisy, 0, context)  # the first pass pays for warming up
@@ -166,10 +165,6 @@ def _announce(
         )
 
 
-def _weights(model: StableDiffusion) -> dict[str, Tensor]:
-    return {name: layer.weight.data for name, layer in model.targets.items()}
-
-
 def _task(
     model: StableDiffusion,
     study: Study,
@@ -182,11 +177,11 @@ def _task(
         sample = sampled_moments(model, phrases, settings, progress)
     else:
         sample = pictured_moments(model, phrases, pictures, settings, progress)
-    weights = _weights(model)
+    weights = dict(model.stored_weights())
     shift = settings.start * study.space.shift
     return Task(
         sample=sample,
-        predict=EditedPredictor(model, model.encode(study.concept.prompts)),
+        predict=EditedPredictor(model, model.condition(study.concept.prompts)),
         basis=study.space.basis.float(),
         cost=study.space.cost,
         scales={name: float(w.float().pow(2).mean().sqrt()) for name, w in weights.items()},
@@ -199,15 +194,15 @@ def _additive(
 ) -> Increment:
     up, exponents = additive_factors(outcome.up)
     basis = study.space.basis.float().numpy()
-    changes = {
-        name: torch.from_numpy(additive_delta(factor, exponents[name], basis))
-        for name, factor in up.items()
-    }
+    pairs = (
+        (w, torch.from_numpy(additive_delta(up[name], exponents[name], basis)))
+        for name, w in model.stored_weights()
+    )
     start, end = outcome.correlation
     measured = Measured(
         correlation_start=start,
         correlation_end=end,
-        leakage=leakage(model, study.separable, _weights(model), changes),
+        leakage=leakage(model, study.separable, pairs),
         separability=study.space.separability,
         steps=outcome.steps,
         stopped=outcome.stopped,

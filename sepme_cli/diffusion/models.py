@@ -1,144 +1,182 @@
 """The networks of a checkpoint, and the weights in them that a patch may change."""
 
-import json
 import logging
 import re
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from diffusers.models.modeling_utils import ModelMixin
-from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from sepme_cli.checkpoints.reader import Checkpoint
-from sepme_cli.diffusion.configs import (
-    SCHEDULE,
-    TEXT,
-    UNET,
-    VAE,
-    Config,
-    Shapes,
-    text_config,
-    unet_config,
-    vae_config,
-)
-from sepme_cli.diffusion.tokenizer import tokenize
+from sepme_cli.diffusion.configs import SCHEDULE
+from sepme_cli.diffusion.loading import load_unet, load_vae, predicts_velocity
+from sepme_cli.diffusion.text import Conditioning, TextEncoder, condition, padding_of
+from sepme_cli.diffusion.tokenizer import has_tokenizer
+from sepme_cli.diffusion.weights import to_torch
 from sepme_cli.errors import UnsupportedError
+from sepme_cli.progress import SILENT, Progress
 
 # Both warn about what nothing here uses or does: image processors, a cast after loading.
 for library in ("transformers", "diffusers"):
     logging.getLogger(library).setLevel(logging.ERROR)
 
-Network = TypeVar("Network", bound=ModelMixin)
-TensorsByName = Mapping[str, Tensor]
+Prediction = Literal["epsilon", "velocity"]
 
-_NETWORKS = {"unet": "UNet", "vae": "VAE", "text": "text encoder"}
+_AESTHETICS = 6.0
+"""How well made a picture the refiner is asked for, as its authors' pipeline asks."""
+_LATENT_SIDES = {"sd1": 64, "sd2": 64, "sdxl": 128, "sdxl-refiner": 128}
+_VELOCITY_SIDE = 96
+"""The models of SD 2.x that predict velocity draw pictures of 768 pixels, the others of 512."""
 
 
 @dataclass(frozen=True)
 class StableDiffusion:
-    """A checkpoint's text encoder, UNet and VAE, each loaded when it is first used.
+    """A checkpoint's text encoders, UNet and VAE, each loaded when it is first used.
 
-    path: a single-file SD 1.x checkpoint (safetensors) that `checkpoints` has accepted.
-    dtype: what the networks compute in; the file may hold another.
+    checkpoint: open, and kept open while networks are still to be loaded. dtype: what the
+    networks compute in; the file may hold another. prediction: what the UNet was trained to
+    predict. tokenizer: a folder with a tokenizer's files, None for the model's or CLIP's own.
     """
 
-    path: Path
+    checkpoint: Checkpoint = field(repr=False)
     device: torch.device
     dtype: torch.dtype = torch.float32
+    prediction: Prediction = "epsilon"
+    tokenizer: Path | None = None
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Self:
-        """The networks of an open checkpoint; UnsupportedError for a family not known here."""
-        if checkpoint.family.name != "sd1":
+    def of(
+        cls,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        *,
+        prediction: Prediction | None = None,
+        tokenizer: Path | None = None,
+        progress: Progress = SILENT,
+    ) -> Self:
+        """The networks of an open checkpoint. prediction: told from the checkpoint if None."""
+        if prediction is None:
+            prediction = "velocity" if predicts_velocity(checkpoint) else "epsilon"
+            if checkpoint.family.name != "sd1":
+                progress.say(f"taken to predict {prediction}; --prediction says otherwise")
+        return cls(checkpoint, device, dtype, prediction, tokenizer)
+
+    @cached_property
+    def encoders(self) -> tuple[TextEncoder, ...]:
+        """The text encoders of the family, in order; UnsupportedError if one is not there."""
+        streams = self.checkpoint.family.streams
+        return tuple(self._encoder(stream.name) for stream in streams)
+
+    def _encoder(self, stream: str) -> TextEncoder:
+        network = self.checkpoint.network(stream)
+        if network is None:
             raise UnsupportedError(
-                f"{checkpoint.path}: sepme patches {checkpoint.family.title} but cannot run it yet",
-                file=checkpoint.path,
-                expected="Stable Diffusion 1.x",
-                found=checkpoint.family.title,
+                f"{self.checkpoint.path} does not hold its text encoder ({stream}), which erasing "
+                "and drawing need; name a model that does with --text-encoder",
+                file=self.checkpoint.path,
+                expected=f"a text encoder ({stream})",
+                found=self.checkpoint.title,
             )
-        return cls(checkpoint.path, device, dtype)
-
-    def _tensors(self, prefix: str) -> dict[str, Tensor]:
-        with safe_open(self.path, framework="pt") as file:
-            return {
-                name: file.get_tensor(name).to(self.dtype)
-                for name in file.keys()  # noqa: SIM118  (safe_open is no mapping)
-                if name.startswith(prefix)
-            }
-
-    def _configured(self, configure: Callable[[Shapes], Config], tensors: TensorsByName) -> Config:
-        """A network's configuration; UnsupportedError where the file does not hold all of it."""
-        try:
-            return configure({name: tuple(value.shape) for name, value in tensors.items()})
-        except (KeyError, IndexError) as error:
-            what = configure.__name__.removesuffix("_config")
-            raise UnsupportedError(
-                f"{self.path}: the file does not hold a whole {_NETWORKS[what]}; drawing and "
-                "erasing need one, applying a patch does not",
-                file=self.path,
-                expected=str(error.args[0]) if isinstance(error, KeyError) else _NETWORKS[what],
-                found=f"{len(tensors)} tensors of it",
-            ) from error
-
-    def _network(
-        self, kind: type[Network], prefix: str, configure: Callable[[Shapes], Config]
-    ) -> Network:
-        tensors = self._tensors(prefix)
-        config = self._configured(configure, tensors)
-        with tempfile.TemporaryDirectory() as folder:
-            text = json.dumps({"_class_name": kind.__name__, **config})
-            (Path(folder) / "config.json").write_text(text)
-            network = kind.from_single_file(tensors, config=folder, torch_dtype=self.dtype)
-        return network.to(self.device).requires_grad_(False).eval()
+        own = network.tokenizer if network.tokenizer and has_tokenizer(network.tokenizer) else None
+        return TextEncoder(
+            network,
+            self.device,
+            self.dtype,
+            penultimate=self.checkpoint.family.name in ("sdxl", "sdxl-refiner"),
+            pads=padding_of(stream),
+            tokenizer=self.tokenizer or own,
+        )
 
     @cached_property
     def unet(self) -> UNet2DConditionModel:
-        return self._network(UNet2DConditionModel, UNET, unet_config)
+        return load_unet(self.checkpoint, self.dtype).to(self.device)
 
     @cached_property
     def vae(self) -> AutoencoderKL:
-        return self._network(AutoencoderKL, VAE, vae_config)
-
-    @cached_property
-    def text_encoder(self) -> CLIPTextModel:
-        tensors = {
-            name.removeprefix(TEXT).removeprefix("text_model."): value
-            for name, value in self._tensors(TEXT).items()
-            if not name.endswith("position_ids")
-        }
-        config = self._configured(text_config, tensors)
-        encoder = CLIPTextModel(CLIPTextConfig(**config)).to(self.dtype)
-        encoder.load_state_dict(tensors)
-        return encoder.to(self.device).requires_grad_(False).eval()
+        return load_vae(self.checkpoint, self.dtype).to(self.device)
 
     @cached_property
     def schedule(self) -> DDIMScheduler:
-        return DDIMScheduler(**SCHEDULE, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+        """Of noise; whatever the UNet predicts, `predict` gives epsilon."""
+        folder = self.checkpoint.folder
+        said = (folder.config("scheduler", "scheduler_config.json") if folder else None) or {}
+        betas = {name: said.get(name, value) for name, value in SCHEDULE.items()}
+        return DDIMScheduler(**betas, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
 
     def tokens(self, prompts: Sequence[str]) -> Tensor:
-        """Token ids [len(prompts), positions], padded as SD 1.x does."""
-        return tokenize(prompts, self.text_encoder.config.max_position_embeddings)
+        """Token ids [len(prompts), positions] of the first text encoder, padded as it does."""
+        return self.encoders[0].tokens(prompts)
 
-    @torch.no_grad()
-    def encode(self, prompts: Sequence[str], batch: int = 64) -> Tensor:
-        """e(c): hidden states of prompts [len(prompts), positions, width], one row a token."""
-        ids = self.tokens(prompts).to(self.device)
-        return torch.cat([self.text_encoder(part).last_hidden_state for part in ids.split(batch)])
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """e(c): hidden states of prompts [len(prompts), positions, width], one row a token.
 
-    def predict(self, noisy: Tensor, steps: Tensor | int, context: Tensor) -> Tensor:
-        """eps(x_t, c) [n, c, h, w] for noisy x_t [n, c, h, w], t in 0 to 999 and e(c)
-        [n, positions, d]."""
-        predicted: Tensor = self.unet(noisy, steps, context).sample
-        return predicted
+        Of two text encoders the states stand side by side, each token's in its place.
+        """
+        return condition(self.encoders, prompts, pooled=False).states
+
+    def condition(self, prompts: Sequence[str]) -> Conditioning:
+        """All that the UNet reads of prompts."""
+        added = self.checkpoint.family.name in ("sdxl", "sdxl-refiner")
+        return condition(self.encoders, prompts, pooled=added)
+
+    def predict(self, noisy: Tensor, steps: Tensor | int, asked: Conditioning) -> Tensor:
+        """eps(x_t, c) [n, c, h, w] for noisy x_t [n, c, h, w] and t in 0 to 999.
+
+        Of a UNet that predicts velocity v (Salimans and Ho 2022, eq. 10 and on):
+        eps = sqrt(abar_t) v + sqrt(1 - abar_t) x_t.
+        """
+        added = None if asked.pooled is None else self._added(noisy, asked.pooled)
+        inputs = torch.cat([noisy, *self._beside(noisy)], 1)
+        told = {} if added is None else {"added_cond_kwargs": added}
+        predicted: Tensor = self.unet(inputs, steps, asked.states, **told).sample
+        if self.prediction == "epsilon":
+            return predicted
+        kept = self.schedule.alphas_cumprod.to(noisy)[torch.as_tensor(steps).cpu()]
+        kept = kept.reshape(-1, 1, 1, 1)
+        return kept.sqrt() * predicted + (1 - kept).sqrt() * noisy
+
+    def _added(self, noisy: Tensor, pooled: Tensor) -> dict[str, Tensor]:
+        """What XL embeds beside the time step: sizes, crops, and the pooled text."""
+        side = [size * self._reduction for size in noisy.shape[-2:]]
+        refines = self.checkpoint.family.name == "sdxl-refiner"
+        sizes = [*side, 0, 0, *([_AESTHETICS] if refines else side)]
+        times = torch.tensor([sizes], dtype=pooled.dtype, device=pooled.device)
+        return {"text_embeds": pooled, "time_ids": times.expand(len(noisy), -1)}
+
+    def _beside(self, noisy: Tensor) -> Sequence[Tensor]:
+        """What inpainting and editing models see beside x_t: all is masked, nothing is given."""
+        count = self.unet.config.in_channels - noisy.shape[1]
+        if count == 0:
+            return ()
+        blank = torch.zeros_like(noisy)
+        if count == noisy.shape[1]:
+            return (blank,)
+        if count == noisy.shape[1] + 1:
+            return (torch.ones_like(noisy[:, :1]), self._grey.expand_as(noisy))
+        raise UnsupportedError(
+            f"{self.checkpoint.path}: the UNet wants {count} channels beside the noise, which "
+            "sepme does not know to fill; --method closed-form needs no picture",
+            file=self.checkpoint.path,
+            expected="none, or those of an inpainting or editing model",
+            found=count,
+        )
+
+    @cached_property
+    def _grey(self) -> Tensor:
+        """The latent [1, c, 1, 1] of a grey picture, which is what a masked one is."""
+        if self.checkpoint.network("vae") is None:
+            shape = (1, self.unet.config.out_channels, 1, 1)
+            return torch.zeros(shape, dtype=self.dtype, device=self.device)
+        side = 8 * self._reduction
+        grey = self.encode_pictures(torch.full((1, 3, side, side), 0.5))
+        return grey.mean((2, 3), keepdim=True)
 
     @torch.no_grad()
     def decode(self, latents: Tensor, batch: int = 32) -> Tensor:
@@ -157,19 +195,32 @@ class StableDiffusion:
     @cached_property
     def picture_size(self) -> int:
         """The side in pixels that the model was trained at: what its metadata says (ModelSpec's
-        `modelspec.resolution`), else 64 latent pixels, which is SD 1.x's 512."""
-        with safe_open(self.path, framework="pt") as file:
-            said = re.match(r"(\d+)", (file.metadata() or {}).get("modelspec.resolution", ""))
-        return int(said[1]) if said else 64 * self._reduction
+        `modelspec.resolution`) or its configuration, else what its family draws."""
+        said = re.match(r"(\d+)", self.checkpoint.metadata.get("modelspec.resolution", ""))
+        if said:
+            return int(said[1])
+        unet = self.checkpoint.network("unet")
+        configured = (unet.config or {}).get("sample_size") if unet is not None else None
+        side = configured if isinstance(configured, int) else self._usual_side
+        return side * self._reduction
 
     @property
+    def _usual_side(self) -> int:
+        family = self.checkpoint.family.name
+        velocity = family == "sd2" and self.prediction == "velocity"
+        return _VELOCITY_SIDE if velocity else _LATENT_SIDES[family]
+
+    @cached_property
     def _reduction(self) -> int:
+        """How many pixels a latent pixel is wide; 8 in every published model."""
+        if self.checkpoint.network("vae") is None:
+            return 8
         return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
     def latent_shape(self, size: int | None = None) -> tuple[int, int, int]:
         """The shape of one latent for pictures of size pixels; the model's own size if None."""
         side = (size or self.picture_size) // self._reduction
-        return (self.unet.config.in_channels, side, side)
+        return (self.unet.config.out_channels, side, side)
 
     @cached_property
     def targets(self) -> Mapping[str, nn.Linear]:
@@ -179,6 +230,11 @@ class StableDiffusion:
             for name, module in self.unet.named_modules()
             if name.endswith(("attn2.to_k", "attn2.to_v")) and isinstance(module, nn.Linear)
         }
+
+    def stored_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Every target's name and W [out, d] as it is stored, fp32; no UNet is loaded."""
+        for target in self.checkpoint.targets:
+            yield target.name, to_torch(target.read(), torch.float32)
 
     @contextmanager
     def with_weights(self, weights: Mapping[str, Tensor]) -> Iterator[None]:

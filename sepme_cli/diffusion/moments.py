@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.sampler import initial_noise
+from sepme_cli.diffusion.text import Conditioning
 from sepme_cli.erasure.prompts import Phrase
 from sepme_cli.erasure.representation import Sample
 from sepme_cli.erasure.settings import Settings
@@ -41,9 +42,9 @@ def sampled_moments(
     count = settings.pictures
     prompts = torch.arange(count) // 2 % len(phrases)
     towards = torch.arange(count) % 2  # 0: the phrase, 1: its counterpart
-    context = model.encode([p.text for p in phrases])
-    without = model.encode([p.without for p in phrases])
-    blank = model.encode([""])
+    context = model.condition([p.text for p in phrases])
+    without = model.condition([p.without for p in phrases])
+    blank = model.condition([""])
     noise = initial_noise(model.latent_shape(), range(settings.seed, settings.seed + count))
     schedule = model.schedule
     schedule.set_timesteps(settings.sampling_steps)
@@ -52,7 +53,8 @@ def sampled_moments(
     for part in torch.arange(count).split(batch):
         x = noise[part].to(model.device, model.dtype)
         asked = prompts[part]
-        contexts = torch.cat([context[asked], without[asked], blank.expand_as(context[asked])])
+        parts = [context[asked], without[asked], blank.repeated(len(asked))]
+        contexts = Conditioning.cat(parts).to(model.device, model.dtype)
         for t in schedule.timesteps.tolist():
             predicted = model.predict(torch.cat([x] * 3), t, contexts).view(3, *x.shape)
             step = torch.full((len(part),), t)
@@ -75,8 +77,8 @@ def pictured_moments(
 ) -> Sample:
     """Noise given pictures [n, 3, H, W] of the concept to settings.sampling_steps levels each."""
     latents = model.encode_pictures(pictures)
-    context = model.encode([p.text for p in phrases])
-    without = model.encode([p.without for p in phrases])
+    context = model.condition([p.text for p in phrases])
+    without = model.condition([p.without for p in phrases])
     generator = torch.Generator().manual_seed(settings.seed)
     alphas = model.schedule.alphas_cumprod
     levels = torch.linspace(0, len(alphas) - 1, settings.sampling_steps + 2).long()[1:-1]
@@ -86,7 +88,7 @@ def pictured_moments(
         asked = (torch.arange(len(latents)) + level) % len(phrases)
         noise = torch.randn(latents.shape, generator=generator).to(latents)
         x = alphas[t].sqrt() * latents + (1 - alphas[t]).sqrt() * noise
-        contexts = torch.cat([context[asked], without[asked]])
+        contexts = Conditioning.cat([context[asked], without[asked]]).to(model.device, model.dtype)
         predicted = model.predict(torch.cat([x, x]), t, contexts).view(2, *x.shape)
         step = torch.full((len(latents),), t)
         for kept, value in zip(found, (x, step, asked, predicted), strict=True):

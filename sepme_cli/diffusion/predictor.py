@@ -7,17 +7,18 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sepme_cli.diffusion.models import StableDiffusion
+from sepme_cli.diffusion.text import Conditioning
 
 
 class EditedPredictor:
     """eps'(x_t, c) for one concept's phrases, with increments added to the targets.
 
-    context: e(c) of the phrases [phrases, positions, d]. See `erasure.optimise.NoisePredictor`.
+    context: of the phrases. See `erasure.optimise.NoisePredictor`.
     """
 
-    def __init__(self, model: StableDiffusion, context: Tensor) -> None:
+    def __init__(self, model: StableDiffusion, context: Conditioning) -> None:
         self._model = model
-        self._context = context.to(model.dtype)
+        self._context = context.to(model.device, model.dtype)
 
     def __call__(
         self, noisy: Tensor, steps: Tensor, prompts: Tensor, up: Mapping[str, Tensor], basis: Tensor

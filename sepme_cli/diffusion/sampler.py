@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from sepme_cli.diffusion.models import StableDiffusion
+from sepme_cli.diffusion.text import Conditioning
 
 
 def initial_noise(shape: tuple[int, int, int], seeds: Sequence[int]) -> Tensor:
@@ -18,22 +19,22 @@ def initial_noise(shape: tuple[int, int, int], seeds: Sequence[int]) -> Tensor:
 @torch.no_grad()
 def draw_latents(
     model: StableDiffusion,
-    context: Tensor,
+    context: Conditioning,
     noise: Tensor,
     *,
-    blank: Tensor,
+    blank: Conditioning,
     steps: int = 20,
     guidance: float = 7.5,
 ) -> Tensor:
     """Sample latents by DDIM (Song et al. 2021, eq. 12, eta 0) with classifier-free guidance.
 
-    context: e(c) [n, positions, d]. noise: x_T [n, c, h, w]. blank: e(blank) [1, positions, d].
+    context: of n prompts. noise: x_T [n, c, h, w]. blank: of the blank prompt.
     guidance: w in eps = eps(blank) + w (eps(c) - eps(blank)).
     Returns x_0 [n, c, h, w].
     """
     schedule = model.schedule
     schedule.set_timesteps(steps)
-    both = torch.cat([context, blank.expand_as(context)]).to(model.dtype)
+    both = Conditioning.cat([context, blank.repeated(len(context))]).to(model.device, model.dtype)
     x = noise.to(model.device, model.dtype) * schedule.init_noise_sigma
     for t in schedule.timesteps.tolist():
         conditional, blank_predicted = model.predict(torch.cat([x, x]), t, both).chunk(2)
@@ -54,8 +55,8 @@ def draw_pictures(
     advance: Callable[[int], None] = lambda count: None,
 ) -> Tensor:
     """One picture for each prompt with its seed: [n, 3, H, W] in [0, 1], on the CPU."""
-    context = model.encode(list(prompts))
-    blank = model.encode([""])
+    context = model.condition(list(prompts))
+    blank = model.condition([""])
     noise = initial_noise(model.latent_shape(size), seeds)
     pictures = []
     for part in torch.arange(len(prompts)).split(batch):

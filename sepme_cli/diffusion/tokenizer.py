@@ -1,34 +1,67 @@
-"""Text to CLIP's token ids, without a network."""
+"""Text to CLIP's token ids, without a network connection."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import torch
 
-if TYPE_CHECKING:
-    from instant_clip_tokenizer import Tokenizer
+from sepme_cli.errors import UnsupportedError
 
 START = 49406
 END = 49407
 
 
-@lru_cache(maxsize=1)
-def _vocabulary() -> "Tokenizer":
-    from instant_clip_tokenizer import Tokenizer
-
-    return Tokenizer()
-
-
-def tokenize(prompts: Sequence[str], positions: int, *, padding: int = END) -> torch.Tensor:
+def tokenize(
+    prompts: Sequence[str], positions: int, *, padding: int = END, folder: Path | None = None
+) -> torch.Tensor:
     """CLIP's ids of prompts: start, text, end, padding; what does not fit is cut before the end.
 
     positions: the text encoder's number of token positions (77 in Stable Diffusion).
-    padding: END for SD 1.x, 0 for SD 2.x.
-    Returns int64 [len(prompts), positions].
+    padding: END for CLIP-L, 0 for OpenCLIP. folder: with a tokenizer's files, where a model has
+    its own. Returns int64 [len(prompts), positions].
     """
+    encode = _vocabulary() if folder is None else _of_folder(folder)
     rows = []
     for prompt in prompts:
-        text = _vocabulary().encode(prompt)[: positions - 2]
+        text = encode(prompt)[: positions - 2]
         rows.append([START, *text, END] + [padding] * (positions - 2 - len(text)))
     return torch.tensor(rows, dtype=torch.long).reshape(len(prompts), positions)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds the files of a tokenizer."""
+    whole = (folder / "tokenizer.json").is_file()
+    return whole or all((folder / name).is_file() for name in ("vocab.json", "merges.txt"))
+
+
+@lru_cache(maxsize=1)
+def _vocabulary() -> Callable[[str], list[int]]:
+    from instant_clip_tokenizer import Tokenizer
+
+    tokenizer = Tokenizer()
+    return lambda text: list(tokenizer.encode(text))
+
+
+@lru_cache(maxsize=4)
+def _of_folder(folder: Path) -> Callable[[str], list[int]]:
+    """The tokenizer of a folder; it must give CLIP's ids, which the rest relies on."""
+    from transformers import CLIPTokenizer
+
+    if not has_tokenizer(folder):
+        raise UnsupportedError(
+            f"{folder} holds no tokenizer", file=folder, expected="vocab.json and merges.txt"
+        )
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise UnsupportedError(f"{folder} holds no tokenizer: {error}", file=folder) from error
+    special = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    if special != (START, END):
+        raise UnsupportedError(
+            f"{folder} holds the tokenizer of another text encoder",
+            file=folder,
+            expected=f"start {START}, end {END}",
+            found=f"start {special[0]}, end {special[1]}",
+        )
+    return lambda text: list(tokenizer(text, add_special_tokens=False).input_ids)

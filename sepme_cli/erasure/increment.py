@@ -1,6 +1,6 @@
 """A concept's increment, from its embeddings to what can be written down."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,27 +78,22 @@ def admissible(
 
 
 def leakage(
-    encoder: TextEncoder,
-    prompts: Sequence[str],
-    weights: Mapping[str, Tensor],
-    changes: Mapping[str, Tensor],
+    encoder: TextEncoder, prompts: Sequence[str], layers: Iterable[tuple[Tensor, Tensor]]
 ) -> float:
     """The largest relative change of any prompt's keys and values, over all layers together.
 
-    weights, changes: layer -> W and dW [out, d]. max over prompts of |dW e^T| / |W e^T|, Frobenius
-    over the prompt's tokens.
+    layers: W and dW [out, d] of each, looked at one at a time. max over prompts of
+    |dW e^T| / |W e^T|, Frobenius over the prompt's tokens.
     """
     states = encoder.encode(prompts).double().cpu()
-    width = states.shape[-1]
-
-    def gram(matrices: Mapping[str, Tensor]) -> Tensor:
-        zero = torch.zeros(width, width, dtype=torch.float64)
-        return sum((m.double().cpu().T @ m.double().cpu() for m in matrices.values()), zero)
-
-    changed, whole = (
-        torch.einsum("ptd,de,pte->p", states, gram(m), states) for m in (changes, weights)
+    whole = changed = torch.zeros(2 * [states.shape[-1]], dtype=torch.float64)
+    for weight, change in layers:
+        whole = whole + weight.double().cpu().T @ weight.double().cpu()
+        changed = changed + change.double().cpu().T @ change.double().cpu()
+    changes, sizes = (
+        torch.einsum("ptd,de,pte->p", states, gram, states) for gram in (changed, whole)
     )
-    return float((changed.clamp(min=0) / whole).sqrt().max())
+    return float((changes.clamp(min=0) / sizes).sqrt().max())
 
 
 def additive_factors(

@@ -4,6 +4,7 @@ import io
 import os
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,8 +15,9 @@ from patch_spec.container import patch_bytes, read_patch
 from patch_spec.manifest import Patch, slugify
 from sepme_cli import __version__
 from sepme_cli.checkpoints.boundary import reading, writing
+from sepme_cli.checkpoints.encoders import lend_text_encoders
 from sepme_cli.checkpoints.files import check_writable, new_file, only_writer, write_all
-from sepme_cli.checkpoints.reader import open_checkpoint
+from sepme_cli.checkpoints.reader import Checkpoint, open_checkpoint
 from sepme_cli.diffusion.devices import choose_device, choose_dtype
 from sepme_cli.diffusion.eraser import (
     Made,
@@ -24,7 +26,7 @@ from sepme_cli.diffusion.eraser import (
     sepme_increments,
     study,
 )
-from sepme_cli.diffusion.models import StableDiffusion
+from sepme_cli.diffusion.models import Prediction, StableDiffusion
 from sepme_cli.diffusion.pictures import load_pictures
 from sepme_cli.erasure.concept import Protected, parse_word
 from sepme_cli.erasure.prompts import AsKind
@@ -95,6 +97,9 @@ def erase(
     images: Path | None = None,
     settings: Settings = Settings(),
     joint: bool = False,
+    text_encoders: Sequence[Path] = (),
+    tokenizer: Path | None = None,
+    prediction: Prediction | None = None,
     force: bool = False,
     progress: Progress = SILENT,
 ) -> EraseResult:
@@ -104,6 +109,9 @@ def erase(
     as they are. protect: words to keep, "style:noto" or "object:cat" where they are of another
     kind than `kind`. images: a folder of pictures of the (one) concept, instead of drawn ones.
     method: the closed form if left out, or SepME's optimisation where images or joint ask for it.
+    text_encoders: where a UNet's file alone has its text encoders from; see
+    `lend_text_encoders`. tokenizer: a folder with a tokenizer's files. prediction: what the UNet
+    predicts, where that is not to be told from the checkpoint.
     output: the concept's slug in the current folder if left out.
     Raises UsageError, RefusedError (nothing left to erase), MismatchError (a known patch of another
     model), and what opening and writing files raises.
@@ -116,29 +124,36 @@ def erase(
     for path in (target, apply_to):
         if isinstance(path, Path):
             check_writable(path, 0, force=force)
-    with open_checkpoint(model, progress) as checkpoint:
-        if checkpoint.stack is not None:
-            raise RefusedError(
-                f"{model} has been patched already; erase from its base, and apply both patches",
-                file=model,
-                expected="a checkpoint without patches",
-                found=", ".join(entry.concept for entry in checkpoint.stack.entries),
-            )
-        device = choose_device(settings.device, progress)
-        network = StableDiffusion.of(checkpoint, device, choose_dtype(settings.dtype))
+    with ExitStack() as stack:
+        checkpoint = stack.enter_context(open_checkpoint(model, progress))
+        _check_unpatched(checkpoint)
+        lend_text_encoders(checkpoint, text_encoders, stack)
+        network = StableDiffusion.of(
+            checkpoint,
+            choose_device(settings.device, progress),
+            choose_dtype(settings.dtype),
+            prediction=prediction,
+            tokenizer=tokenizer,
+            progress=progress,
+        )
         progress.stage("reading the checkpoint")
         base = checkpoint.base(text_encoders=True)
-    known_prompts = _known(known, base)
-    studies = study(
-        network, concepts, kind, Protected.parse(protect, kind), known_prompts, settings
-    )
-    warnings = [warning for s in studies if (warning := s.warning)]
-    for warning in warnings:
-        progress.warn(warning)
-    if method == "closed-form":
-        made = [closed_form_increment(network, s, settings) for s in studies]
-    else:
-        made = _optimised(network, studies, images, settings, progress, joint=joint)
+        made, warnings = _made(
+            network,
+            study(
+                network,
+                concepts,
+                kind,
+                Protected.parse(protect, kind),
+                _known(known, base),
+                settings,
+            ),
+            method,
+            images,
+            settings,
+            progress,
+            joint=joint,
+        )
     patch = Patch(
         base=base,
         increments=tuple(m.increment for m in made),
@@ -158,6 +173,36 @@ def erase(
         applied=None if apply_to is None else str(apply_to),
         warnings=tuple(warnings),
     )
+
+
+def _check_unpatched(checkpoint: Checkpoint) -> None:
+    if checkpoint.stack is not None:
+        raise RefusedError(
+            f"{checkpoint.path} has been patched already; erase from its base, and apply both "
+            "patches",
+            file=checkpoint.path,
+            expected="a checkpoint without patches",
+            found=", ".join(entry.concept for entry in checkpoint.stack.entries),
+        )
+
+
+def _made(
+    network: StableDiffusion,
+    studies: Sequence[Study],
+    method: MethodName,
+    images: Path | None,
+    settings: Settings,
+    progress: Progress,
+    *,
+    joint: bool,
+) -> tuple[list[Made], list[str]]:
+    """The increments, and warnings about them."""
+    warnings = [warning for s in studies if (warning := s.warning)]
+    for warning in warnings:
+        progress.warn(warning)
+    if method == "closed-form":
+        return [closed_form_increment(network, s, settings) for s in studies], warnings
+    return _optimised(network, studies, images, settings, progress, joint=joint), warnings
 
 
 def _check(concepts: Sequence[str], kind: AsKind, images: Path | None) -> None:

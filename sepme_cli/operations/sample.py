@@ -3,17 +3,19 @@
 import io
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from patch_spec.increment import Increment
+from sepme_cli.checkpoints.encoders import lend_text_encoders
 from sepme_cli.checkpoints.files import check_writable, new_file, only_writer, write_all
 from sepme_cli.checkpoints.patches import read_patch_file, select
 from sepme_cli.checkpoints.reader import Checkpoint, open_checkpoint
 from sepme_cli.diffusion.devices import choose_device, choose_dtype
-from sepme_cli.diffusion.models import StableDiffusion
+from sepme_cli.diffusion.models import Prediction, StableDiffusion
 from sepme_cli.diffusion.sampler import draw_pictures
 from sepme_cli.evaluation.sheets import contact_sheet
 from sepme_cli.increments import compose
@@ -46,6 +48,9 @@ def sample(
     device: str | None = None,
     dtype: str | None = None,
     size: int | None = None,
+    text_encoders: Sequence[Path] = (),
+    tokenizer: Path | None = None,
+    prediction: Prediction | None = None,
     force: bool = False,
     progress: Progress = SILENT,
 ) -> SampleResult:
@@ -59,34 +64,41 @@ def sample(
     check_writable(output, 0, force=force)
     files = [read_patch_file(path) for path in patches]
     chosen = select(files, only) if files else ()
-    with open_checkpoint(model, progress) as checkpoint:
+    with ExitStack() as stack:
+        checkpoint = stack.enter_context(open_checkpoint(model, progress))
+        lend_text_encoders(checkpoint, text_encoders, stack)
         for file in files:
             check_fits(checkpoint, file, [i for i in file.patch.increments if i in chosen])
         patched = _patched_weights(checkpoint, chosen, scale)
         network = StableDiffusion.of(
-            checkpoint, choose_device(device, progress), choose_dtype(dtype)
+            checkpoint,
+            choose_device(device, progress),
+            choose_dtype(dtype),
+            prediction=prediction,
+            tokenizer=tokenizer,
+            progress=progress,
         )
-    asked = [prompt for prompt in prompts for _ in range(count)]
-    seeds = [seed + i for _ in prompts for i in range(count)]
-    progress.stage("drawing", len(asked) * (2 if chosen else 1))
+        asked = [prompt for prompt in prompts for _ in range(count)]
+        seeds = [seed + i for _ in prompts for i in range(count)]
+        progress.stage("drawing", len(asked) * (2 if chosen else 1))
 
-    def draw() -> torch.Tensor:
-        pictures = draw_pictures(
-            network,
-            asked,
-            seeds,
-            steps=steps,
-            guidance=guidance,
-            size=size,
-            batch=8,
-            advance=progress.advance,
-        )
-        return pictures.view(len(prompts), count, *pictures.shape[1:])
+        def draw() -> torch.Tensor:
+            pictures = draw_pictures(
+                network,
+                asked,
+                seeds,
+                steps=steps,
+                guidance=guidance,
+                size=size,
+                batch=8,
+                advance=progress.advance,
+            )
+            return pictures.view(len(prompts), count, *pictures.shape[1:])
 
-    sheets = [draw()]
-    if chosen:
-        with network.with_weights(patched):
-            sheets.append(draw())
+        sheets = [draw()]
+        if chosen:
+            with network.with_weights(patched):
+                sheets.append(draw())
     labels = [label for p in prompts for label in ([p, "  patched"] if chosen else [p])]
     rows = torch.stack(sheets, 1).flatten(0, 1)
     _write(rows, labels, output, force)

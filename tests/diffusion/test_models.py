@@ -1,5 +1,6 @@
 """What is loaded from a single file is what the libraries hold for the same weights."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,10 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from examples.emoji.pack import single_file
-from sepme_cli.diffusion.configs import text_config, unet_config, vae_config
+from sepme_cli.checkpoints.reader import open_checkpoint
+from sepme_cli.diffusion.configs import unet_config, vae_config
 from sepme_cli.diffusion.models import StableDiffusion
+from sepme_cli.diffusion.text import text_config
 from sepme_cli.diffusion.tokenizer import tokenize
 from tests.small_model import POSITIONS, WIDTH, networks
 
@@ -17,13 +20,14 @@ PROMPTS = ["", "a cat in ink style", "zzz"]
 
 
 @pytest.fixture(scope="module")
-def model(small_model: Path) -> StableDiffusion:
-    return StableDiffusion(small_model, CPU)
+def model(small_model: Path) -> Iterator[StableDiffusion]:
+    with open_checkpoint(small_model) as checkpoint:
+        yield StableDiffusion.of(checkpoint, CPU)
 
 
 def test_every_network_has_the_weights_it_was_saved_with(model: StableDiffusion) -> None:
     unet, vae, text = networks()
-    for loaded, saved in ((model.unet, unet), (model.vae, vae), (model.text_encoder, text)):
+    for loaded, saved in ((model.unet, unet), (model.vae, vae), (model.encoders[0].model, text)):
         expected, found = saved.state_dict(), loaded.state_dict()
         assert found.keys() == expected.keys()
         for name, value in expected.items():
@@ -41,9 +45,10 @@ def test_hidden_states_are_the_librarys(model: StableDiffusion) -> None:
 
 def test_predictions_are_the_librarys(model: StableDiffusion) -> None:
     unet, _, _ = networks()
-    noisy, context = torch.randn(2, 4, 8, 8), model.encode(PROMPTS[1:])
+    noisy, context = torch.randn(2, 4, 8, 8), model.condition(PROMPTS[1:])
     with torch.no_grad():
-        torch.testing.assert_close(model.predict(noisy, 7, context), unet(noisy, 7, context).sample)
+        expected = unet(noisy, 7, context.states).sample
+        torch.testing.assert_close(model.predict(noisy, 7, context), expected)
 
 
 def test_the_vae_scales_latents_both_ways(model: StableDiffusion) -> None:
@@ -81,7 +86,7 @@ def test_replaced_weights_are_put_back_also_after_an_error(model: StableDiffusio
 def test_an_increment_added_by_hooks_is_one_added_to_the_weights(model: StableDiffusion) -> None:
     basis = torch.randn(3, WIDTH)
     up = {name: torch.randn(layer.out_features, 3) for name, layer in model.targets.items()}
-    noisy, context = torch.randn(2, 4, 8, 8), model.encode(PROMPTS[1:])
+    noisy, context = torch.randn(2, 4, 8, 8), model.condition(PROMPTS[1:])
     added = {n: layer.weight.data + up[n] @ basis for n, layer in model.targets.items()}
     with torch.no_grad():
         with model.with_weights(added):
@@ -106,14 +111,16 @@ def test_the_full_sd_1_architecture_is_read_off_its_shapes() -> None:
         )
     names = single_file(unet.state_dict(), vae.state_dict(), {}, layers=3)
     shapes = {name: tuple(value.shape) for name, value in names.items()}
-    config = unet_config(shapes)
+    inner = {n.removeprefix("first_stage_model."): s for n, s in shapes.items()}
+    bare = {name: tuple(value.shape) for name, value in unet.state_dict().items()}
+    config = unet_config(bare, "sd1")
     assert config["block_out_channels"] == [320, 640, 1280, 1280]
     assert config["layers_per_block"] == 2
     assert config["down_block_types"] == ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"]
     assert config["cross_attention_dim"] == 768
     with torch.device("meta"):
         rebuilt = UNet2DConditionModel(**config)
-        rebuilt_vae = AutoencoderKL(**vae_config(shapes))
+        rebuilt_vae = AutoencoderKL(**vae_config(inner, "sd1"))
     for again, original in ((rebuilt, unet), (rebuilt_vae, vae)):
         assert {n: v.shape for n, v in again.state_dict().items()} == {
             n: v.shape for n, v in original.state_dict().items()

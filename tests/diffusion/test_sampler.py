@@ -1,8 +1,10 @@
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from sepme_cli.checkpoints.reader import open_checkpoint
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.moments import pictured_moments, sampled_moments
 from sepme_cli.diffusion.sampler import draw_latents, draw_pictures, initial_noise
@@ -14,8 +16,9 @@ SETTINGS = Settings(pictures=3, sampling_steps=4)
 
 
 @pytest.fixture(scope="module")
-def model(small_model: Path) -> StableDiffusion:
-    return StableDiffusion(small_model, torch.device("cpu"))
+def model(small_model: Path) -> Iterator[StableDiffusion]:
+    with open_checkpoint(small_model) as checkpoint:
+        yield StableDiffusion.of(checkpoint, torch.device("cpu"))
 
 
 def test_noise_depends_on_its_seed_alone() -> None:
@@ -32,7 +35,7 @@ def test_the_same_seed_draws_the_same_picture(model: StableDiffusion) -> None:
 
 def test_ddim_inverts_a_known_noise(model: StableDiffusion) -> None:
     """At guidance 1, one step from t to x_0 is the paper's formula on eps(x_t, c) alone."""
-    context, blank = model.encode(["ink"]), model.encode([""])
+    context, blank = model.condition(["ink"]), model.condition([""])
     noise = initial_noise((4, 8, 8), [0])
     found = draw_latents(model, context, noise, blank=blank, steps=1, guidance=1.0)
     model.schedule.set_timesteps(1)
@@ -48,13 +51,11 @@ def test_ddim_inverts_a_known_noise(model: StableDiffusion) -> None:
 def test_moments_hold_what_the_original_model_predicts(model: StableDiffusion) -> None:
     sample = sampled_moments(model, PHRASES, SETTINGS)
     assert len(sample) == 3 * 4
+    asked = model.condition([p.text for p in PHRASES])[sample.prompts]
+    instead = model.condition([p.without for p in PHRASES])[sample.prompts]
     with torch.no_grad():
-        conditional = model.predict(
-            sample.noisy, sample.steps, model.encode([p.text for p in PHRASES])[sample.prompts]
-        )
-        without = model.predict(
-            sample.noisy, sample.steps, model.encode([p.without for p in PHRASES])[sample.prompts]
-        )
+        conditional = model.predict(sample.noisy, sample.steps, asked)
+        without = model.predict(sample.noisy, sample.steps, instead)
     torch.testing.assert_close(sample.without, without, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(sample.representation, conditional - without, rtol=1e-3, atol=1e-5)
 

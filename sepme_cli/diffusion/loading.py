@@ -1,0 +1,129 @@
+"""Building diffusers' networks from a checkpoint's tensors, whatever they are called there."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.loaders.single_file_utils import (
+    convert_ldm_unet_checkpoint,
+    convert_ldm_vae_checkpoint,
+)
+from torch import Tensor
+
+from sepme_cli.checkpoints.layout import UNET
+from sepme_cli.checkpoints.reader import Checkpoint
+from sepme_cli.diffusion.configs import Config, unet_config, vae_config
+from sepme_cli.diffusion.weights import tensors_of
+from sepme_cli.errors import UnsupportedError
+
+_VELOCITY_BIAS = "output_blocks.11.1.transformer_blocks.0.norm1.bias"
+_VELOCITY_SPREAD = 0.09
+"""Above it a file of SD 2.x predicts velocity: the two kinds that were published differ there."""
+_OLD_ATTENTION = {
+    "query": "to_q",
+    "key": "to_k",
+    "value": "to_v",
+    "proj_attn": "to_out.0",
+}
+"""What diffusers called the parts of a VAE's attention before 2023."""
+
+
+def load_unet(checkpoint: Checkpoint, dtype: torch.dtype) -> UNet2DConditionModel:
+    """The UNet, on the CPU; UnsupportedError where the checkpoint does not hold all of it."""
+    network = checkpoint.network("unet")
+    assert network is not None  # what has none is no checkpoint
+    tensors = tensors_of(network, dtype)
+    if network.naming == "ldm":
+        tensors = _in_diffusers_names(checkpoint, tensors)
+    config: Mapping[str, Any] | None = network.config
+    if not config or "block_out_channels" not in config:
+        try:
+            config = unet_config(_shapes(tensors), checkpoint.family.name)
+        except (KeyError, IndexError, StopIteration) as error:
+            raise _not_whole(checkpoint, "UNet", str(error), len(tensors)) from error
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(dict(config))
+    try:
+        unet.load_state_dict(tensors, assign=True)
+    except RuntimeError as error:
+        raise _not_whole(checkpoint, "UNet", _first(error), len(tensors)) from error
+    return unet.requires_grad_(False).eval()
+
+
+def load_vae(checkpoint: Checkpoint, dtype: torch.dtype) -> AutoencoderKL:
+    """The VAE, on the CPU; UnsupportedError where the checkpoint does not hold all of it."""
+    network = checkpoint.network("vae")
+    if network is None:
+        raise _not_whole(checkpoint, "VAE", "a VAE", 0)
+    tensors = tensors_of(network, dtype)
+    config: Mapping[str, Any] | None = network.config
+    try:
+        if network.naming == "ldm":
+            config = vae_config(_shapes(tensors), checkpoint.family.name)
+            tensors = convert_ldm_vae_checkpoint(tensors, config)
+        tensors = _with_new_attention(tensors)
+        with torch.device("meta"):
+            vae = AutoencoderKL.from_config(dict(config or {}))
+        vae.load_state_dict(tensors, assign=True)
+    except (KeyError, IndexError, RuntimeError) as error:
+        raise _not_whole(checkpoint, "VAE", _first(error), len(tensors)) from error
+    return vae.requires_grad_(False).eval()
+
+
+def predicts_velocity(checkpoint: Checkpoint) -> bool:
+    """Whether the UNet predicts velocity and not noise, as far as the checkpoint tells.
+
+    A folder says it. A file's names do not show it: some hold a tensor named so, and of SD 2.x
+    ComfyUI's rule holds, by the spread of one bias.
+    """
+    if checkpoint.folder is not None:
+        said = checkpoint.folder.config("scheduler", "scheduler_config.json") or {}
+        return said.get("prediction_type") == "v_prediction"
+    if "v_pred" in checkpoint.files[0].header.by_name:
+        return True
+    network = checkpoint.network("unet")
+    if checkpoint.family.name != "sd2" or network is None:
+        return False
+    bias = network.tensors.get(_VELOCITY_BIAS)
+    return bias is not None and float(bias.read().astype("float64").std(ddof=1)) > _VELOCITY_SPREAD
+
+
+def _in_diffusers_names(checkpoint: Checkpoint, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    added = checkpoint.family.name in ("sdxl", "sdxl-refiner")
+    hints: Config = {"layers_per_block": checkpoint.layout.span - 1}
+    hints |= {"addition_embed_type": "text_time"} if added else {}
+    try:
+        return dict(
+            convert_ldm_unet_checkpoint({UNET + n: value for n, value in tensors.items()}, hints)
+        )
+    except KeyError as error:
+        raise _not_whole(checkpoint, "UNet", str(error), len(tensors)) from error
+
+
+def _with_new_attention(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    renamed = {}
+    for name, value in tensors.items():
+        found = re.fullmatch(r"(.*attentions\.\d+)\.(query|key|value|proj_attn)\.(.*)", name)
+        renamed[f"{found[1]}.{_OLD_ATTENTION[found[2]]}.{found[3]}" if found else name] = value
+    return renamed
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in tensors.items()}
+
+
+def _first(error: Exception) -> str:
+    """What is wrong, of an error that lists everything."""
+    return str(error.args[0] if error.args else error).strip().splitlines()[-1].strip()[:200]
+
+
+def _not_whole(checkpoint: Checkpoint, what: str, missing: str, found: int) -> UnsupportedError:
+    return UnsupportedError(
+        f"{checkpoint.path}: the checkpoint does not hold a whole {what} that sepme can run; "
+        "drawing and the optimisation need one, applying a patch does not",
+        file=checkpoint.path,
+        expected=missing,
+        found=f"{found} tensors of it",
+    )

@@ -1,0 +1,68 @@
+"""Tensors of an open checkpoint as torch has them."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from sepme_cli.checkpoints.dtypes import NAMES
+from sepme_cli.checkpoints.networks import Network
+from sepme_cli.checkpoints.text_encoders import transformers_name, unfused
+
+
+def to_torch(values: npt.NDArray[Any], dtype: torch.dtype) -> Tensor:
+    """An array of any float dtype as a tensor of `dtype`, its own memory."""
+    if values.dtype == ml_dtypes.bfloat16:
+        tensor = torch.from_numpy(values.view(np.uint16).astype(np.int32)) << 16
+        return tensor.view(torch.float32).to(dtype)
+    if values.dtype.name.startswith("float8"):
+        values = values.astype(np.float32)
+    return torch.from_numpy(np.array(values)).to(dtype)
+
+
+def tensors_of(
+    network: Network, dtype: torch.dtype, wanted: Callable[[str], bool] = lambda name: True
+) -> dict[str, Tensor]:
+    """A network's floating tensors in `dtype`, read one at a time."""
+    return {
+        name: to_torch(stored.read(), dtype)
+        for name, stored in network.tensors.items()
+        if stored.dtype in NAMES and wanted(name) and not name.endswith(_COMPANIONS)
+    }
+
+
+def clip_tensors(network: Network, dtype: torch.dtype) -> dict[str, Tensor]:
+    """A text encoder's tensors by transformers' names, without `text_model.`.
+
+    `text_projection.weight` is [out, width], as transformers has it.
+    """
+    found: dict[str, Tensor] = {}
+    for theirs, stored in network.tensors.items():
+        if name := transformers_name(network.naming, theirs):
+            for part_name, part in unfused(name, stored.read()):
+                found[part_name] = to_torch(part, dtype)
+        elif theirs in _PROJECTIONS:
+            value = to_torch(stored.read(), dtype)
+            # OpenCLIP multiplies from the other side.
+            found["text_projection.weight"] = value if theirs.endswith(".weight") else value.T
+    return _without_unused_layers(found, network.unused_layers)
+
+
+_COMPANIONS = (".scale_weight", ".weight_scale", ".scale_input", "scaled_fp8")
+_PROJECTIONS = ("text_projection", "text_projection.weight")
+
+
+def _without_unused_layers(tensors: Mapping[str, Tensor], unused: int) -> dict[str, Tensor]:
+    last = count_layers(tensors) - unused
+    dropped = tuple(f"encoder.layers.{i}." for i in range(last, last + unused))
+    return {name: value for name, value in tensors.items() if not name.startswith(dropped or "\0")}
+
+
+def count_layers(names: Mapping[str, object]) -> int:
+    """How many transformer layers a text encoder with these tensors has."""
+    layers = [int(name.split(".")[2]) for name in names if name.startswith("encoder.layers.")]
+    return max(layers, default=-1) + 1

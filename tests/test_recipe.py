@@ -1,0 +1,127 @@
+"""Recipes are read strictly, and every complaint names its line."""
+
+import contextlib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sepme_cli.errors import MalformedError, SystemFailure
+from sepme_cli.recipe import TEMPLATE, Item, Recipe, parse_recipe, read_recipe
+
+SETTINGS: dict[str, type] = {"rank": int, "ridge": float, "dtype": str}
+HERE = Path("policy.yaml")
+
+
+def parsed(text: str) -> Recipe:
+    return parse_recipe(text.encode(), HERE, SETTINGS)
+
+
+def test_a_recipe_says_what_to_take_out_what_to_keep_and_how() -> None:
+    recipe = parsed(
+        """
+version: 1
+concepts:
+  - Dali
+  - name: Monet
+    kind: style
+    aliases: [Claude Monet]
+    prompts: ["a pond by {c}", "Monet's garden"]
+    like: impressionism
+protect:
+  styles: [noto, ink]
+  objects: [cat]
+  any: [blue]
+method: sepme
+settings: {rank: 8, ridge: 1, dtype: bf16}
+"""
+    )
+    prompts = ("a pond by Monet", "Monet's garden")
+    monet = Item("Monet", "style", ("Claude Monet",), prompts, "impressionism")
+    assert recipe.concepts == (Item("Dali"), monet)
+    assert recipe.protect == ("style:noto", "style:ink", "object:cat", "blue")
+    assert recipe.method == "sepme"
+    assert recipe.settings == {"rank": 8, "ridge": 1.0, "dtype": "bf16"}
+
+
+def test_the_template_is_a_recipe() -> None:
+    recipe = parsed(TEMPLATE)
+    assert [item.name for item in recipe.concepts] == ["Monet"]
+    assert "style:watercolor" in recipe.protect
+    uncommented = TEMPLATE.replace("# method", "method").replace("# settings", "settings")
+    assert parsed(uncommented.replace("#   rank", "  rank")).settings == {"rank": 16}
+
+
+def test_the_digest_is_of_what_is_said() -> None:
+    one = parsed("version: 1\nconcepts: [Monet, Dali]\nmethod: sepme\n")
+    same = parsed("# policy\nmethod: 'sepme'\nconcepts:\n- name: Monet\n- Dali\nversion: 1\n")
+    other = parsed("version: 1\nconcepts: [Monet, Klimt]\nmethod: sepme\n")
+    assert one.digest == same.digest != other.digest
+    assert len(one.digest) == 64
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "told"),
+    [
+        ("version: 1\nconcepts: [Monet]\nstpes: 3\n", 3, "stpes"),
+        ("version: 1\nconcepts: [Monet]\nversion: 1\n", 3, "twice"),
+        ("version: 2\nconcepts: [Monet]\n", 1, "version"),
+        ("version: '1'\nconcepts: [Monet]\n", 1, "type"),
+        ("version: 1\n", 1, "concepts is missing"),
+        ("version: 1\nconcepts: []\n", 2, "no concept"),
+        ("version: 1\nconcepts: Monet\n", 2, "a list"),
+        ("version: 1\nconcepts:\n  - kind: style\n", 3, "name is missing"),
+        ("version: 1\nconcepts:\n  - name: Monet\n    kind: painter\n", 4, "painter"),
+        ("version: 1\nconcepts:\n  - Monet\n  - monet\n", 3, "two concepts"),
+        ("version: 1\nconcepts:\n  - name: M\n    prompts: [a pond]\n", 4, "does not ask"),
+        ("version: 1\nconcepts: [Monet]\nsettings:\n  rank: 2.5\n", 4, "type"),
+        ("version: 1\nconcepts: [Monet]\nsettings:\n  rank: yes\n", 4, "type"),
+        ("version: 1\nconcepts: [Monet]\nsettings:\n  rnak: 2\n", 4, "rnak"),
+        ("version: 1\nconcepts: [Monet]\nmethod: magic\n", 3, "magic"),
+        ("version: 1\nconcepts: [&a Monet]\n", 2, "anchors"),
+        ("version: 1\nconcepts: [Monet\n", 3, ""),
+        ('version: 1\nconcepts: ["a\\nb"]\n', 2, "one line"),
+        ("version: 1\nconcepts: [[Monet]]\n", 2, "fields"),
+        ("- Monet\n", 1, "fields"),
+    ],
+)
+def test_every_complaint_names_its_line(text: str, line: int, told: str) -> None:
+    with pytest.raises(MalformedError) as caught:
+        parsed(text)
+    assert caught.value.message.startswith(f"policy.yaml:{line}: ")
+    assert told in caught.value.message
+    assert caught.value.file == "policy.yaml"
+
+
+@pytest.mark.parametrize("text", ["", "--- 1\n--- 2\n", "\x00", "a: !!python/object:os.system x"])
+def test_what_is_no_recipe(text: str) -> None:
+    with pytest.raises(MalformedError):
+        parsed(text)
+
+
+def test_files(tmp_path: Path) -> None:
+    path = tmp_path / "policy.yaml"
+    with pytest.raises(SystemFailure):
+        read_recipe(path, SETTINGS)
+    path.write_bytes(b"#" * 2**21)
+    with pytest.raises(MalformedError, match="too large"):
+        read_recipe(path, SETTINGS)
+    path.write_text(TEMPLATE)
+    assert read_recipe(path, SETTINGS) == parsed(TEMPLATE)
+
+
+@given(st.one_of(st.binary(max_size=300), st.text(max_size=300).map(str.encode)))
+def test_any_bytes_are_a_recipe_or_malformed(text: bytes) -> None:
+    with contextlib.suppress(MalformedError):
+        parse_recipe(text, HERE, SETTINGS)
+
+
+@given(st.data())
+def test_any_change_of_a_recipe_is_one_or_malformed(data: st.DataObject) -> None:
+    text = TEMPLATE.encode()
+    at = data.draw(st.integers(0, len(text) - 1))
+    size = data.draw(st.integers(0, 9))
+    changed = text[:at] + data.draw(st.binary(max_size=9)) + text[at + size :]
+    with contextlib.suppress(MalformedError):
+        parse_recipe(changed, HERE, SETTINGS)
