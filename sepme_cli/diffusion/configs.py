@@ -40,9 +40,10 @@ def _indices(shapes: Shapes, pattern: str) -> list[int]:
     return sorted({int(found[1]) for name in shapes if (found := compiled.match(name))})
 
 
-def unet_config(shapes: Shapes, family: Family) -> Config:
+def unet_config(shapes: Shapes, family: Family, pooled: int = 1280) -> Config:
     """UNet2DConditionModel's configuration. shapes are named as diffusers names them.
 
+    pooled: how wide the pooled text is that XL embeds, which the UNet's shapes do not show.
     KeyError names a tensor that must be there and is not.
     """
     levels = _indices(shapes, r"down_blocks\.(\d+)\.")
@@ -74,16 +75,17 @@ def unet_config(shapes: Shapes, family: Family) -> Config:
     if (distilled := shapes.get("time_embedding.cond_proj.weight")) is not None:
         config["time_cond_proj_dim"] = distilled[1]
     if family in _SIZES:
-        config |= _added(shapes, _SIZES[family])
+        config |= _added(shapes, _SIZES[family], pooled)
     return config
 
 
-def _added(shapes: Shapes, sizes: int) -> Config:
-    """What XL embeds beside the time step: `sizes` numbers, each 256 wide, and pooled text."""
+def _added(shapes: Shapes, sizes: int, pooled: int) -> Config:
+    """What XL embeds beside the time step: pooled text, and as wide as the rest allows, `sizes`
+    numbers."""
     width = shapes["add_embedding.linear_1.weight"][1]
     return {
         "addition_embed_type": "text_time",
-        "addition_time_embed_dim": min(256, width // (sizes + 1)),
+        "addition_time_embed_dim": (width - pooled) // sizes,
         "projection_class_embeddings_input_dim": width,
     }
 

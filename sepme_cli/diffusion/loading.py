@@ -40,7 +40,7 @@ def load_unet(checkpoint: Checkpoint, dtype: torch.dtype) -> UNet2DConditionMode
     config: Mapping[str, Any] | None = network.config
     if not config or "block_out_channels" not in config:
         try:
-            config = unet_config(_shapes(tensors), checkpoint.family.name)
+            config = unet_config(_shapes(tensors), checkpoint.family.name, _pooled(checkpoint))
         except (KeyError, IndexError, StopIteration) as error:
             raise _not_whole(checkpoint, "UNet", str(error), len(tensors)) from error
     with torch.device("meta"):
@@ -88,6 +88,17 @@ def predicts_velocity(checkpoint: Checkpoint) -> bool:
         return False
     bias = network.tensors.get(_VELOCITY_BIAS)
     return bias is not None and float(bias.read().astype("float64").std(ddof=1)) > _VELOCITY_SPREAD
+
+
+def _pooled(checkpoint: Checkpoint) -> int:
+    """How wide XL's pooled text is: as the last text encoder projects it, bigG's 1280 without."""
+    network = checkpoint.network(checkpoint.family.streams[-1].name)
+    tensors = network.tensors if network is not None else {}
+    if (fused := tensors.get("text_projection")) is not None:
+        return fused.shape[1]
+    return (
+        tensors["text_projection.weight"].shape[0] if "text_projection.weight" in tensors else 1280
+    )
 
 
 def _in_diffusers_names(checkpoint: Checkpoint, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
