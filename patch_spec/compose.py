@@ -50,7 +50,7 @@ def compose(
     for increment, scale in sorted(terms, key=lambda term: term[0].digest):
         delta = increment_delta(increment, target, weight)
         if delta is not None:
-            total += scale * delta
+            total += delta if scale == 1 else scale * delta
     result = cast_once(total, weight.dtype if dtype is None else dtype)
     if not np.isfinite(result).all():
         raise FormatError("C2", f"the result is not finite in {result.dtype}", where=target)

@@ -75,8 +75,7 @@ def additive_delta(up: Float16, exponent: int, basis: Float32) -> Float64:
 
     up [out, r], basis [r, d], both as rules V1 to V3 demand; the result [out, d].
     """
-    product = up.astype(np.float64) @ basis.astype(np.float64)
-    return _scale(product, exponent)
+    return _product(up.astype(np.float64), basis, exponent)
 
 
 def operator_delta(
@@ -90,7 +89,7 @@ def operator_delta(
     """
     q = _to_leading_bits(to_half(weight).astype(np.float64), WEIGHT_BITS)
     m = _to_leading_bits(q @ shift.astype(np.float64), MIDDLE_BITS)
-    return _scale(m @ basis.astype(np.float64), exponent)
+    return _product(m, basis, exponent)
 
 
 def to_half(values: npt.NDArray[Any]) -> Float16:
@@ -125,14 +124,20 @@ def _split(x: npt.ArrayLike) -> tuple[Float64, int]:
 
 
 def _to_leading_bits(x: Float64, bits: int) -> Float64:
-    largest = float(np.abs(x).max(initial=0.0))
+    """`x` rounded to multiples of 2**(e - bits), 2**e at least its largest; changes `x`."""
+    largest = max(float(x.max(initial=0.0)), -float(x.min(initial=0.0)))
     if largest == 0:
         return np.zeros_like(x)
-    shift = bits - ceil_log2(largest)
-    return np.ldexp(np.rint(np.ldexp(x, shift)), -shift)
+    scale = 2.0 ** (bits - ceil_log2(largest))
+    x *= scale
+    np.rint(x, out=x)
+    x *= 1 / scale
+    return x
 
 
-def _scale(product: Float64, exponent: int) -> Float64:
-    # + 0.0: BLAS builds differ in the sign of a zero, and a sum with W would show it.
-    scaled: Float64 = np.ldexp(product, exponent) + 0.0
-    return scaled
+def _product(left: Float64, basis: Float32, exponent: int) -> Float64:
+    """(left @ basis) * 2**exponent; the smaller factor is scaled, which gives the same bits."""
+    product: Float64 = (left * 2.0**exponent) @ basis.astype(np.float64)
+    # BLAS builds differ in the sign of a zero, and a sum with W would show it.
+    product += 0.0
+    return product

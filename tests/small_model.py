@@ -1,6 +1,5 @@
 """Whole Stable Diffusions of every family with random weights, small enough to erase from."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from benchmarks.openclip import openclip_names
 from examples.emoji.pack import single_file
 
 WIDTH = 64
@@ -186,37 +186,6 @@ def write_single_file(parts: Parts, path: Path, dtype: torch.dtype = torch.float
     stored = {name: value.to(dtype).contiguous() for name, value in tensors.items()}
     save_file(stored, path, metadata={"modelspec.resolution": "16x16"})
     return path
-
-
-def openclip_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """transformers' names as OpenCLIP has them: queries, keys and values in one matrix."""
-    renamed = {
-        "embeddings.position_embedding.weight": "positional_embedding",
-        "embeddings.token_embedding.weight": "token_embedding.weight",
-        "final_layer_norm.weight": "ln_final.weight",
-        "final_layer_norm.bias": "ln_final.bias",
-    }
-    inner = {
-        "self_attn.out_proj": "attn.out_proj",
-        "layer_norm1": "ln_1",
-        "layer_norm2": "ln_2",
-        "mlp.fc1": "mlp.c_fc",
-        "mlp.fc2": "mlp.c_proj",
-    }
-    found: dict[str, torch.Tensor] = {}
-    for name, value in state.items():
-        if name in renamed:
-            found[renamed[name]] = value
-        elif name == "text_projection.weight":
-            found["text_projection"] = value.T
-        elif layer := re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)", name):
-            block = f"transformer.resblocks.{layer[1]}"
-            if layer[2] == "self_attn.q_proj":
-                fused = [state[name.replace("q_proj", f"{part}_proj")] for part in "qkv"]
-                found[f"{block}.attn.in_proj_{layer[3]}"] = torch.cat(fused)
-            elif layer[2] in inner:
-                found[f"{block}.{inner[layer[2]]}.{layer[3]}"] = value
-    return found
 
 
 def write_folder(parts: Parts, path: Path, *, prediction: str = "epsilon") -> Path:

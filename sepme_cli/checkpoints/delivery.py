@@ -12,7 +12,7 @@ from typing import BinaryIO
 from patch_spec.stack import StackRecord
 from patch_spec.undo import UndoRecord
 from sepme_cli.checkpoints.boundary import writing
-from sepme_cli.checkpoints.files import check_writable, only_writer, remove, resolved
+from sepme_cli.checkpoints.files import check_writable, only_writer, remove, resolved, sweep
 from sepme_cli.checkpoints.folder_writer import check_new_folder, write_folder
 from sepme_cli.checkpoints.journal import (
     State,
@@ -173,6 +173,9 @@ def write_over(
     caller is its only writer. What stays beside it is written before and removed after, so that
     whatever happens in between it is there for what needs it.
     """
+    for path in {resolved(checkpoint.path), *(resolved(r.source.path) for r in rewrites)}:
+        with writing(path):
+            sweep(path)
     before = Kept(checkpoint.stack, kept_patches(checkpoint.path))
     for path in checkpoint.folder.unpatched() if checkpoint.folder else ():
         progress.warn(f"{path} holds the same weights in another shape and stays as it is")

@@ -104,7 +104,7 @@ def new_file(path: Path, size: int, *, force: bool = False) -> Iterator[int]:
     check_writable(path, size, force=force)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.sepme-tmp")
     with writing(path):
-        _sweep(path)
+        sweep(path)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         descriptor = os.open(temporary, flags, 0o666)
         try:
@@ -195,8 +195,11 @@ def _copy_owner(path: Path, descriptor: int) -> None:
         os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
 
 
-def _sweep(path: Path) -> None:
-    """Remove temporaries, of `path` and its journals, that a writer who was killed has left."""
+def sweep(path: Path) -> None:
+    """Remove temporaries, of `path` and its journals, that a writer who was killed has left.
+
+    The caller is its only writer.
+    """
     stale = re.compile(re.escape(f".{path.name}") + r"(\.sepme-(undo|pending))?\.\d+\.sepme-tmp")
     for name in os.listdir(path.parent):
         if stale.fullmatch(name):

@@ -76,6 +76,8 @@ def keep_patches(path: Path, files: Iterable[PatchFile]) -> None:
     folder = kept_folder(path)
     wanted = {file.digest: file for file in files}
     with writing(folder):
+        for left in folder.glob(".*.sepme-tmp"):  # by a writer who was killed
+            left.unlink()
         present = {file.stem: file for file in folder.glob("*.sepme")}
         if wanted:
             folder.mkdir(exist_ok=True)

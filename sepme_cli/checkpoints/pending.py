@@ -1,15 +1,17 @@
 """Writing in place so that being cut short does no harm.
 
-``NAME.sepme-pending`` is beside a checkpoint only while that is written: its header and the
-tensors concerned as they are, and as they will be. Whoever finds one later puts the file back.
-It is a safetensors file of ours alone; SPEC.md knows nothing of it.
+``NAME.sepme-pending`` is beside a checkpoint only while that is written: of each of its files that
+is, the header and the tensors concerned as they are, and as they will be. Whoever finds one later
+puts the files back. It is a safetensors file of ours alone; SPEC.md knows nothing of it.
 """
 
+import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Literal
 
 import numpy as np
@@ -32,101 +34,186 @@ from sepme_cli.checkpoints.files import (
     resolved,
     write_all,
 )
+from sepme_cli.checkpoints.resizing import collapse, find_hole, insert
 from sepme_cli.errors import MalformedError, RefusedError
 from sepme_cli.progress import Progress
 
 Side = Literal["old", "new"]
 
 _HEADER = "header"
+_FILES = "sepme_pending"
+_AHEAD = 4
+"""How many tensors are computed while one is written."""
 
 
 @dataclass(frozen=True)
-class Pending:
-    """An open pending journal.
+class Change:
+    """One file of a checkpoint that is written in place.
 
-    header: the checkpoint's old one. touched: its tensors that are written. own: the journal's.
+    header: its present one. new_header: the first bytes it will have, up to the data section: as
+    long as the present ones, or whole pages longer or shorter. touched: tensors that are written;
+    they keep their places. values: a tensor's new bytes.
     """
 
     path: Path
     header: Header
-    touched: tuple[TensorEntry, ...] = field(repr=False)
-    own: Header = field(repr=False)
-    file: BinaryIO = field(repr=False, compare=False)
+    new_header: bytes
+    touched: Sequence[TensorEntry]
+    values: Callable[[TensorEntry], bytes]
 
-    def read(self, side: Side, name: str) -> bytes:
-        """A tensor's bytes, or the header's, before or after."""
-        entry = self.own.by_name[f"{side}.{name}"]
-        return read_exactly(self.file.fileno(), entry.nbytes, self.own.data_start + entry.begin)
+
+@dataclass(frozen=True)
+class PendingFile:
+    """What a journal holds of one file.
+
+    starts: where the data section begins, before and after. size: of the data section.
+    """
+
+    path: Path
+    number: int
+    touched: tuple[TensorEntry, ...] = field(repr=False)
+    starts: Mapping[Side, int]
+    size: int
+    journal: "Pending" = field(repr=False)
 
     def put(self, side: Side, target: BinaryIO) -> None:
-        """Write one side into the checkpoint: the tensors, then the header that tells of them."""
+        """Write one side into the file: its tensors, then the header that tells of them."""
+        descriptor = target.fileno()
+        self._shrink(descriptor)
+        small = min(self.starts.values())
         for entry in self.touched:
-            kept = self.own.by_name[f"{side}.{entry.name}"]
-            copy_all(
-                self.file.fileno(),
-                self.own.data_start + kept.begin,
-                target.fileno(),
-                self.header.data_start + entry.begin,
-                entry.nbytes,
-                self.path,
-            )
-        os.fsync(target.fileno())
-        write_all(target.fileno(), self.read(side, _HEADER), 0)
-        os.fsync(target.fileno())
+            self.journal.copy(self._name(side, entry.name), descriptor, small + entry.begin)
+        os.fsync(descriptor)
+        if self.starts[side] > small:
+            insert(descriptor, self._room)
+        write_all(descriptor, self.journal.read(self._name(side, _HEADER)), 0)
+        os.fsync(descriptor)
 
     def belongs_to(self, target: BinaryIO) -> bool:
-        """Whether the file is the one that was being written: each byte is the old or the new."""
-        size = target.seek(0, os.SEEK_END)
-        if size != self.header.data_start + self.header.data_length:
+        """Whether the file is the one that was being written: each byte is the old or the new.
+
+        Where the header's length changes, its bytes are not looked at: they may be neither.
+        """
+        descriptor, small = target.fileno(), min(self.starts.values())
+        size = os.fstat(descriptor).st_size
+        if size not in (small + self.size, small + self._room + self.size):
             return False
-        places = [(_HEADER, 0, self.header.data_start)]
-        places += [
-            (entry.name, self.header.data_start + entry.begin, entry.nbytes)
-            for entry in self.touched
-        ]
+        gap = self._gap(descriptor) if self._room and size > small + self.size else None
+        places = [(entry.name, small + entry.begin, entry.nbytes) for entry in self.touched]
+        if not self._room:
+            places.append((_HEADER, 0, small))
         return all(
-            self._is_either(name, read_exactly(target.fileno(), count, offset))
-            for name, offset, count in places
+            self._is_either(name, _read_around(descriptor, begin, count, gap, self._room))
+            for name, begin, count in places
         )
+
+    @property
+    def _room(self) -> int:
+        """By how much the header grows or shrinks."""
+        return abs(self.starts["new"] - self.starts["old"])
+
+    def _shrink(self, descriptor: int) -> None:
+        """Leave the file with the shorter header's room, wherever the resizing was cut short."""
+        small = min(self.starts.values())
+        if self._room and os.fstat(descriptor).st_size > small + self.size:
+            collapse(descriptor, self._gap(descriptor), self._room)
+
+    def _gap(self, descriptor: int) -> int:
+        """Where the pages are, in a file that has them, that one without has not.
+
+        Where the shifting stopped there is a hole as long as they are. Otherwise they are at the
+        beginning, with the header in them or some of it.
+        """
+        hole = find_hole(descriptor)
+        return hole[0] if hole is not None and hole[1] == self._room else 0
+
+    def _name(self, side: Side, name: str) -> str:
+        return _member(self.number, side, name)
 
     def _is_either(self, name: str, found: bytes) -> bool:
         old, new, now = (
             np.frombuffer(data, np.uint8)
-            for data in (self.read("old", name), self.read("new", name), found)
+            for data in (
+                self.journal.read(self._name("old", name)),
+                self.journal.read(self._name("new", name)),
+                found,
+            )
         )
-        return bool(((now == old) | (now == new)).all())
+        return len(now) == len(old) == len(new) and bool(((now == old) | (now == new)).all())
+
+
+@dataclass(frozen=True)
+class Pending:
+    """An open pending journal. own: its header. folder: that its files are named from."""
+
+    path: Path
+    folder: Path
+    own: Header = field(repr=False)
+    file: BinaryIO = field(repr=False, compare=False)
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one of its tensors."""
+        entry = self.own.by_name[name]
+        return read_exactly(self.file.fileno(), entry.nbytes, self.own.data_start + entry.begin)
+
+    def copy(self, name: str, target: int, offset: int) -> None:
+        """Copy one of its tensors to an open file."""
+        entry = self.own.by_name[name]
+        begin = self.own.data_start + entry.begin
+        copy_all(self.file.fileno(), begin, target, offset, entry.nbytes, self.path)
+
+    def files(self) -> list[PendingFile]:
+        """What it holds, file by file; MalformedError if it is no journal of ours."""
+        names = json.loads(self.own.metadata.get(_FILES, "null"))
+        if not isinstance(names, list) or not all(map(_is_inside, names)):
+            raise self.malformed()
+        return [self._file(number, self.folder / name) for number, name in enumerate(names)]
+
+    def malformed(self) -> MalformedError:
+        return MalformedError(f"{self.path} is no journal of an in-place write", file=self.path)
+
+    def _file(self, number: int, path: Path) -> PendingFile:
+        starts: dict[Side, int] = {}
+        sides: list[Side] = ["old", "new"]
+        names = []
+        for side in sides:
+            prefix = _member(number, side, "")
+            names.append({n.removeprefix(prefix) for n in self.own.by_name if n.startswith(prefix)})
+            if _HEADER not in names[-1]:
+                raise self.malformed()
+            starts[side] = self.own.by_name[prefix + _HEADER].nbytes
+        text = self.read(_member(number, "old", _HEADER))
+        header = parse_header(text[:PREFIX_BYTES], text[PREFIX_BYTES:], None)
+        if names[0] != names[1] or not names[0] - {_HEADER} <= header.by_name.keys():
+            raise self.malformed()
+        touched = tuple(header.by_name[name] for name in sorted(names[0] - {_HEADER}))
+        return PendingFile(path, number, touched, starts, header.data_length, self)
 
 
 def pending_path(path: Path) -> Path:
-    """The pending journal of a checkpoint."""
+    """The pending journal of a checkpoint, a file or a folder."""
     path = resolved(path)
     return path.with_name(f"{path.name}.sepme-pending")
 
 
-def write_over_in_place(
-    path: Path,
-    header: Header,
-    new_header: bytes,
-    touched: Sequence[TensorEntry],
-    values: Callable[[TensorEntry], bytes],
-    progress: Progress,
-) -> None:
-    """Overwrite tensors and the header of a checkpoint; both keep their places and sizes.
+def write_over_in_place(checkpoint: Path, changes: Sequence[Change], progress: Progress) -> None:
+    """Overwrite tensors and headers of a checkpoint's files.
 
-    header: the present one. values: a tensor's new bytes; asked for one at a time, and all before
-    anything is touched. If anything fails the file is put back; if the process dies, the next
-    command does that. The caller is the file's only writer.
+    The new bytes are asked for, some at a time, before anything is touched. If anything fails the
+    files are put back; if the process dies, the next command does that. The caller is the
+    checkpoint's only writer.
     """
-    journal = pending_path(path)
-    with writing(path), path.open("r+b", buffering=0) as file:
-        progress.stage(f"writing {path.name} in place", len(touched))
-        _write_journal(journal, file.fileno(), header, new_header, touched, values, progress)
+    journal = pending_path(checkpoint)
+    progress.stage(
+        f"writing {checkpoint.name} in place", sum(len(change.touched) for change in changes)
+    )
+    with writing(checkpoint), ExitStack() as stack:
+        files = [stack.enter_context(_opened(change.path)) for change in changes]
+        _write_journal(journal, changes, files, progress)
         try:
-            with _open(journal) as pending:
-                pending.put("new", file)
+            _put(journal, "new", files)
         except BaseException:
-            with _open(journal) as pending:
-                pending.put("old", file)
+            _put(journal, "old", files)
             remove(journal)
             raise
     remove(journal)
@@ -143,55 +230,126 @@ def undo_if_interrupted(path: Path, progress: Progress) -> None:
 
 
 def undo_interrupted(path: Path, progress: Progress) -> None:
-    """As `undo_if_interrupted`, for the file's only writer.
+    """As `undo_if_interrupted`, for the checkpoint's only writer.
 
     Raises RefusedError if another file lies there now, MalformedError for a journal that is none.
     """
     journal = pending_path(path)
     if not journal.exists() or not path.exists():
         return
-    with _open(journal) as pending, writing(path), path.open("r+b", buffering=0) as file:
-        if not pending.belongs_to(file):
-            raise RefusedError(
-                f"{journal} tells of an in-place write that was cut short, but {path} is another "
-                "file now; remove the journal if that is as it should be",
-                file=path,
-            )
-        pending.put("old", file)
+    with _open(journal) as pending, writing(path), ExitStack() as stack:
+        opened = [(part, stack.enter_context(_opened(part.path))) for part in pending.files()]
+        for part, file in opened:
+            if not part.belongs_to(file):
+                raise RefusedError(
+                    f"{journal} tells of an in-place write that was cut short, but {part.path} is "
+                    "another file now; remove the journal if that is as it should be",
+                    file=part.path,
+                )
+        for part, file in opened:
+            part.put("old", file)
     remove(journal)
     progress.warn(f"{path}: writing it in place had been interrupted; it is as it was before")
 
 
+def _put(journal: Path, side: Side, files: Sequence[BinaryIO]) -> None:
+    with _open(journal) as pending:
+        for part, file in zip(pending.files(), files, strict=True):
+            part.put(side, file)
+
+
 def _write_journal(
-    path: Path,
-    source: int,
-    header: Header,
-    new_header: bytes,
-    touched: Sequence[TensorEntry],
-    values: Callable[[TensorEntry], bytes],
-    progress: Progress,
+    journal: Path, changes: Sequence[Change], files: Sequence[BinaryIO], progress: Progress
 ) -> None:
-    old_header = read_exactly(source, header.data_start, 0)
-    sizes = [(_HEADER, len(old_header)), *((entry.name, entry.nbytes) for entry in touched)]
+    folder = journal.parent
+    names = [_relative(resolved(change.path), folder) for change in changes]
+    entries, size = _entries(changes)
+    first = encode_header({_FILES: json.dumps(names)}, entries)
+    with new_file(journal, len(first) + size, force=True) as descriptor:
+        write_all(descriptor, first, 0)
+        offset = len(first)
+        for change, file in zip(changes, files, strict=True):
+            offset = _write_old(change, file.fileno(), descriptor, offset, journal)
+            write_all(descriptor, change.new_header, offset)
+            offset += len(change.new_header)
+            for data in _computed(change):
+                write_all(descriptor, data, offset)
+                offset += len(data)
+                progress.advance()
+
+
+def _write_old(change: Change, source: int, target: int, offset: int, journal: Path) -> int:
+    """The present header and tensors, into the journal; returns where the next bytes go."""
+    start = change.header.data_start
+    ranges = [(0, start)]
+    ranges += [(start + entry.begin, entry.nbytes) for entry in change.touched]
+    for begin, count in ranges:
+        copy_all(source, begin, target, offset, count, journal)
+        offset += count
+    return offset
+
+
+def _entries(changes: Sequence[Change]) -> tuple[list[TensorEntry], int]:
+    """Where everything is in the journal, in the order it is written, and how long it all is."""
     entries, position = [], 0
-    for side in ("old", "new"):
-        for name, size in sizes:
-            entries.append(TensorEntry(f"{side}.{name}", "U8", (size,), position, position + size))
-            position += size
-    first = encode_header({}, entries)
-    with new_file(path, len(first) + position, force=True) as descriptor:
-        write_all(descriptor, first + old_header, 0)
-        offset = len(first) + len(old_header)
-        for entry in touched:
-            begin = header.data_start + entry.begin
-            copy_all(source, begin, descriptor, offset, entry.nbytes, path)
-            offset += entry.nbytes
-        write_all(descriptor, new_header, offset)
-        offset += len(new_header)
-        for entry in touched:
-            write_all(descriptor, values(entry), offset)
-            offset += entry.nbytes
-            progress.advance()
+    for number, change in enumerate(changes):
+        touched = [(entry.name, entry.nbytes) for entry in change.touched]
+        sides: list[tuple[Side, int]] = [
+            ("old", change.header.data_start),
+            ("new", len(change.new_header)),
+        ]
+        for side, header in sides:
+            for name, count in [(_HEADER, header), *touched]:
+                member = _member(number, side, name)
+                entries.append(TensorEntry(member, "U8", (count,), position, position + count))
+                position += count
+    return entries, position
+
+
+def _computed(change: Change) -> Iterator[bytes]:
+    """The new bytes, in order, computed side by side: numpy lets other threads in meanwhile."""
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        waiting: list[Future[bytes]] = []
+        try:
+            for entry in change.touched:
+                waiting.append(pool.submit(change.values, entry))
+                if len(waiting) > _AHEAD:
+                    yield waiting.pop(0).result()
+            while waiting:
+                yield waiting.pop(0).result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _member(number: int, side: Side, name: str) -> str:
+    return f"{number}.{side}.{name}"
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix()
+
+
+def _is_inside(name: object) -> bool:
+    """Whether a name in a journal leads to something in its folder, and nowhere else."""
+    if not isinstance(name, str) or not name or "\0" in name:
+        return False
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts
+
+
+def _read_around(descriptor: int, begin: int, count: int, gap: int | None, room: int) -> bytes:
+    """Bytes of a file as they would be without the `room` bytes at `gap`."""
+    if gap is None or begin + count <= gap:
+        return read_exactly(descriptor, count, begin)
+    before = max(0, gap - begin)
+    head = read_exactly(descriptor, before, begin)
+    return head + read_exactly(descriptor, count - before, begin + before + room)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    with path.open("r+b", buffering=0) as file:
+        yield file
 
 
 @contextmanager
@@ -200,18 +358,9 @@ def _open(path: Path) -> Iterator[Pending]:
         file = path.open("rb", buffering=0)
     with file:
         with reading(path):
-            pending = _parsed(path, file)
+            pending = Pending(path, path.parent, read_header(file, path.stat().st_size), file)
+            try:
+                pending.files()
+            except ValueError as error:
+                raise pending.malformed() from error
         yield pending
-
-
-def _parsed(path: Path, file: BinaryIO) -> Pending:
-    own = read_header(file, path.stat().st_size)
-    old = {name.removeprefix("old.") for name in own.by_name if name.startswith("old.")}
-    new = {name.removeprefix("new.") for name in own.by_name if name.startswith("new.")}
-    if _HEADER not in old or old != new:
-        raise MalformedError(f"{path} is no journal of an in-place write", file=path)
-    entry = own.by_name[f"old.{_HEADER}"]
-    text = read_exactly(file.fileno(), entry.nbytes, own.data_start + entry.begin)
-    header = parse_header(text[:PREFIX_BYTES], text[PREFIX_BYTES:], None)
-    touched = tuple(header.by_name[name] for name in sorted(old - {_HEADER}))
-    return Pending(path, header, touched, own, file)

@@ -21,7 +21,8 @@ from sepme_cli.checkpoints.files import (
     write_all,
 )
 from sepme_cli.checkpoints.parts import WeightsFile
-from sepme_cli.checkpoints.pending import write_over_in_place
+from sepme_cli.checkpoints.pending import Change, write_over_in_place
+from sepme_cli.checkpoints.resizing import PAGE, can_resize
 from sepme_cli.progress import SILENT, Progress
 
 Values = Callable[[], npt.NDArray[Any]]
@@ -51,9 +52,12 @@ class Rewrite:
 
     @property
     def fits_in_place(self) -> bool:
-        """Whether every tensor stays where it is in the file."""
+        """Whether the file can stay what it is: its data section, and the room for its header."""
         header = self.source.header
-        return len(self.header_bytes) == header.data_start and self.size == header.data_length
+        if self.size != header.data_length:
+            return False
+        more = len(self.header_bytes) - header.data_start
+        return more == 0 or (more % PAGE == 0 and can_resize(self.source.path))
 
     def pieces(self) -> Iterator["TensorEntry | tuple[int, int]"]:
         """The new data section in order: tensors to replace, and runs [begin, end) to copy."""
@@ -122,12 +126,17 @@ def write_in_place(
     Whatever happens, all files are as they were or all as they will be; see `pending`. The caller
     is their only writer.
     """
-    for rewrite in rewrites:
-        header = rewrite.source.header
-        touched = [entry for entry in header.tensors if entry.name in rewrite.replaced]
-        write_over_in_place(
-            rewrite.source.path, header, rewrite.header_bytes, touched, rewrite.values, progress
+    changes = [
+        Change(
+            rewrite.source.path,
+            rewrite.source.header,
+            rewrite.header_bytes,
+            [entry for entry in rewrite.source.header.tensors if entry.name in rewrite.replaced],
+            rewrite.values,
         )
+        for rewrite in rewrites
+    ]
+    write_over_in_place(checkpoint, changes, progress)
 
 
 class _Meter:

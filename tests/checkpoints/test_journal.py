@@ -1,20 +1,25 @@
 """Writing in place survives being killed at any moment."""
 
+import json
 import os
 import random
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from sepme_cli.checkpoints import resizing
 from sepme_cli.checkpoints.journal import undo_path
 from sepme_cli.checkpoints.pending import pending_path
 from sepme_cli.checkpoints.reader import open_checkpoint
-from sepme_cli.errors import RefusedError, SystemFailure
+from sepme_cli.checkpoints.resizing import can_resize
+from sepme_cli.errors import MalformedError, RefusedError, SystemFailure
 from sepme_cli.operations.apply import apply
 from sepme_cli.operations.revert import revert
 from sepme_cli.progress import Progress
+from tests.layouts import write_layout
 from tests.synthetic import Shape, make_checkpoint, make_patches, read_raw
 
 TINY = Shape(width=40, channels=(16,), attention=(False,))
@@ -29,28 +34,44 @@ class Heard(Progress):
         self.warnings.append(message)
 
 
-def killed_at(n: int, work: Callable[[], object]) -> bool:
+def half_shifted(descriptor: int, mode: int, offset: int, count: int) -> None:
+    """Put pages in or take them out as a power failure leaves it: some extents have moved.
+
+    The pages are then, as a hole, where the shifting stopped.
+    """
+    if mode == resizing._COLLAPSE_RANGE:
+        resizing._fallocate(descriptor, mode, offset, count)
+    middle = os.fstat(descriptor).st_size // 2 // resizing.PAGE * resizing.PAGE
+    resizing._fallocate(descriptor, resizing._INSERT_RANGE, middle, count)
+
+
+def killed_at(n: int, work: Callable[[], object], *, power: bool = False) -> bool:
     """Run `work` in a child that dies, as by kill -9, at its n-th system call that matters.
 
+    power: what shifts a file's extents is cut short, as only a power failure can.
     Returns whether it died; otherwise it has finished, having made fewer such calls.
     """
     child = os.fork()
     if child == 0:
         left = n
-        for name in ("pwrite", "copy_file_range", "fsync", "replace", "unlink", "rename"):
-            call = getattr(os, name)
+        calls = ("pwrite", "copy_file_range", "fsync", "replace", "unlink", "rename")
+        for owner, name in [*((os, name) for name in calls), (resizing, "_fallocate")]:
+            call = getattr(owner, name)
 
             def counted(*args: object, _call=call, _name=name, **more: object) -> object:
                 nonlocal left
                 left -= 1
                 if left == 0:
+                    if _name == "_fallocate" and power:
+                        setattr(resizing, _name, _call)
+                        half_shifted(*args)  # type: ignore[arg-type]
                     if _name == "pwrite":  # half of it gets through
                         descriptor, data, offset = args
                         _call(descriptor, data[: len(data) // 2], offset)  # type: ignore[index]
                     os._exit(KILLED)
                 return _call(*args, **more)
 
-            setattr(os, name, counted)
+            setattr(owner, name, counted)
         try:
             work()
         except BaseException:
@@ -65,11 +86,18 @@ def settled(path: Path) -> bytes:
     """What the file is once the next command has looked at it."""
     with open_checkpoint(path):
         pass
-    return path.read_bytes()
+    return whole(path)
+
+
+def whole(path: Path) -> bytes:
+    """A checkpoint's bytes, those of all weights of a folder."""
+    files = [path] if path.is_file() else sorted(path.rglob("*.safetensors"))
+    return b"".join(file.read_bytes() for file in files)
 
 
 def leftovers(folder: Path) -> set[str]:
-    return {name for name in os.listdir(folder) if name.endswith(("-tmp", "-lock", "-pending"))}
+    names = [path.name for path in folder.rglob("*")]
+    return {name for name in names if name.endswith(("-tmp", "-lock", "-pending"))}
 
 
 @pytest.fixture
@@ -84,7 +112,11 @@ def place(tmp_path: Path) -> tuple[Path, list[Path]]:
 
 
 def every_death(
-    path: Path, work: Callable[[], object], follow: Callable[[], object]
+    path: Path,
+    work: Callable[[], object],
+    follow: Callable[[], object],
+    *,
+    power: bool = False,
 ) -> tuple[int, set[bytes]]:
     """Kill `work` at each of its calls; returns how many there are and what files it left."""
     keep = path.parent.with_name("keep")
@@ -92,7 +124,7 @@ def every_death(
     found, n = set(), 0
     while True:
         n += 1
-        died = killed_at(n, work)
+        died = killed_at(n, work, power=power)
         found.add(settled(path))
         assert pending_path(path).exists() is False
         follow()  # whatever was left, the next command goes through
@@ -121,17 +153,141 @@ def test_apply_in_place_is_done_or_not(place: tuple[Path, list[Path]]) -> None:
     assert calls > 15, "that few calls cannot have been all of them"
 
 
-def test_the_first_apply_in_place_is_done_or_not(place: tuple[Path, list[Path]]) -> None:
-    """There the header has no room and the file is written anew."""
-    path, patches = place
-    before = path.read_bytes()
+needs_resizing = pytest.mark.skipif(
+    not can_resize(Path(__file__)), reason="this file system puts no pages into files"
+)
+
+
+@pytest.fixture
+def roomy(tmp_path: Path) -> tuple[Path, list[Path]]:
+    """A checkpoint of some pages whose header has no room, and patches."""
+    path = tmp_path / "work" / "m.safetensors"
+    path.parent.mkdir()
+    make_checkpoint(path, Shape(width=128, channels=(32,), attention=(False,)), ema="F32")
+    assert path.stat().st_size > 8 * resizing.PAGE
+    return path, make_patches(tmp_path, path)
+
+
+@needs_resizing
+@pytest.mark.parametrize("power", [False, True], ids=["killed", "power failure"])
+def test_the_first_apply_makes_room_in_the_file_or_does_not(
+    roomy: tuple[Path, list[Path]], power: bool
+) -> None:
+    path, patches = roomy
+    inode, before = path.stat().st_ino, path.read_bytes()
     apply(path, [patches[0]], path.parent.with_name("after"))
     _, found = every_death(
         path,
         lambda: apply(path, [patches[0]], in_place=True),
         lambda: apply(path, [patches[2]], in_place=True),
+        power=power,
     )
     assert found == {before, path.parent.with_name("after").read_bytes()}
+    fresh = path.with_name("fresh.safetensors")
+    fresh.write_bytes(before)
+    inode = fresh.stat().st_ino
+    apply(fresh, [patches[0]], in_place=True)
+    assert fresh.stat().st_ino == inode, "the file was not written anew"
+    assert fresh.stat().st_size > len(before)
+
+
+@needs_resizing
+@pytest.mark.parametrize("power", [False, True], ids=["killed", "power failure"])
+def test_the_last_revert_takes_the_room_away_or_does_not(
+    roomy: tuple[Path, list[Path]], power: bool
+) -> None:
+    path, patches = roomy
+    base = path.read_bytes()
+    apply(path, [patches[0]], in_place=True)
+    before = path.read_bytes()
+    _, found = every_death(
+        path,
+        lambda: revert(path, in_place=True),
+        lambda: apply(path, [patches[2]], in_place=True),
+        power=power,
+    )
+    assert found == {before, base}
+
+
+@needs_resizing
+@pytest.mark.parametrize("power", [False, True], ids=["killed", "power failure"])
+def test_all_files_of_a_folder_are_done_or_none(tmp_path: Path, power: bool) -> None:
+    path = tmp_path / "work" / "model"
+    path.parent.mkdir()
+    write_layout("sharded variant", path.parent)
+    single = make_checkpoint(tmp_path / "m.safetensors")
+    patches = make_patches(tmp_path, single)
+    before = whole(path)
+    apply(path, [patches[0]], tmp_path / "after")
+    _, found = every_death(
+        path,
+        lambda: apply(path, [patches[0]], in_place=True),
+        lambda: apply(path, [patches[2]], in_place=True),
+        power=power,
+    )
+    assert found == {before, whole(tmp_path / "after")}
+
+
+@needs_resizing
+def test_putting_back_can_itself_be_cut_short(roomy: tuple[Path, list[Path]]) -> None:
+    """However often, and wherever the file was then."""
+    path, patches = roomy
+    before = path.read_bytes()
+    for n in range(1, 60):
+        killed_at(n, lambda: apply(path, [patches[0]], in_place=True), power=True)
+        for again in range(1, 20):
+            if not killed_at(again, lambda: settled(path), power=True):
+                break
+        assert settled(path) in (before, whole(path))
+        if path.read_bytes() != before:
+            break
+    assert path.read_bytes() != before, "it has come to its end"
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="no file system without it here")
+def test_where_no_room_can_be_made_the_file_is_written_anew() -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+        folder = Path(name)
+        path = make_checkpoint(folder / "m.safetensors", TINY)
+        if can_resize(path):
+            pytest.skip("this file system can make room too")
+        patches = make_patches(folder, path)
+        before = path.read_bytes()
+        apply(path, [patches[0]], folder / "after")
+        apply(path, [patches[0]], in_place=True)
+        assert path.read_bytes() == (folder / "after").read_bytes()
+        revert(path, in_place=True)
+        assert path.read_bytes() == before
+        model = write_layout("shards", folder)
+        files = whole(model)
+        other = make_patches(folder, make_checkpoint(folder / "o.safetensors"))
+        with pytest.raises(RefusedError, match="no room"):
+            apply(model, [other[0]], in_place=True)
+        assert whole(model) == files and not leftovers(folder)
+        assert not list(model.rglob("*.sepme-undo"))
+
+
+@pytest.mark.parametrize(
+    "names", ['["../m"]', '["/etc/passwd"]', '["a/../../m"]', '{"a": 1}', "null", "[3]", "{"]
+)
+def test_a_journal_that_leads_elsewhere_is_malformed(
+    names: str, place: tuple[Path, list[Path]]
+) -> None:
+    path, patches = place
+    apply(path, [patches[0]], in_place=True)
+    for n in range(1, 500):
+        killed_at(n, lambda: apply(path, [patches[1]], in_place=True))
+        if pending_path(path).exists():
+            break
+    journal = pending_path(path)
+    header, data = read_raw(journal)
+    header["__metadata__"] = {"sepme_pending": names}
+    text = json.dumps(header).encode()
+    journal.write_bytes(len(text).to_bytes(8, "little") + text + data)
+    before = path.read_bytes()
+    with pytest.raises(MalformedError):
+        open_checkpoint(path)
+    assert path.read_bytes() == before
 
 
 def test_the_first_apply_where_the_header_has_room(tmp_path: Path) -> None:

@@ -128,8 +128,9 @@ def test_operator_is_one_result_in_every_order(seed):
 
 
 def test_a_zero_has_no_sign_whatever_the_library_gave_it():
-    zeros = np.array([[-0.0, 0.0]])
-    assert not np.signbit(grid._scale(zeros, 3)).any()
+    left, basis = np.array([[-0.0], [-1.0]]), np.array([[1.0, 0.0]], np.float32)
+    assert not np.signbit(grid._product(left, basis, 3)[:, 1]).any()
+    assert not np.signbit(grid._product(left[:1], basis, 3)).any()
 
 
 def test_without_the_grid_the_order_shows():

@@ -1,0 +1,237 @@
+"""What patching a full-size checkpoint costs, beside copying it and beside loading it whole.
+
+    python -m benchmarks.full_size sd1 build/full/sd1.safetensors
+    python -m benchmarks.speed build/full/sd1.safetensors [ROUNDS]
+    python -m benchmarks.speed table
+
+Whole processes, one after the other, with the file in the page cache, all in every round; medians.
+`start-up` is `sepme inspect` of a patch, what any command pays. Peak memory is the process' own,
+and beside it less that of `sepme apply --help` with numpy imported. Results: docs/speed.json.
+"""
+
+import json
+import os
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from patch_spec.container import patch_bytes
+from patch_spec.grid import split_shift, split_up, to_grid
+from patch_spec.increment import Increment
+from patch_spec.manifest import Base, Measured, Method, Patch
+from sepme_cli.checkpoints.reader import open_checkpoint
+
+RESULTS = Path("docs/speed.json")
+SEPME = str(Path(sys.executable).with_name("sepme"))
+RANK = 16
+_LOAD_PATCH_SAVE = """
+import sys
+from safetensors.torch import load_file, save_file
+import torch
+source, output = sys.argv[1:]
+tensors = load_file(source)
+for name, weight in tensors.items():
+    if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")):
+        up, basis = torch.randn(weight.shape[0], 16), torch.randn(16, weight.shape[1]) * 1e-3
+        tensors[name] = (weight.float() + up @ basis).to(weight.dtype)
+save_file(tensors, output)
+"""
+_IMPORTS = "import numpy, ml_dtypes, typer, rich.table, sepme_cli.operations.apply"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The files of a run. copy: of the model, for what is done in place."""
+
+    model: Path
+    folder: Path
+
+    @property
+    def copy(self) -> Path:
+        return self.folder / "copy.safetensors"
+
+    @property
+    def out(self) -> Path:
+        return self.folder / "out.safetensors"
+
+    def patch(self, name: str) -> str:
+        return str(self.folder / f"{name}.sepme")
+
+    def fresh_copy(self) -> None:
+        """The model again, unpatched, on the disk and in the page cache."""
+        for path in self.folder.glob("copy*"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        shutil.copyfile(self.model, self.copy)
+        os.sync()
+        shutil.copyfile(self.copy, os.devnull)
+
+
+def increment(base: Base, concept: str, kind: str, seed: int) -> Increment:
+    """A random increment as large as real ones."""
+    rng = np.random.default_rng(seed)
+    common: dict[str, Any] = {
+        "concept": concept,
+        "slug": concept,
+        "kind": kind,
+        "rank": RANK,
+        "prompts": (concept,),
+        "separable_from": ("",),
+        "protected": (),
+        "method": Method("random", {}),
+        "measured": Measured(),
+        "basis": to_grid(np.linalg.qr(rng.standard_normal((base.width, RANK)))[0].T),
+    }
+    if kind == "operator":
+        shift, exponent = split_shift(rng.standard_normal((base.width, RANK)) * 0.05)
+        return Increment(**common, exponents={}, up={}, shift=shift, shift_exponent=exponent)
+    split = {
+        name: split_up(rng.standard_normal((out, RANK)) * 1e-3)
+        for name, (out, _) in base.shapes.items()
+    }
+    up = {name: factor for name, (factor, _) in split.items()}
+    return Increment(**common, exponents={n: e for n, (_, e) in split.items()}, up=up)
+
+
+def make_patches(scene: Scene) -> None:
+    """Patches with one increment of either kind, another, and three."""
+    with open_checkpoint(scene.model) as checkpoint:
+        base = checkpoint.base()
+    made = {
+        "operator": [increment(base, "monet", "operator", 1)],
+        "additive": [increment(base, "klimt", "additive", 2)],
+        "three": [increment(base, f"c{i}", "operator", 3 + i) for i in range(3)],
+    }
+    for name, increments in made.items():
+        patch = Patch(base=base, increments=tuple(increments), tool="benchmark")
+        Path(scene.patch(name)).write_bytes(patch_bytes(patch))
+
+
+def measured(command: list[str]) -> tuple[float, float]:
+    """Seconds and peak MB of a process; it must end well, or say that files differ."""
+    started = time.monotonic()
+    process = os.posix_spawnp(command[0], command, os.environ, file_actions=_quiet())
+    _, status, usage = os.wait4(process, 0)
+    seconds = time.monotonic() - started
+    if os.waitstatus_to_exitcode(status) not in (0, 1):
+        raise SystemExit(f"failed: {command}")
+    return seconds, usage.ru_maxrss * 1024 / 1e6
+
+
+def _quiet() -> list[tuple[Any, ...]]:
+    null = os.open(os.devnull, os.O_WRONLY | os.O_CREAT)
+    return [(os.POSIX_SPAWN_DUP2, null, 1), (os.POSIX_SPAWN_DUP2, null, 2)]
+
+
+def steps(scene: Scene) -> dict[str, tuple[Callable[[], None], list[str]]]:
+    """What is measured: what to do before, untimed, and the command."""
+    model, copy, out = str(scene.model), str(scene.copy), str(scene.out)
+    patch = scene.patch
+
+    def nothing() -> None:
+        scene.out.unlink(missing_ok=True)
+        os.sync()
+
+    def patched_out() -> None:
+        if not scene.out.exists():
+            measured([SEPME, "apply", model, patch("operator"), "-o", out])
+        os.sync()
+
+    def settled() -> None:
+        os.sync()
+
+    return {
+        "cp": (nothing, ["cp", model, out]),
+        "load, patch, save (safetensors.torch)": (
+            nothing,
+            [sys.executable, "-c", _LOAD_PATCH_SAVE, model, out],
+        ),
+        "start-up": (nothing, [SEPME, "inspect", patch("operator")]),
+        "imports": (nothing, [sys.executable, "-c", _IMPORTS]),
+        "apply, operator": (nothing, [SEPME, "apply", model, patch("operator"), "-o", out]),
+        "revert": (
+            patched_out,
+            [SEPME, "revert", out, "--base", model, "-o", f"{scene.folder}/back.safetensors", "-f"],
+        ),
+        "apply, additive": (nothing, [SEPME, "apply", model, patch("additive"), "-o", out]),
+        "apply, three operators": (nothing, [SEPME, "apply", model, patch("three"), "-o", out]),
+        "apply --check": (nothing, [SEPME, "apply", model, patch("operator"), "--check"]),
+        "inspect the checkpoint": (nothing, [SEPME, "inspect", model]),
+        "diff with a patch": (nothing, [SEPME, "diff", model, patch("operator")]),
+        "apply --in-place, first": (
+            scene.fresh_copy,
+            [SEPME, "apply", copy, patch("operator"), "--in-place"],
+        ),
+        "apply --in-place, second": (
+            settled,
+            [SEPME, "apply", copy, patch("additive"), "--in-place"],
+        ),
+        "revert --in-place": (settled, [SEPME, "revert", copy, "--in-place"]),
+    }
+
+
+def run(model: Path, rounds: int) -> None:
+    """Measure, and keep the medians."""
+    scene = Scene(model, model.parent / f"{model.stem}-run")
+    scene.folder.mkdir(exist_ok=True)
+    make_patches(scene)
+    shutil.copyfile(model, os.devnull)
+    found: dict[str, list[tuple[float, float]]] = {}
+    for number in range(rounds):
+        for name, (prepare, command) in steps(scene).items():
+            prepare()
+            found.setdefault(name, []).append(measured(command))
+            print(f"{number + 1}/{rounds}  {name}: {found[name][-1][0]:.2f} s", flush=True)
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    results[model.stem] = {
+        "bytes": model.stat().st_size,
+        "rounds": rounds,
+        "median": {
+            name: {
+                "seconds": round(statistics.median(s for s, _ in values), 3),
+                "peak_mb": round(statistics.median(m for _, m in values)),
+            }
+            for name, values in found.items()
+        },
+    }
+    RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+    shutil.rmtree(scene.folder)
+
+
+def table() -> str:
+    """The results as Markdown."""
+    lines = []
+    for name, result in json.loads(RESULTS.read_text()).items():
+        median = result["median"]
+        cp, start = median["cp"]["seconds"], median["start-up"]["seconds"]
+        imports = median["imports"]["peak_mb"]
+        gigabytes = result["bytes"] / 1e9
+        lines += [
+            f"**{name}, {gigabytes:.2f} GB**, median of {result['rounds']} rounds",
+            "",
+            "| | seconds | of `cp` | of `cp`, less start-up | peak MB | over imports |",
+            "|---|---|---|---|---|---|",
+        ]
+        for what, values in median.items():
+            seconds, peak = values["seconds"], values["peak_mb"]
+            less = max(seconds - start, 0) / cp
+            lines.append(
+                f"| {what} | {seconds:.2f} | {seconds / cp:.2f} | {less:.2f} | {peak} | "
+                f"{max(peak - imports, 0)} |"
+            )
+        lines.append("")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "table":
+        print(table())
+    else:
+        run(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 5)
+        print(table())

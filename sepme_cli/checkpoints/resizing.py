@@ -1,0 +1,79 @@
+"""Making room at the beginning of a file, and taking it away, without moving what follows.
+
+Linux can put whole pages before a file's data on ext4 and XFS by changing where its extents lie.
+Cut short by a power failure, some extents are moved and some are not: the file then has its new
+size, and a hole as large as the pages at the place that was reached. That is how it is put right.
+"""
+
+import ctypes
+import errno
+import os
+from pathlib import Path
+
+from sepme_cli.checkpoints.files import write_all
+
+PAGE = 4096
+"""What headers grow and shrink by; no file system has larger blocks on machines of today."""
+
+_COLLAPSE_RANGE = 0x08
+_INSERT_RANGE = 0x20
+
+
+def can_resize(path: Path) -> bool:
+    """Whether pages can be put before a file's data: it has no holes, and the system can do it.
+
+    Tried on a small file beside it, since no system says what it can do.
+    """
+    trial = path.with_name(f".{path.name}.{os.getpid()}.sepme-tmp")
+    try:
+        with path.open("rb") as file:
+            if find_hole(file.fileno()) is not None:
+                return False
+        descriptor = os.open(trial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return False
+    try:
+        write_all(descriptor, bytes(2 * PAGE), 0)
+        insert(descriptor, PAGE)
+        collapse(descriptor, 0, PAGE)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+        trial.unlink()
+    return True
+
+
+def insert(descriptor: int, count: int) -> None:
+    """Put `count` bytes, whole pages, before an open file's data; what they hold is a hole."""
+    _fallocate(descriptor, _INSERT_RANGE, 0, count)
+
+
+def collapse(descriptor: int, offset: int, count: int) -> None:
+    """Take `count` bytes at `offset`, whole pages both, out of an open file."""
+    _fallocate(descriptor, _COLLAPSE_RANGE, offset, count)
+
+
+def find_hole(descriptor: int) -> tuple[int, int] | None:
+    """Where an open file's first hole begins and how long it is; None if it has none."""
+    size = os.fstat(descriptor).st_size
+    begin = os.lseek(descriptor, 0, os.SEEK_HOLE) if size else 0
+    if begin >= size:
+        return None
+    try:
+        return begin, os.lseek(descriptor, begin, os.SEEK_DATA) - begin
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        return begin, size - begin
+
+
+def _fallocate(descriptor: int, mode: int, offset: int, count: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    call = getattr(libc, "fallocate64", None) or getattr(libc, "fallocate", None)
+    if call is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    call.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    if call(descriptor, mode, offset, count) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
