@@ -100,18 +100,22 @@ def make(name: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for part in _values(position // 2):
+        for part in _values(sized):
             file.write(part.tobytes())
 
 
-def _values(count: int) -> Iterator[np.ndarray[Any, Any]]:
+def _values(sized: Mapping[str, tuple[int, ...]]) -> Iterator[np.ndarray[Any, Any]]:
+    """Every tensor's values, some at a time; norms scale by about one, so that networks run."""
     rng = np.random.default_rng(0)
     block = (rng.standard_normal(_BLOCK, dtype=np.float32) * 0.02).astype(np.float16)
-    while count > 0:
-        start = int(rng.integers(_BLOCK // 2))
-        part = block[start : start + min(count, _BLOCK // 2)]
-        count -= len(part)
-        yield part
+    for name, shape in sized.items():
+        left = int(np.prod(shape, dtype=np.int64))
+        norm = len(shape) == 1 and name.endswith(".weight")
+        while left > 0:
+            start = int(rng.integers(_BLOCK // 2))
+            part = block[start : start + min(left, _BLOCK // 2)]
+            left -= len(part)
+            yield part + np.float16(1) if norm else part
 
 
 if __name__ == "__main__":

@@ -139,6 +139,7 @@ def steps(scene: Scene) -> dict[str, tuple[Callable[[], None], list[str]]]:
         os.sync()
 
     def patched_out() -> None:
+        (scene.folder / "back.safetensors").unlink(missing_ok=True)
         if not scene.out.exists():
             measured([SEPME, "apply", model, patch("operator"), "-o", out])
         os.sync()
@@ -148,6 +149,7 @@ def steps(scene: Scene) -> dict[str, tuple[Callable[[], None], list[str]]]:
 
     return {
         "cp": (nothing, ["cp", model, out]),
+        "cp, and sync": (nothing, ["sh", "-c", 'cp "$0" "$1" && sync "$1"', model, out]),
         "load, patch, save (safetensors.torch)": (
             nothing,
             [sys.executable, "-c", _LOAD_PATCH_SAVE, model, out],
@@ -157,7 +159,7 @@ def steps(scene: Scene) -> dict[str, tuple[Callable[[], None], list[str]]]:
         "apply, operator": (nothing, [SEPME, "apply", model, patch("operator"), "-o", out]),
         "revert": (
             patched_out,
-            [SEPME, "revert", out, "--base", model, "-o", f"{scene.folder}/back.safetensors", "-f"],
+            [SEPME, "revert", out, "--base", model, "-o", f"{scene.folder}/back.safetensors"],
         ),
         "apply, additive": (nothing, [SEPME, "apply", model, patch("additive"), "-o", out]),
         "apply, three operators": (nothing, [SEPME, "apply", model, patch("three"), "-o", out]),
