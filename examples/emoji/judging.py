@@ -8,7 +8,7 @@ from torch import Tensor
 
 from examples.emoji.canvas import OBJECTS, STYLES
 from examples.emoji.captions import fill
-from examples.emoji.networks import Judge
+from examples.emoji.networks import Judge, load_judge
 from sepme_cli.evaluation.intervals import Proportion
 
 STYLE_NAMES = tuple(STYLES)
@@ -55,6 +55,26 @@ def verdict(judge: Judge, pictures: Tensor, captions: Sequence[Caption]) -> Verd
         styles.argmax(1) == torch.tensor([c.style for c in captions]),
         objects.argmax(1) == torch.tensor([c.object for c in captions]),
     )
+
+
+@dataclass(frozen=True)
+class EmojiJudge:
+    """The example's judge for `sepme evaluate --judge examples.emoji.judging:judge`."""
+
+    network: Judge
+
+    def labels(self, kind: str) -> Sequence[str]:
+        return STYLE_NAMES if kind == "style" else OBJECT_NAMES
+
+    @torch.no_grad()
+    def recognise(self, pictures: Tensor, kind: str) -> Sequence[str]:
+        heads = [self.network(part)[kind == "object"] for part in pictures.split(96)]
+        return [self.labels(kind)[int(i)] for i in torch.cat(heads).argmax(1)]
+
+
+def judge() -> EmojiJudge:
+    """The judge from its shipped weights."""
+    return EmojiJudge(load_judge())
 
 
 def proportion(right: Tensor) -> Proportion:

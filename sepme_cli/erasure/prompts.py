@@ -124,7 +124,12 @@ def pairs(styles: Sequence[str], objects: Sequence[str], count: int) -> tuple[st
 
 
 def _fill(template: str, concept: str, companion: str = "") -> str:
-    words = template.format(c=concept, x=companion).split()
+    return with_articles(template.format(c=concept, x=companion))
+
+
+def with_articles(text: str) -> str:
+    """The text with "a" before a vowel put right, and single spaces."""
+    words = text.split()
     return " ".join(
         "an" if word == "a" and after[:1].lower() in set("aeiou") else word
         for word, after in zip(words, [*words[1:], ""], strict=False)
