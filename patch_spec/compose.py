@@ -7,16 +7,34 @@ import numpy as np
 import numpy.typing as npt
 
 from patch_spec.errors import FormatError
-from patch_spec.grid import Float64, additive_delta, operator_delta
+from patch_spec.grid import (
+    Float64,
+    additive_factor,
+    all_finite,
+    operator_factor,
+    product,
+    row_blocks,
+)
 from patch_spec.manifest import Increment
+
+Factors = tuple[Float64, Float64]
+"""dW as factor [out, r] and basis [r, d]; their product is exact."""
 
 
 def increment_delta(increment: Increment, target: str, weight: npt.NDArray[Any]) -> Float64 | None:
-    """dW of one increment for one target, exact; None where the increment leaves it alone.
+    """dW [out, d] of one increment for one target, exact; None where it leaves the target alone.
 
     weight: the base's [out, d], any float dtype. Raises FormatError C1 where the shapes do not
     fit, F1 where an operator meets a weight without a finite fp16 value.
     """
+    factors = increment_factors(increment, target, weight)
+    return None if factors is None else product(*factors)
+
+
+def increment_factors(
+    increment: Increment, target: str, weight: npt.NDArray[Any]
+) -> Factors | None:
+    """The factors of dW; arguments and errors as of `increment_delta`."""
     if increment.shift is None and target not in increment.up:
         return None
     width = increment.basis.shape[1]
@@ -30,8 +48,10 @@ def increment_delta(increment: Increment, target: str, weight: npt.NDArray[Any])
             found=list(weight.shape),
         )
     if increment.shift is None:
-        return additive_delta(increment.up[target], increment.exponents[target], increment.basis)
-    return operator_delta(weight, increment.shift, increment.shift_exponent, increment.basis)
+        factor = additive_factor(increment.up[target], increment.exponents[target])
+    else:
+        factor = operator_factor(weight, increment.shift, increment.shift_exponent)
+    return factor, increment.basis.astype(np.float64)
 
 
 def compose(
@@ -46,13 +66,17 @@ def compose(
     what does not touch the target adds nothing. dtype: of the result, W's own if left out.
     Raises FormatError C1 as `increment_delta` does, C2 for a result that is not finite.
     """
-    total = weight.astype(np.float64)
-    for increment, scale in sorted(terms, key=lambda term: term[0].digest):
-        delta = increment_delta(increment, target, weight)
-        if delta is not None:
-            total += delta if scale == 1 else scale * delta
-    result = cast_once(total, weight.dtype if dtype is None else dtype)
-    if not np.isfinite(result).all():
+    ordered = sorted(terms, key=lambda term: term[0].digest)
+    found = [(increment_factors(part, target, weight), scale) for part, scale in ordered]
+    acting = [(factors, scale) for factors, scale in found if factors is not None]
+    result = np.empty(weight.shape, weight.dtype if dtype is None else dtype)
+    for rows in row_blocks(weight):
+        total = weight[rows].astype(np.float64)
+        for (factor, basis), scale in acting:
+            change = product(factor[rows], basis)
+            total += change if scale == 1 else scale * change
+        result[rows] = cast_once(total, result.dtype)
+    if not all_finite(result):
         raise FormatError("C2", f"the result is not finite in {result.dtype}", where=target)
     return result
 

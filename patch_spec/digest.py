@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any, Protocol
 
+import numpy as np
 import numpy.typing as npt
 
 from patch_spec.canonical import canonical_json
@@ -24,7 +25,7 @@ def tensor_fingerprint(array: npt.NDArray[Any]) -> str:
     fp32 and fp16 copies of one model so have one fingerprint. Raises FormatError F1 if a value
     is not finite in fp16; the caller knows the tensor's name.
     """
-    return sha256(to_half(array).astype("<f2").tobytes(order="C")).hexdigest()
+    return sha256(np.ascontiguousarray(to_half(array), "<f2").data).hexdigest()
 
 
 def text_encoder_fingerprint(tensors: Mapping[str, str]) -> str:

@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from patch_spec.compose import cast_once, increment_delta
+from patch_spec.compose import Factors, cast_once, increment_delta, increment_factors
 from patch_spec.compose import compose as compose_exactly
 from patch_spec.errors import FormatError
 from patch_spec.manifest import Increment
@@ -39,6 +39,14 @@ def delta(increment: Increment, target: str, weight: Array) -> Float64:
     with _about(target):
         change = increment_delta(increment, target, weight)
     return np.zeros(weight.shape) if change is None else change
+
+
+def factors(increment: Increment, target: str, weight: Array) -> Factors:
+    """dW of a target that the increment acts on, as factors; arguments and errors as of `delta`."""
+    with _about(target):
+        found = increment_factors(increment, target, weight)
+    assert found is not None  # it acts on the target
+    return found
 
 
 def compose(

@@ -8,7 +8,6 @@ puts the files back. It is a safetensors file of ours alone; SPEC.md knows nothi
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -42,8 +41,6 @@ Side = Literal["old", "new"]
 
 _HEADER = "header"
 _FILES = "sepme_pending"
-_AHEAD = 4
-"""How many tensors are computed while one is written."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +49,14 @@ class Change:
 
     header: its present one. new_header: the first bytes it will have, up to the data section: as
     long as the present ones, or whole pages longer or shorter. touched: tensors that are written;
-    they keep their places. values: a tensor's new bytes.
+    they keep their places. values: makes their new bytes, in order.
     """
 
     path: Path
     header: Header
     new_header: bytes
     touched: Sequence[TensorEntry]
-    values: Callable[[TensorEntry], bytes]
+    values: Callable[[], Iterator[bytes]]
 
 
 @dataclass(frozen=True)
@@ -272,7 +269,7 @@ def _write_journal(
             offset = _write_old(change, file.fileno(), descriptor, offset, journal)
             write_all(descriptor, change.new_header, offset)
             offset += len(change.new_header)
-            for data in _computed(change):
+            for data in change.values():
                 write_all(descriptor, data, offset)
                 offset += len(data)
                 progress.advance()
@@ -304,21 +301,6 @@ def _entries(changes: Sequence[Change]) -> tuple[list[TensorEntry], int]:
                 entries.append(TensorEntry(member, "U8", (count,), position, position + count))
                 position += count
     return entries, position
-
-
-def _computed(change: Change) -> Iterator[bytes]:
-    """The new bytes, in order, computed side by side: numpy lets other threads in meanwhile."""
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        waiting: list[Future[bytes]] = []
-        try:
-            for entry in change.touched:
-                waiting.append(pool.submit(change.values, entry))
-                if len(waiting) > _AHEAD:
-                    yield waiting.pop(0).result()
-            while waiting:
-                yield waiting.pop(0).result()
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def _member(number: int, side: Side, name: str) -> str:

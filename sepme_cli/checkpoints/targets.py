@@ -11,6 +11,7 @@ from patch_spec import limits
 from patch_spec.base import Base
 from patch_spec.digest import tensor_fingerprint
 from patch_spec.errors import FormatError
+from sepme_cli.checkpoints.ahead import ahead
 from sepme_cli.checkpoints.dtypes import NAMES, readable
 from sepme_cli.checkpoints.families import Family
 from sepme_cli.checkpoints.layout import Layout, ema_twin
@@ -86,11 +87,16 @@ def base_of(
     text_encoders: Mapping[str, str],
 ) -> Base:
     """What a patch made from a checkpoint with these targets says of it."""
+
+    def maker(target: Target) -> Callable[[], str]:
+        return lambda: fingerprint(target, read(target), path)
+
+    found = ahead(map(maker, targets))
     return Base(
         family=family.name,
         width=targets[0].shape[1],
         text_encoders=text_encoders,
-        targets={target.name: fingerprint(target, read(target), path) for target in targets},
+        targets={target.name: digest for target, digest in zip(targets, found, strict=True)},
         shapes={target.name: target.shape for target in targets},
     )
 

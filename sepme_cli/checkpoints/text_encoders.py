@@ -6,7 +6,9 @@ pooled output, the temperature, and layers behind the one that is read.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from itertools import chain
 from os import PathLike
 from typing import Any
 
@@ -15,6 +17,7 @@ import numpy.typing as npt
 
 from patch_spec.digest import tensor_fingerprint, text_encoder_fingerprint
 from patch_spec.errors import FormatError
+from sepme_cli.checkpoints.ahead import ahead
 from sepme_cli.checkpoints.dtypes import NAMES, readable
 from sepme_cli.checkpoints.layout import Naming
 from sepme_cli.checkpoints.networks import Network
@@ -94,21 +97,26 @@ def _without_unused_layers(named: dict[str, Stored], unused: int) -> dict[str, S
 
 
 def _fingerprints(named: dict[str, Stored], path: str | PathLike[str]) -> Iterator[tuple[str, str]]:
-    for name, stored in named.items():
-        if stored.dtype not in NAMES:
-            raise UnsupportedError(
-                f"{path}: {stored.name} is stored as {readable(stored.dtype)}",
-                file=path,
-                expected="fp32, fp16, bf16 or fp8",
-                found=readable(stored.dtype),
-            )
-        for part_name, part in unfused(name, stored.read()):
-            try:
-                yield part_name, tensor_fingerprint(part)
-            except FormatError as error:
-                raise MalformedError(
-                    f"{path}: the values of {stored.name} are not all finite in fp16", file=path
-                ) from error
+    makers = (partial(_fingerprinted, name, stored, path) for name, stored in named.items())
+    return chain.from_iterable(ahead(makers))
+
+
+def _fingerprinted(
+    name: str, stored: Stored, path: str | PathLike[str]
+) -> Sequence[tuple[str, str]]:
+    if stored.dtype not in NAMES:
+        raise UnsupportedError(
+            f"{path}: {stored.name} is stored as {readable(stored.dtype)}",
+            file=path,
+            expected="fp32, fp16, bf16 or fp8",
+            found=readable(stored.dtype),
+        )
+    try:
+        return [(part, tensor_fingerprint(value)) for part, value in unfused(name, stored.read())]
+    except FormatError as error:
+        raise MalformedError(
+            f"{path}: the values of {stored.name} are not all finite in fp16", file=path
+        ) from error
 
 
 def unfused(name: str, values: Array) -> Iterator[tuple[str, Array]]:

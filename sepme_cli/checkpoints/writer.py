@@ -4,8 +4,9 @@ What is not replaced is copied in whole runs, within the kernel where it can; re
 made and written one at a time, so that memory does not grow with the file.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,6 +14,7 @@ from typing import Any, BinaryIO
 import numpy.typing as npt
 
 from patch_spec.header import TensorEntry
+from sepme_cli.checkpoints.ahead import ahead
 from sepme_cli.checkpoints.boundary import writing
 from sepme_cli.checkpoints.files import (
     COPY_BYTES,
@@ -75,13 +77,21 @@ class Rewrite:
     def rehearse(self, progress: Progress) -> None:
         """Make every new tensor and drop it: raises what writing them would."""
         progress.stage("composing", len(self.replaced))
-        for make in self.replaced.values():
-            make()
+        for _ in self.values():
             progress.advance()
 
-    def values(self, entry: TensorEntry) -> bytes:
-        """The new bytes of a tensor that is replaced."""
-        return self.replaced[entry.name]().tobytes()
+    @property
+    def touched(self) -> list[TensorEntry]:
+        """The tensors that are replaced, in the order of the data section."""
+        return [entry for entry in self.source.header.tensors if entry.name in self.replaced]
+
+    def values(self) -> Generator[bytes]:
+        """Their new bytes, in that order, computed ahead of being asked for."""
+
+        def maker(entry: TensorEntry) -> Callable[[], bytes]:
+            return lambda: self.replaced[entry.name]().tobytes()
+
+        return ahead(map(maker, self.touched))
 
 
 def write_copy(
@@ -105,11 +115,11 @@ def write_stream(rewrite: Rewrite, stream: BinaryIO, progress: Progress = SILENT
     """Write to a pipe or another stream, in order. Raises as `write_copy` does."""
     name = str(getattr(stream, "name", "the output"))
     meter = _Meter(rewrite, name, progress)
-    with writing(name):
+    with writing(name), closing(rewrite.values()) as values:
         _send(stream, rewrite.header_bytes)
         for piece in rewrite.pieces():
             if isinstance(piece, TensorEntry):
-                meter.add(_send(stream, rewrite.values(piece)))
+                meter.add(_send(stream, next(values)))
                 continue
             begin, end = piece
             for start in range(begin, end, COPY_BYTES):
@@ -131,7 +141,7 @@ def write_in_place(
             rewrite.source.path,
             rewrite.source.header,
             rewrite.header_bytes,
-            [entry for entry in rewrite.source.header.tensors if entry.name in rewrite.replaced],
+            rewrite.touched,
             rewrite.values,
         )
         for rewrite in rewrites
@@ -163,20 +173,21 @@ def _send(stream: BinaryIO, data: bytes) -> int:
 
 
 def _write_pieces(rewrite: Rewrite, target: int, copier: ThreadPoolExecutor, meter: _Meter) -> None:
-    """The data section. While one thread has the kernel copy, this one computes."""
+    """The data section. One thread has the kernel copy while others compute."""
     source, offset = rewrite.source, len(rewrite.header_bytes)
     runs = []
-    for piece in rewrite.pieces():
-        if isinstance(piece, TensorEntry):
-            data = rewrite.values(piece)
-            write_all(target, data, offset)
-            offset += len(data)
-            meter.add(len(data))
-            continue
-        for begin in range(*piece, _RUN_BYTES):
-            count = min(_RUN_BYTES, piece[1] - begin)
-            runs.append((copier.submit(_copy_run, source, begin, target, offset, count), count))
-            offset += count
+    with closing(rewrite.values()) as values:
+        for piece in rewrite.pieces():
+            if isinstance(piece, TensorEntry):
+                data = next(values)
+                write_all(target, data, offset)
+                offset += len(data)
+                meter.add(len(data))
+                continue
+            for begin in range(*piece, _RUN_BYTES):
+                count = min(_RUN_BYTES, piece[1] - begin)
+                runs.append((copier.submit(_copy_run, source, begin, target, offset, count), count))
+                offset += count
     for run, count in runs:
         run.result()
         meter.add(count)

@@ -1,7 +1,7 @@
 """How far two tensors are apart."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,8 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from patch_spec.compose import Factors
+from patch_spec.grid import row_blocks
 from sepme_cli.checkpoints.dtypes import NAMES, numpy_dtype
 from sepme_cli.checkpoints.parts import Stored, stored_in
 from sepme_cli.checkpoints.reader import Checkpoint
@@ -69,15 +71,19 @@ def tensors_by_name(checkpoint: Checkpoint) -> dict[str, Stored]:
 
 
 def measure_change(
-    name: str, weight: npt.NDArray[Any], change: Float64 | float
+    name: str, weight: npt.NDArray[Any], factors: Sequence[Factors]
 ) -> TensorDifference:
-    """What adding `change`, known exactly, does to a weight [out, d]."""
-    change = np.broadcast_to(np.asarray(change, dtype=np.float64), weight.shape)
-    values = _singular_values(change)
+    """What adding the products of factors (F [out, r], B [r, d]) does to a weight [out, d]."""
+    left = np.hstack([factor for factor, _ in factors])
+    basis = np.vstack([rows for _, rows in factors])
+    # F B = Q_F (R_F R_B^T) Q_B^T: what is in the middle is small and has the same singular values.
+    (_, left_r), (_, basis_r) = np.linalg.qr(left), np.linalg.qr(basis.T)
+    values = np.linalg.svd(left_r @ basis_r.T, compute_uv=False)
+    largest = [float(np.abs(left[rows] @ basis).max()) for rows in row_blocks(weight)]
     return TensorDifference(
         name,
-        _ratio(float(np.linalg.norm(change)), float(np.linalg.norm(weight.astype(np.float64)))),
-        float(np.abs(change).max(initial=0.0)),
+        _ratio(float(np.linalg.norm(values)), float(np.linalg.norm(weight.astype(np.float64)))),
+        max(largest, default=0.0),
         int((values > values.max(initial=0.0) * 1e-6).sum()),
     )
 

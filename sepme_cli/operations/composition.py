@@ -5,6 +5,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -40,13 +41,16 @@ class Drowning:
 
     meant: int = 0
     still: int = 0
+    _lock: Lock = field(default_factory=Lock, repr=False, compare=False)
 
     def add(self, before: Array, exact: Array, after: Array) -> None:
-        """Take one more tensor into account."""
+        """Take one more tensor into account; several threads may."""
         start = before.astype(np.float64)
         meant = exact != start
-        self.meant += int(meant.sum())
-        self.still += int((meant & (after.astype(np.float64) == start)).sum())
+        still = meant & (after.astype(np.float64) == start)
+        with self._lock:
+            self.meant += int(meant.sum())
+            self.still += int(still.sum())
 
     @property
     def warning(self) -> str | None:

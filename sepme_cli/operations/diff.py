@@ -12,7 +12,7 @@ from sepme_cli.checkpoints.kinds import kind_of
 from sepme_cli.checkpoints.patches import PatchFile, read_patch_file
 from sepme_cli.checkpoints.reader import Checkpoint, open_checkpoint
 from sepme_cli.errors import UnsupportedError
-from sepme_cli.increments import acts_on, delta, distance, interference
+from sepme_cli.increments import acts_on, distance, factors, interference
 from sepme_cli.operations.comparison import (
     TensorDifference,
     compare_targets,
@@ -201,7 +201,7 @@ def _changes(
     changes = []
     for target in acted:
         weight = target.read()
-        change = sum(delta(part, target.name, weight) for part in parts)
-        changes.append(measure_change(target.copies[0].name, weight, change))
+        found = [factors(part, target.name, weight) for part in parts if acts_on(part, target.name)]
+        changes.append(measure_change(target.copies[0].name, weight, found))
         progress.advance()
     return changes

@@ -1,7 +1,8 @@
 """Taking increments off weights that were rounded with them in: near the original, never exact."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any
 
 import numpy.typing as npt
@@ -21,11 +22,13 @@ class LargestError:
     """The largest error so far; None once one could not be bounded."""
 
     largest: float | None = 0.0
+    _lock: Lock = field(default_factory=Lock, repr=False, compare=False)
 
     def add(self, error: float | None) -> None:
-        """Take one more into account."""
-        known = self.largest is not None and error is not None
-        self.largest = max(self.largest or 0.0, error or 0.0) if known else None
+        """Take one more into account; several threads may."""
+        with self._lock:
+            known = self.largest is not None and error is not None
+            self.largest = max(self.largest or 0.0, error or 0.0) if known else None
 
 
 def measured(rewrite: Rewrite, error: LargestError) -> Rewrite:

@@ -183,11 +183,10 @@ def _weights(rewrites: Sequence[Rewrite], progress: Progress) -> Check:
 
 def _different(rewrite: Rewrite, progress: Progress) -> Iterator[str]:
     file = rewrite.source
-    for entry in file.header.tensors:
-        if entry.name in rewrite.replaced:
-            if rewrite.values(entry) != file.read_range(entry.begin, entry.end, entry.name):
-                yield entry.name
-            progress.advance()
+    for entry, value in zip(rewrite.touched, rewrite.values(), strict=True):
+        if value != file.read_range(entry.begin, entry.end, entry.name):
+            yield entry.name
+        progress.advance()
 
 
 def _rest(

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from patch_spec import grid
 from patch_spec.cases.examples import KEY, VALUE, additive, extremes, operator, weights
 from patch_spec.compose import cast_once, compose, increment_delta
 from patch_spec.errors import FormatError
@@ -79,6 +80,15 @@ def test_the_sum_of_the_spec():
         return result.tobytes()
 
     assert compose(weight, (other, one), KEY).tobytes() == total(one, other) != total(other, one)
+
+
+def test_rows_that_are_worked_on_together_change_nothing(monkeypatch):
+    weight, terms = weights()["key.F16"], [(additive(), 1.0), (operator(), 0.3)]
+    whole = compose(weight, terms, KEY).tobytes()
+    assert len(list(grid.row_blocks(weight))) == 1
+    monkeypatch.setattr(grid, "_BLOCK", weight.shape[1])
+    assert len(list(grid.row_blocks(weight))) == len(weight) > 1
+    assert compose(weight, terms, KEY).tobytes() == whole
 
 
 def test_the_dtype_of_the_result_can_be_another():

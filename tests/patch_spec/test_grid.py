@@ -9,14 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from patch_spec import grid
 from patch_spec.errors import FormatError
 from patch_spec.grid import (
     GRID,
     additive_delta,
+    all_finite,
     ceil_log2,
     on_grid,
     operator_delta,
+    product,
     split_shift,
     split_up,
     to_grid,
@@ -128,9 +129,9 @@ def test_operator_is_one_result_in_every_order(seed):
 
 
 def test_a_zero_has_no_sign_whatever_the_library_gave_it():
-    left, basis = np.array([[-0.0], [-1.0]]), np.array([[1.0, 0.0]], np.float32)
-    assert not np.signbit(grid._product(left, basis, 3)[:, 1]).any()
-    assert not np.signbit(grid._product(left[:1], basis, 3)).any()
+    left, basis = np.array([[-0.0], [-1.0]]), np.array([[1.0, 0.0]])
+    assert not np.signbit(product(left, basis)[:, 1]).any()
+    assert not np.signbit(product(left[:1], basis)).any()
 
 
 def test_without_the_grid_the_order_shows():
@@ -231,3 +232,13 @@ def test_an_operator_refuses_weights_without_a_fingerprint(dtype):
     with pytest.raises(FormatError) as caught:
         operator_delta(np.array([[1, 1e6]], dtype), shift, 0, basis)
     assert caught.value.rule == "F1"
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ml_dtypes.bfloat16])
+def test_what_is_not_finite_is_found(dtype):
+    largest = ml_dtypes.finfo(dtype).max
+    values = np.array([[0, -0.0, largest], [-largest, 1, 2]], dtype)
+    assert all_finite(values) and all_finite(values.T) and all_finite(values[:0])
+    for bad in (np.inf, -np.inf, np.nan, -np.nan):
+        values[1, 1] = bad
+        assert not all_finite(values) and not all_finite(values.T)
