@@ -4,7 +4,8 @@
     python -m benchmarks.speed build/full/sd1.safetensors [ROUNDS]
     python -m benchmarks.speed table
 
-Whole processes, one after the other, with the file in the page cache, all in every round; medians.
+Whole processes, one after the other, with the file in the page cache, all in every round; medians,
+of ratios too, each to `cp` in its own round, since the disk is not equally fast all the time.
 `start-up` is `sepme inspect` of a patch, what any command pays. Peak memory is the process' own,
 and beside it less that of `sepme apply --help` with numpy imported. Results: docs/speed.json.
 """
@@ -69,8 +70,14 @@ class Scene:
         for path in self.folder.glob("copy*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         shutil.copyfile(self.model, self.copy)
-        os.sync()
-        shutil.copyfile(self.copy, os.devnull)
+        _warm(self.copy)
+
+
+def _warm(*paths: Path) -> None:
+    """Everything on the disk, and these files in the page cache."""
+    os.sync()
+    for path in paths:
+        shutil.copyfile(path, os.devnull)
 
 
 def increment(base: Base, concept: str, kind: str, seed: int) -> Increment:
@@ -136,16 +143,16 @@ def steps(scene: Scene) -> dict[str, tuple[Callable[[], None], list[str]]]:
 
     def nothing() -> None:
         scene.out.unlink(missing_ok=True)
-        os.sync()
+        _warm(scene.model)
 
     def patched_out() -> None:
         (scene.folder / "back.safetensors").unlink(missing_ok=True)
         if not scene.out.exists():
             measured([SEPME, "apply", model, patch("operator"), "-o", out])
-        os.sync()
+        _warm(scene.out, scene.model)
 
     def settled() -> None:
-        os.sync()
+        _warm(scene.copy)
 
     return {
         "cp": (nothing, ["cp", model, out]),
@@ -190,6 +197,7 @@ def run(model: Path, rounds: int) -> None:
             prepare()
             found.setdefault(name, []).append(measured(command))
             print(f"{number + 1}/{rounds}  {name}: {found[name][-1][0]:.2f} s", flush=True)
+    start = statistics.median(seconds for seconds, _ in found["start-up"])
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     results[model.stem] = {
         "bytes": model.stat().st_size,
@@ -197,6 +205,8 @@ def run(model: Path, rounds: int) -> None:
         "median": {
             name: {
                 "seconds": round(statistics.median(s for s, _ in values), 3),
+                "of_cp": _ratio(values, found["cp"], 0.0),
+                "of_cp_less_start": _ratio(values, found["cp"], start),
                 "peak_mb": round(statistics.median(m for _, m in values)),
             }
             for name, values in found.items()
@@ -206,12 +216,19 @@ def run(model: Path, rounds: int) -> None:
     shutil.rmtree(scene.folder)
 
 
+def _ratio(
+    values: list[tuple[float, float]], copies: list[tuple[float, float]], less: float
+) -> float:
+    """Of the seconds, less some, to those of copying in the same round: the median."""
+    pairs = zip(values, copies, strict=True)
+    return round(statistics.median(max(s - less, 0) / copied for (s, _), (copied, _) in pairs), 2)
+
+
 def table() -> str:
     """The results as Markdown."""
     lines = []
     for name, result in json.loads(RESULTS.read_text()).items():
         median = result["median"]
-        cp, start = median["cp"]["seconds"], median["start-up"]["seconds"]
         imports = median["imports"]["peak_mb"]
         gigabytes = result["bytes"] / 1e9
         lines += [
@@ -222,10 +239,9 @@ def table() -> str:
         ]
         for what, values in median.items():
             seconds, peak = values["seconds"], values["peak_mb"]
-            less = max(seconds - start, 0) / cp
+            ratios = f"{values['of_cp']:.2f} | {values['of_cp_less_start']:.2f}"
             lines.append(
-                f"| {what} | {seconds:.2f} | {seconds / cp:.2f} | {less:.2f} | {peak} | "
-                f"{max(peak - imports, 0)} |"
+                f"| {what} | {seconds:.2f} | {ratios} | {peak} | {max(peak - imports, 0)} |"
             )
         lines.append("")
     return "\n".join(lines)

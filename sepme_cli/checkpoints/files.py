@@ -176,16 +176,6 @@ def copy_all(
         done += copied
 
 
-def start_writing(descriptor: int, offset: int, count: int) -> None:
-    """Have the system begin to write a range to the disk, without waiting for it.
-
-    The advice that a range is not needed does that on Linux, and drops nothing that is not on the
-    disk yet. Then the sync at the end has little left to do; without, it takes as long as the copy.
-    """
-    with suppress(OSError):
-        os.posix_fadvise(descriptor, offset, count, os.POSIX_FADV_DONTNEED)
-
-
 def _copy_owner(path: Path, descriptor: int) -> None:
     """A replaced file keeps its mode, and its owner where that is allowed."""
     with suppress(FileNotFoundError):

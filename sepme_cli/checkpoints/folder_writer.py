@@ -1,6 +1,5 @@
 """Writing a model's folder that differs from another in some of its files."""
 
-import ctypes
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -9,14 +8,13 @@ from pathlib import Path
 from sepme_cli.checkpoints.boundary import writing
 from sepme_cli.checkpoints.files import check_writable, copy_all, new_file, resolved, sync_folder
 from sepme_cli.checkpoints.folders import ModelFolder, model_folder
+from sepme_cli.checkpoints.kernel import exchange
 from sepme_cli.checkpoints.writer import Rewrite, write_copy
 from sepme_cli.errors import SepmeError, SystemFailure, UsageError
 from sepme_cli.progress import SILENT, Progress
 
 _NOT_OURS = frozenset({".git", ".cache"})
 """Folders of the programs that downloaded the model, which hold its files once more."""
-_AT_CWD = -100
-_EXCHANGE = 2
 
 
 def check_new_folder(output: Path, model: Path, *, force: bool, size: int = 0) -> None:
@@ -137,11 +135,11 @@ def _put(temporary: Path, output: Path) -> None:
 
 def _exchange(one: Path, other: Path) -> bool:
     """Swap two names at once; False where the system cannot."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    swap = getattr(libc, "renameat2", None)
-    if swap is None:
+    try:
+        exchange(one, other)
+    except OSError:
         return False
-    return bool(swap(_AT_CWD, os.fsencode(one), _AT_CWD, os.fsencode(other), _EXCHANGE) == 0)
+    return True
 
 
 def _sweep(output: Path) -> None:

@@ -5,12 +5,12 @@ Cut short by a power failure, some extents are moved and some are not: the file 
 size, and a hole as large as the pages at the place that was reached. That is how it is put right.
 """
 
-import ctypes
 import errno
 import os
 from pathlib import Path
 
 from sepme_cli.checkpoints.files import write_all
+from sepme_cli.checkpoints.kernel import fallocate
 
 PAGE = 4096
 """What headers grow and shrink by; no file system has larger blocks on machines of today."""
@@ -46,12 +46,12 @@ def can_resize(path: Path) -> bool:
 
 def insert(descriptor: int, count: int) -> None:
     """Put `count` bytes, whole pages, before an open file's data; what they hold is a hole."""
-    _fallocate(descriptor, _INSERT_RANGE, 0, count)
+    fallocate(descriptor, _INSERT_RANGE, 0, count)
 
 
 def collapse(descriptor: int, offset: int, count: int) -> None:
     """Take `count` bytes at `offset`, whole pages both, out of an open file."""
-    _fallocate(descriptor, _COLLAPSE_RANGE, offset, count)
+    fallocate(descriptor, _COLLAPSE_RANGE, offset, count)
 
 
 def find_hole(descriptor: int) -> tuple[int, int] | None:
@@ -66,14 +66,3 @@ def find_hole(descriptor: int) -> tuple[int, int] | None:
         if error.errno != errno.ENXIO:
             raise
         return begin, size - begin
-
-
-def _fallocate(descriptor: int, mode: int, offset: int, count: int) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    call = getattr(libc, "fallocate64", None) or getattr(libc, "fallocate", None)
-    if call is None:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-    call.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-    if call(descriptor, mode, offset, count) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))

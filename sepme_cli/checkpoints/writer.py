@@ -6,7 +6,7 @@ made and written one at a time, so that memory does not grow with the file.
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,9 +19,9 @@ from sepme_cli.checkpoints.boundary import writing
 from sepme_cli.checkpoints.files import (
     COPY_BYTES,
     new_file,
-    start_writing,
     write_all,
 )
+from sepme_cli.checkpoints.kernel import start_writing
 from sepme_cli.checkpoints.parts import WeightsFile
 from sepme_cli.checkpoints.pending import Change, write_over_in_place
 from sepme_cli.checkpoints.resizing import PAGE, can_resize
@@ -195,5 +195,6 @@ def _write_pieces(rewrite: Rewrite, target: int, copier: ThreadPoolExecutor, met
 
 def _copy_run(source: WeightsFile, begin: int, target: int, offset: int, count: int) -> None:
     source.copy_range(begin, count, target, offset)
-    # Have the disk begin now, so that there is little left to wait for at the end.
-    start_writing(target, offset, count)
+    # Have the disk begin now: then the sync at the end does not take as long as the copy again.
+    with suppress(OSError):
+        start_writing(target, offset, count)

@@ -40,9 +40,9 @@ def half_shifted(descriptor: int, mode: int, offset: int, count: int) -> None:
     The pages are then, as a hole, where the shifting stopped.
     """
     if mode == resizing._COLLAPSE_RANGE:
-        resizing._fallocate(descriptor, mode, offset, count)
+        resizing.fallocate(descriptor, mode, offset, count)
     middle = os.fstat(descriptor).st_size // 2 // resizing.PAGE * resizing.PAGE
-    resizing._fallocate(descriptor, resizing._INSERT_RANGE, middle, count)
+    resizing.fallocate(descriptor, resizing._INSERT_RANGE, middle, count)
 
 
 def killed_at(n: int, work: Callable[[], object], *, power: bool = False) -> bool:
@@ -55,14 +55,14 @@ def killed_at(n: int, work: Callable[[], object], *, power: bool = False) -> boo
     if child == 0:
         left = n
         calls = ("pwrite", "copy_file_range", "fsync", "replace", "unlink", "rename")
-        for owner, name in [*((os, name) for name in calls), (resizing, "_fallocate")]:
+        for owner, name in [*((os, name) for name in calls), (resizing, "fallocate")]:
             call = getattr(owner, name)
 
             def counted(*args: object, _call=call, _name=name, **more: object) -> object:
                 nonlocal left
                 left -= 1
                 if left == 0:
-                    if _name == "_fallocate" and power:
+                    if _name == "fallocate" and power:
                         setattr(resizing, _name, _call)
                         half_shifted(*args)  # type: ignore[arg-type]
                     if _name == "pwrite":  # half of it gets through
