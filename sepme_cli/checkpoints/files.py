@@ -16,6 +16,8 @@ from pathlib import Path
 from sepme_cli.checkpoints.boundary import writing
 from sepme_cli.errors import MalformedError, SystemFailure
 
+BLOCK = 4096
+"""Of file systems, on machines of today; a page of memory too."""
 COPY_BYTES = 8 * 2**20
 """How much is copied by hand at a time, and reported."""
 
@@ -149,8 +151,12 @@ def write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
 def copy_range(source: int, source_offset: int, target: int, target_offset: int, count: int) -> int:
     """Copy up to `count` bytes within the kernel where it can; returns how many.
 
-    Zero only where the source has ended. On file systems that share blocks nothing is copied.
+    Zero only where the source has ended. File systems that share blocks copy nothing of whole
+    ones, if they begin in the same place of a block in both files.
     """
+    before = -source_offset % BLOCK
+    if before and (source_offset - target_offset) % BLOCK == 0:
+        count = min(count, before)
     with suppress(OSError):
         copied = os.copy_file_range(source, target, count, source_offset, target_offset)
         if copied:

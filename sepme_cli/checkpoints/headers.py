@@ -9,13 +9,13 @@ from dataclasses import replace
 from patch_spec.header import PREFIX_BYTES, Header, TensorEntry, encode_header
 from patch_spec.stack import StackRecord
 from sepme_cli.checkpoints.dtypes import NAMES, numpy_dtype
+from sepme_cli.checkpoints.files import BLOCK
 
 RECORD = "sepme"
 """The metadata entry with the stack record."""
 STALE = "modelspec.hash_sha256"
 """A digest of all tensors' bytes, which no longer holds when one of them changes."""
 
-_PAGE = 4096
 _RESERVE = 1024
 """Spaces that a new record leaves, in bytes, for the next ones: about four increments."""
 
@@ -34,8 +34,8 @@ def with_record(header: Header, header_bytes: bytes, record: StackRecord | None)
     encoded = encode_header(metadata, header.tensors)
     text = encoded[PREFIX_BYTES:].rstrip(b" ")
     reserve = 0 if RECORD in header.metadata else _RESERVE
-    pages = max(0, -((header.length - len(text) - reserve) // _PAGE))
-    return _padded(text, header.length + pages * _PAGE)
+    pages = max(0, -((header.length - len(text) - reserve) // BLOCK))
+    return _padded(text, header.length + pages * BLOCK)
 
 
 def in_dtype(header: Header, dtype: str) -> tuple[Header, bytes]:

@@ -9,11 +9,8 @@ import errno
 import os
 from pathlib import Path
 
-from sepme_cli.checkpoints.files import write_all
+from sepme_cli.checkpoints.files import BLOCK, write_all
 from sepme_cli.checkpoints.kernel import fallocate
-
-PAGE = 4096
-"""What headers grow and shrink by; no file system has larger blocks on machines of today."""
 
 _COLLAPSE_RANGE = 0x08
 _INSERT_RANGE = 0x20
@@ -33,9 +30,9 @@ def can_resize(path: Path) -> bool:
     except OSError:
         return False
     try:
-        write_all(descriptor, bytes(2 * PAGE), 0)
-        insert(descriptor, PAGE)
-        collapse(descriptor, 0, PAGE)
+        write_all(descriptor, bytes(2 * BLOCK), 0)
+        insert(descriptor, BLOCK)
+        collapse(descriptor, 0, BLOCK)
     except OSError:
         return False
     finally:

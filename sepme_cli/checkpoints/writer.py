@@ -17,6 +17,7 @@ from patch_spec.header import TensorEntry
 from sepme_cli.checkpoints.ahead import ahead
 from sepme_cli.checkpoints.boundary import writing
 from sepme_cli.checkpoints.files import (
+    BLOCK,
     COPY_BYTES,
     new_file,
     write_all,
@@ -24,7 +25,7 @@ from sepme_cli.checkpoints.files import (
 from sepme_cli.checkpoints.kernel import start_writing
 from sepme_cli.checkpoints.parts import WeightsFile
 from sepme_cli.checkpoints.pending import Change, write_over_in_place
-from sepme_cli.checkpoints.resizing import PAGE, can_resize
+from sepme_cli.checkpoints.resizing import can_resize
 from sepme_cli.progress import SILENT, Progress
 
 Values = Callable[[], npt.NDArray[Any]]
@@ -59,7 +60,7 @@ class Rewrite:
         if self.size != header.data_length:
             return False
         more = len(self.header_bytes) - header.data_start
-        return more == 0 or (more % PAGE == 0 and can_resize(self.source.path))
+        return more == 0 or (more % BLOCK == 0 and can_resize(self.source.path))
 
     def pieces(self) -> Iterator["TensorEntry | tuple[int, int]"]:
         """The new data section in order: tensors to replace, and runs [begin, end) to copy."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from sepme_cli.checkpoints import files
-from sepme_cli.checkpoints.files import new_file, only_writer, write_all
+from sepme_cli.checkpoints.files import BLOCK, copy_all, new_file, only_writer, write_all
 from sepme_cli.errors import SystemFailure
 
 
@@ -221,3 +221,26 @@ def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
     if "unshare" in done.stderr or "mount" in done.stderr:
         pytest.skip("no user namespaces here")
     assert (done.returncode, done.stdout) == (0, "as promised\n"), done.stderr
+
+
+@pytest.mark.parametrize(("source", "target"), [(8, 8 + 4096), (5000, 904), (0, 4096), (7, 8)])
+def test_whole_blocks_are_copied_as_such(
+    source: int, target: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a file system that can share blocks does."""
+    data = os.urandom(40_000)
+    (tmp_path / "a").write_bytes(data)
+    calls: list[tuple[int, int]] = []
+    real = os.copy_file_range
+
+    def seen(a: int, b: int, count: int, begin: int, to: int) -> int:
+        calls.append((begin, to))
+        return real(a, b, count, begin, to)
+
+    monkeypatch.setattr(os, "copy_file_range", seen)
+    with (tmp_path / "a").open("rb") as a, (tmp_path / "b").open("wb") as b:
+        copy_all(a.fileno(), source, b.fileno(), target, 30_000, tmp_path / "a")
+    copied = (tmp_path / "b").read_bytes()
+    assert copied[target:] == data[source : source + 30_000]
+    if (source - target) % BLOCK == 0:
+        assert all(begin % BLOCK == to % BLOCK == 0 for begin, to in calls[source % BLOCK > 0 :])

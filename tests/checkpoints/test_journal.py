@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sepme_cli.checkpoints import resizing
+from sepme_cli.checkpoints import files, resizing
 from sepme_cli.checkpoints.journal import undo_path
 from sepme_cli.checkpoints.pending import pending_path
 from sepme_cli.checkpoints.reader import open_checkpoint
@@ -41,7 +41,7 @@ def half_shifted(descriptor: int, mode: int, offset: int, count: int) -> None:
     """
     if mode == resizing._COLLAPSE_RANGE:
         resizing.fallocate(descriptor, mode, offset, count)
-    middle = os.fstat(descriptor).st_size // 2 // resizing.PAGE * resizing.PAGE
+    middle = os.fstat(descriptor).st_size // 2 // files.BLOCK * files.BLOCK
     resizing.fallocate(descriptor, resizing._INSERT_RANGE, middle, count)
 
 
@@ -164,7 +164,7 @@ def roomy(tmp_path: Path) -> tuple[Path, list[Path]]:
     path = tmp_path / "work" / "m.safetensors"
     path.parent.mkdir()
     make_checkpoint(path, Shape(width=128, channels=(32,), attention=(False,)), ema="F32")
-    assert path.stat().st_size > 8 * resizing.PAGE
+    assert path.stat().st_size > 8 * files.BLOCK
     return path, make_patches(tmp_path, path)
 
 
