@@ -2,15 +2,16 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from sepme_cli import render
+from sepme_cli import render, render_plan
 from sepme_cli.commands.hyperparameters import (
     HYPERPARAMETERS,
     BatchSize,
     LearningRate,
+    Neighbours,
     Pictures,
     Rank,
     SamplingSteps,
@@ -83,6 +84,14 @@ def erase(
             show_default=False,
         ),
     ] = None,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Write nothing; say how well the concepts can be told from what must stay, what "
+            "they would drag along, and how long it will take.",
+        ),
+    ] = False,
     force: Force = False,
     kind: Annotated[
         AsKind, typer.Option("--as", help="What the concepts are, where their names do not say it.")
@@ -113,6 +122,7 @@ def erase(
             show_default=False,
         ),
     ] = None,
+    neighbours: Neighbours = Settings.neighbours,
     known: Annotated[
         list[Path] | None,
         typer.Option(
@@ -160,9 +170,11 @@ def erase(
     \b
       sepme erase sd15.safetensors --concept "Monet" --as style -o monet.sepme
       sepme erase sd15.safetensors -c "Monet" --as style --to "watercolor"
-      sepme erase sd15.safetensors --recipe policy.yaml
+      sepme erase sd15.safetensors -c "Monet" --as style --protect-neighbours 8
+      sepme erase sd15.safetensors --recipe policy.yaml --check
     """
     from sepme_cli.operations.erase import erase as operation
+    from sepme_cli.operations.plan import plan_erasure
     from sepme_cli.recipe import read_recipe
 
     said = {name: context.params[name] for name in HYPERPARAMETERS if is_given(context, name)}
@@ -171,24 +183,30 @@ def erase(
         if recipe is not None and output is None:
             output = Path(f"{recipe.stem}.sepme")
         settings = Settings.of({**(policy.settings if policy else {}), **said})
+        wanted: dict[str, Any] = {
+            "recipe": policy,
+            "method": method,
+            "kind": kind,
+            "to": to,
+            "protect": protect or (),
+            "known": known or (),
+            "images": images,
+            "settings": replace(settings, device=device),
+            "joint": joint,
+            "text_encoders": text_encoders or (),
+            "tokenizer": tokenizer,
+            "prediction": prediction,
+            "progress": out.progress,
+        }
+        if check:
+            out.show(plan_erasure(model, concepts or (), **wanted), render_plan.plan)
+            return
         result = operation(
             model,
             concepts or (),
-            recipe=policy,
             output=None if output is None else destination(output),
             apply_to=apply_to,
-            method=method,
-            kind=kind,
-            to=to,
-            protect=protect or (),
-            known=known or (),
-            images=images,
-            settings=replace(settings, device=device),
-            joint=joint,
-            text_encoders=text_encoders or (),
-            tokenizer=tokenizer,
-            prediction=prediction,
             force=force,
-            progress=out.progress,
+            **wanted,
         )
         out.show(result, render.erase)

@@ -9,7 +9,7 @@ from patch_spec import limits
 #: Their names, as `Settings` has them.
 HYPERPARAMETERS = (
     *("steps", "lr", "threshold", "rank", "seed", "batch_size", "pictures", "sampling_steps"),
-    "dtype",
+    *("neighbours", "dtype"),
 )
 
 Steps = Annotated[int, typer.Option(min=1, metavar="N", help="At most so many steps.")]
@@ -35,6 +35,15 @@ Pictures = Annotated[
 ]
 SamplingSteps = Annotated[
     int, typer.Option(min=1, metavar="N", help="Steps in which it draws each.")
+]
+Neighbours = Annotated[
+    int,
+    typer.Option(
+        "--protect-neighbours",
+        min=0,
+        metavar="N",
+        help="Of some hundred common words, also protect the N nearest to each concept.",
+    ),
 ]
 
 

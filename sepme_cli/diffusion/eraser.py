@@ -148,6 +148,16 @@ def _announce(
     model: StableDiffusion, concepts: int, settings: Settings, progress: Progress
 ) -> None:
     """Say how long it is likely to take, where that is long, and what would be faster."""
+    minutes = expected_seconds(model, concepts, settings) / 60
+    if minutes > 1:
+        progress.say(
+            f"this will take about {minutes:.0f} minutes on {model.device.type}; a GPU is faster, "
+            "and --method closed-form takes seconds anywhere"
+        )
+
+
+def expected_seconds(model: StableDiffusion, concepts: int, settings: Settings) -> float:
+    """How long SepME's optimisation is likely to take, from one pass through the UNet."""
     context = model.condition([BLANK]).to(model.device, model.dtype)
     noisy = torch.zeros(1, *model.latent_shape(), device=model.device, dtype=model.dtype)
     with torch.no_grad():
@@ -158,12 +168,7 @@ def _announce(
     drawing = 3 * settings.pictures * settings.sampling_steps
     # Backwards costs about twice forwards; most concepts stop in a third of the steps.
     optimising = 3 * settings.batch_size * settings.steps / 3
-    minutes = concepts * a_pass * (drawing + optimising) / 60
-    if minutes > 1:
-        progress.say(
-            f"this will take about {minutes:.0f} minutes on {model.device.type}; a GPU is faster, "
-            "and --method closed-form takes seconds anywhere"
-        )
+    return concepts * a_pass * (drawing + optimising)
 
 
 def _task(

@@ -65,6 +65,11 @@ class Protected:
             tuple(dict.fromkeys((*self.objects, *more["object"]))),
         )
 
+    @property
+    def words(self) -> tuple[str, ...]:
+        """All of them, each once."""
+        return tuple(dict.fromkeys((*self.styles, *self.objects)))
+
     def of(self, kind: Kind) -> tuple[str, ...]:
         return self.styles if kind == "style" else self.objects
 

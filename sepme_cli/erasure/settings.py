@@ -11,7 +11,7 @@ from sepme_cli.strict_yaml import Scalar
 #: Numbers below these make no sense.
 _LEAST = {
     **{"steps": 1, "rank": 1, "batch_size": 1, "pictures": 2, "sampling_steps": 1},
-    **{"lr": 0, "norm": 0, "guidance": 0},
+    **{"neighbours": 0, "lr": 0, "norm": 0, "guidance": 0},
     **{"tolerance": 0, "insistence": 0, "protection": 0, "ridge": 0},
 }
 _MOST = {"rank": limits.RANK}
@@ -29,6 +29,7 @@ class Settings:
     pictures: how many the original model draws of the concept. sampling_steps, guidance: how it
     draws them. start: how much of the closed form's answer the optimisation starts from, 0 being
     the paper's. tolerance, insistence, protection, ridge: see `Weighing`.
+    neighbours: how many of the words nearest to a concept are protected beside those named.
     device: cpu, cuda, mps; None picks the best there is. dtype: what the networks compute in.
     """
 
@@ -48,6 +49,7 @@ class Settings:
     insistence: float = 1e3
     protection: float = 100.0
     ridge: float = 1e-4
+    neighbours: int = 0
     device: str | None = None
     dtype: str = "fp32"
 

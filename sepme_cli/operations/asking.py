@@ -1,19 +1,12 @@
 """What is asked of `erase`, and whether it can be: before any network is loaded."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, cast
 
-from patch_spec.base import Base
-from patch_spec.container import read_patch
 from patch_spec.text import slugify
-from sepme_cli.checkpoints.boundary import reading
-from sepme_cli.checkpoints.encoders import lend_text_encoders
-from sepme_cli.checkpoints.reader import Checkpoint, open_checkpoint
 from sepme_cli.erasure.prompts import AsKind
-from sepme_cli.errors import MismatchError, RefusedError, UsageError
-from sepme_cli.progress import Progress
+from sepme_cli.errors import UsageError
 from sepme_cli.recipe import Item, Recipe, parse_word
 
 MethodName = Literal["sepme", "closed-form"]
@@ -68,39 +61,3 @@ def chosen_method(
     if optimises and method == "closed-form":
         raise UsageError("--images and --joint are for --method sepme; the closed form needs none")
     return method or ("sepme" if optimises else "closed-form")
-
-
-@contextmanager
-def unpatched(
-    model: Path, text_encoders: Sequence[Path], progress: Progress
-) -> Iterator[Checkpoint]:
-    """The model's checkpoint with its text encoders; RefusedError if it is patched already."""
-    with ExitStack() as stack:
-        checkpoint = stack.enter_context(open_checkpoint(model, progress))
-        if checkpoint.stack is not None:
-            raise RefusedError(
-                f"{checkpoint.path} has been patched already; erase from its base, and apply both "
-                "patches",
-                file=checkpoint.path,
-                expected="a checkpoint without patches",
-                found=", ".join(entry.concept for entry in checkpoint.stack.entries),
-            )
-        lend_text_encoders(checkpoint, text_encoders, stack)
-        yield checkpoint
-
-
-def known_prompts(patches: Sequence[Path], base: Base) -> tuple[str, ...]:
-    """The prompts of all concepts of patches made before; MismatchError for another model's."""
-    prompts: list[str] = []
-    for path in patches:
-        with reading(path):
-            patch = read_patch(path)
-        if (patch.base.family, patch.base.width) != (base.family, base.width):
-            raise MismatchError(
-                f"{path} is a patch for another model; it cannot be combined with one for this",
-                file=path,
-                expected=f"{base.family}, {base.width} wide",
-                found=f"{patch.base.family}, {patch.base.width} wide",
-            )
-        prompts += [prompt for increment in patch.increments for prompt in increment.prompts]
-    return tuple(prompts)

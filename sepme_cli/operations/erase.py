@@ -14,38 +14,17 @@ from patch_spec.manifest import Patch
 from sepme_cli import __version__
 from sepme_cli.checkpoints.boundary import writing
 from sepme_cli.checkpoints.files import check_writable, new_file, only_writer, write_all
-from sepme_cli.diffusion.devices import choose_device, choose_dtype
-from sepme_cli.diffusion.eraser import (
-    Made,
-    Study,
-    closed_form_increment,
-    sepme_increments,
-    study,
-)
-from sepme_cli.diffusion.models import Prediction, StableDiffusion
+from sepme_cli.diffusion.eraser import Made, closed_form_increment, sepme_increments
+from sepme_cli.diffusion.models import Prediction
 from sepme_cli.diffusion.pictures import load_pictures
-from sepme_cli.erasure.concept import Protected
 from sepme_cli.erasure.prompts import AsKind
 from sepme_cli.erasure.settings import Settings
 from sepme_cli.errors import UsageError
 from sepme_cli.operations.apply import apply
-from sepme_cli.operations.asking import (
-    MethodName,
-    asked,
-    chosen_method,
-    known_prompts,
-    unpatched,
-)
+from sepme_cli.operations.asking import MethodName, asked, chosen_method
+from sepme_cli.operations.outlook import BaseSummary, Outlook, outlook
 from sepme_cli.progress import SILENT, Progress
 from sepme_cli.recipe import Recipe
-
-
-@dataclass(frozen=True)
-class BaseSummary:
-    """What the patch is for. targets: how many weights it may change."""
-
-    family: str
-    targets: int
 
 
 @dataclass(frozen=True)
@@ -132,22 +111,19 @@ def erase(
     for path in (target, apply_to):
         if isinstance(path, Path):
             check_writable(path, 0, force=force)
-    with unpatched(model, text_encoders, progress) as checkpoint:
-        network = StableDiffusion.of(
-            checkpoint,
-            choose_device(settings.device, progress),
-            choose_dtype(settings.dtype),
-            prediction=prediction,
-            tokenizer=tokenizer,
-            progress=progress,
-        )
-        progress.stage("reading the checkpoint")
-        base = checkpoint.base(text_encoders=True)
-        protected = Protected.parse(wanted.protect, "any")
-        studies = study(network, wanted.concepts, protected, known_prompts(known, base), settings)
-        made, warnings = _made(network, studies, method, images, settings, progress, joint=joint)
+    with outlook(
+        model,
+        wanted,
+        settings,
+        known=known,
+        text_encoders=text_encoders,
+        tokenizer=tokenizer,
+        prediction=prediction,
+        progress=progress,
+    ) as seen:
+        made = _made(seen, method, images, settings, progress, joint=joint)
     patch = Patch(
-        base=base,
+        base=seen.base,
         increments=tuple(m.increment for m in made),
         tool=f"sepme {__version__}",
         created=_created(),
@@ -160,49 +136,32 @@ def erase(
     return EraseResult(
         patch=str(target) if isinstance(target, Path) else "-",
         bytes=len(data),
-        base=BaseSummary(base.family, len(base.targets)),
+        base=seen.summary,
         recipe=patch.recipe,
         increments=tuple(_summary(m) for m in made),
         seconds=time.monotonic() - started,
         applied=None if apply_to is None else str(apply_to),
-        warnings=tuple(warnings),
+        warnings=seen.warnings,
     )
 
 
 def _made(
-    network: StableDiffusion,
-    studies: Sequence[Study],
+    seen: Outlook,
     method: MethodName,
     images: Path | None,
     settings: Settings,
     progress: Progress,
     *,
     joint: bool,
-) -> tuple[list[Made], list[str]]:
-    """The increments, and warnings about them."""
-    warnings = [warning for s in studies if (warning := s.warning)]
-    for warning in warnings:
-        progress.warn(warning)
-    if method == "closed-form":
-        return [closed_form_increment(network, s, settings) for s in studies], warnings
-    return _optimised(network, studies, images, settings, progress, joint=joint), warnings
-
-
-def _optimised(
-    network: StableDiffusion,
-    studies: Sequence[Study],
-    images: Path | None,
-    settings: Settings,
-    progress: Progress,
-    *,
-    joint: bool,
 ) -> list[Made]:
-    pictures = None if images is None else load_pictures(images, network.picture_size)
-    groups = [studies] if joint else [[study] for study in studies]
+    if method == "closed-form":
+        return [closed_form_increment(seen.network, s, settings) for s in seen.studies]
+    pictures = None if images is None else load_pictures(images, seen.network.picture_size)
+    groups = [seen.studies] if joint else [(study,) for study in seen.studies]
     return [
         made
         for group in groups
-        for made in sepme_increments(network, group, settings, pictures, progress)
+        for made in sepme_increments(seen.network, group, settings, pictures, progress)
     ]
 
 

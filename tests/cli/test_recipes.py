@@ -58,3 +58,23 @@ def test_options_override_the_settings_of_a_recipe_and_defaults_do_not(
 def test_a_complaint_names_the_line(policy: Path, sepme: Run) -> None:
     policy.write_text("version: 1\nconcepts: [ink]\nsettings: {rank: 0}\n")
     assert sepme("recipe", "check", "policy.yaml").err.startswith("error: policy.yaml:3: ")
+
+
+def test_a_check_writes_nothing_and_has_its_fields(
+    policy: Path, small_model: Path, sepme: Run
+) -> None:
+    line = ("erase", small_model, "--recipe", policy, "--protect-neighbours", 2, "--check")
+    found = sepme(*line, "--json").json
+    assert found.keys() == {
+        *("method", "base", "recipe", "width", "concepts", "crowded", "interference"),
+        *("expected_seconds", "warnings"),
+    }
+    (concept,) = found["concepts"]
+    assert concept.keys() == {
+        *("concept", "slug", "rank", "separability", "leakage", "taken", "neighbours", "drags"),
+    }
+    assert {drag.keys() == {"word", "kind", "change"} for drag in concept["drags"]} == {True}
+    said = sepme(*line).out.decode()
+    assert "nothing is written" in said
+    assert all(word in said for word in concept["neighbours"])
+    assert [path.name for path in policy.parent.iterdir()] == ["policy.yaml"]

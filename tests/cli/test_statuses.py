@@ -48,6 +48,7 @@ WITH_A_MODEL = (
 )
 NO = [
     Case(1, "refused", "erase clean.safetensors --concept Monet -o out"),
+    Case(1, "refused", "erase clean.safetensors --concept Monet --check"),
     Case(1, "refused", "apply model.safetensors monet.sepme --only Dali -o out"),
     Case(1, "refused", "apply clean.safetensors monet.sepme -o out"),
     Case(1, "refused", "apply clean.safetensors monet.sepme --check"),
@@ -88,6 +89,8 @@ USAGE = [
     Case(2, "usage", "erase model.safetensors --concept Monet --to monet -o out"),
     Case(2, "usage", "erase model.safetensors -c Monet -c Dali --to Dali -o out"),
     Case(2, "usage", "erase model.safetensors -c Monet --rank 78 -o out"),
+    Case(2, "usage", "erase model.safetensors -c Monet -c monet --check"),
+    Case(2, "usage", "erase model.safetensors -c Monet --protect-neighbours -1 -o out"),
     Case(2, "usage", "recipe check"),
     Case(2, "usage", "recipe nonsense"),
     Case(2, "usage", "erase model.safetensors --concept Monet --concept monet -o out"),
@@ -122,6 +125,8 @@ MALFORMED = [
     Case(3, "malformed", "sample model.safetensors --prompt x --patch cut.sepme -o out"),
     Case(3, "malformed", "erase model.safetensors --recipe bad.yaml -o out"),
     Case(3, "malformed", "erase model.safetensors --recipe cut.sepme -o out"),
+    Case(3, "malformed", "erase model.safetensors --recipe bad.yaml --check"),
+    Case(3, "unsupported", "erase model.safetensors --recipe policy.yaml --check"),
     Case(3, "malformed", "recipe check bad.yaml"),
     Case(3, "malformed", "recipe check model.safetensors"),
 ]
