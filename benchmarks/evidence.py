@@ -30,6 +30,7 @@ from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.erasure.settings import Settings
 from sepme_cli.evaluation.intervals import Proportion
 from sepme_cli.evaluation.sheets import contact_sheet
+from sepme_cli.recipe import Item
 
 RESULTS = Path("docs/evidence.json")
 SHEETS = Path("docs/pictures")
@@ -44,7 +45,9 @@ def erase(
 ) -> list[Made]:
     """The increments of words ("style:ink"), everything else of the canvas protected."""
     names = [word.partition(":")[2] for word in words]
-    studies = study(model, words, "any", everything_but(*names), (), settings)
+    studies = study(
+        model, [Item.parse(word) for word in words], everything_but(*names), (), settings
+    )
     if method == "closed-form":
         return [closed_form_increment(model, s, settings) for s in studies]
     return [made for s in studies for made in sepme_increments(model, [s], settings)]

@@ -17,6 +17,7 @@ from sepme_cli.commands.apply import apply
 from sepme_cli.commands.diff import diff
 from sepme_cli.commands.erase import erase
 from sepme_cli.commands.inspect import inspect
+from sepme_cli.commands.recipe import recipe
 from sepme_cli.commands.revert import revert
 from sepme_cli.commands.sample import sample
 from sepme_cli.commands.verify import verify
@@ -33,6 +34,7 @@ app = typer.Typer(
 )
 for command in (erase, apply, revert, diff, inspect, verify, sample):
     app.command()(command)
+app.add_typer(recipe, name="recipe")
 
 
 class InternalError(SepmeError):

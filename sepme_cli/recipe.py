@@ -1,40 +1,44 @@
-"""Recipes: a policy of what to take out of models, as a YAML file that people keep and review.
-
-Every complaint names the line. The file is read as nodes, not as Python values, since those
-remember neither their lines nor that a key was there twice.
-"""
+"""Recipes: a policy of what to take out of models, as a YAML file that people keep and review."""
 
 import json
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar, cast
+from typing import Literal, cast
 
-import yaml
-
+from patch_spec import limits
+from patch_spec.errors import FormatError
+from patch_spec.text import clean_text, slugify
 from sepme_cli.errors import MalformedError, SystemFailure
+from sepme_cli.strict_yaml import Place, Scalar, read_node
 
 Kind = Literal["style", "object", "any"]
-Scalar = int | float | str | bool
-Value = TypeVar("Value")
 
 VERSION = 1
 KINDS = ("style", "object", "any")
 METHODS = ("closed-form", "sepme")
 _BYTES = 2**20
-_TEXT = 2000
-_CONCEPTS = 1024
+_ALIASES = 32
+_PROMPTS = 256
 _PLACE = "{c}"
+
+
+def parse_word(word: str, kind: Kind) -> tuple[str, Kind]:
+    """A word as a user names it and what it is: "style:noto", "object:cat", or a bare word, which
+    is of the given kind. Raises FormatError J5 for text that a patch cannot hold."""
+    prefix, colon, name = word.partition(":")
+    if colon and prefix in ("style", "object"):
+        return clean_text(name, limits.CONCEPT_BYTES), cast(Kind, prefix)
+    return clean_text(word, limits.CONCEPT_BYTES), kind
 
 
 @dataclass(frozen=True)
 class Item:
     """One concept to take out.
 
-    aliases: other names of the same concept. prompts: further phrases that ask for it, "{c}"
-    standing for its name. like: what it should act like instead; None leaves that to the method.
+    aliases: other names of the same concept. prompts: further phrases that ask for it, its name
+    in them. like: what it should act like instead; None leaves that to the method.
     """
 
     name: str
@@ -42,6 +46,32 @@ class Item:
     aliases: tuple[str, ...] = ()
     prompts: tuple[str, ...] = ()
     like: str | None = None
+
+    @classmethod
+    def parse(cls, word: str, kind: Kind = "any", like: str | None = None) -> "Item":
+        """A concept as the command line names it; see `parse_word`, for like as well."""
+        name, kind = parse_word(word, kind)
+        return cls(name, kind, like=None if like is None else parse_word(like, kind)[0])
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its name and its aliases."""
+        return (self.name, *self.aliases)
+
+    @property
+    def slug(self) -> str:
+        """What its increment is called in a patch."""
+        return slugify(self.name)
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """What a hyper-parameter may be. least, most: of a number; choices: of a text, if not any."""
+
+    kind: type
+    least: float = -limits.SAFE_INTEGER
+    most: float = limits.SAFE_INTEGER
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,14 +123,15 @@ protect:
 # method: closed-form        # or sepme, which optimises on pictures
 # settings:
 #   rank: 16
+#   neighbours: 8            # also protect the common words nearest to each concept
 """
 """What `sepme recipe init` writes."""
 
 
-def read_recipe(path: Path, settings: Mapping[str, type]) -> Recipe:
+def read_recipe(path: Path, settings: Mapping[str, Allowed]) -> Recipe:
     """A recipe from its file.
 
-    settings: the hyper-parameters there are, and their types.
+    settings: the hyper-parameters there are, and what they may be.
     Raises SystemFailure if it cannot be read, MalformedError, with the line, for what is none.
     """
     try:
@@ -115,156 +146,97 @@ def read_recipe(path: Path, settings: Mapping[str, type]) -> Recipe:
     return parse_recipe(text, path, settings)
 
 
-def parse_recipe(text: bytes, path: Path, settings: Mapping[str, type]) -> Recipe:
+def parse_recipe(text: bytes, path: Path, settings: Mapping[str, Allowed]) -> Recipe:
     """As `read_recipe`, from the file's bytes."""
-    try:
-        nodes = list(yaml.compose_all(text, Loader=_Loader))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or "not YAML"
-        raise MalformedError(f"{path}{line}: {reason}", file=path) from error
-    if len(nodes) != 1:
-        raise MalformedError(f"{path}: not one YAML document", file=path, found=len(nodes))
-    root = _Place(path, nodes[0]).mapping(
+    root = read_node(text, path).mapping(
         required=("version", "concepts"), optional=("protect", "method", "settings")
     )
     if root["version"].scalar(int) != VERSION:
         root["version"].refuse("an unknown version", VERSION)
-    concepts = tuple(root["concepts"].each(_item, _CONCEPTS))
+    concepts = tuple(root["concepts"].each(lambda place: (place, _item(place)), limits.INCREMENTS))
     if not concepts:
         root["concepts"].refuse("no concept", "at least one")
-    _check_twice(root["concepts"], concepts)
+    _check_names(concepts)
     return Recipe(
-        concepts,
+        tuple(item for _, item in concepts),
         _protect(root["protect"]) if "protect" in root else (),
         root["method"].choice(METHODS) if "method" in root else None,
         _settings(root["settings"], settings) if "settings" in root else {},
     )
 
 
-def _item(place: "_Place") -> Item:
-    if isinstance(place.node, yaml.ScalarNode):
-        return Item(place.text())
+def _item(place: Place) -> Item:
+    if place.is_scalar:
+        return Item(*_word(place))
     fields = place.mapping(required=("name",), optional=("kind", "aliases", "prompts", "like"))
-
-    def texts(name: str) -> tuple[str, ...]:
-        return tuple(fields[name].each(_Place.text)) if name in fields else ()
-
-    for prompt in fields["prompts"].each(lambda one: one) if "prompts" in fields else ():
-        if _PLACE not in prompt.text() and fields["name"].text() not in prompt.text():
-            prompt.refuse("a prompt that does not ask for the concept", f"{_PLACE} or its name")
+    said = cast(Kind, fields["kind"].choice(KINDS)) if "kind" in fields else "any"
+    name, kind = _word(fields["name"], said)
+    aliases = fields["aliases"].each(_word, _ALIASES) if "aliases" in fields else ()
+    prompts = fields["prompts"].each(Place.text, _PROMPTS) if "prompts" in fields else ()
     return Item(
-        fields["name"].text(),
-        cast(Kind, fields["kind"].choice(KINDS)) if "kind" in fields else "any",
-        texts("aliases"),
-        tuple(text.replace(_PLACE, fields["name"].text()) for text in texts("prompts")),
-        fields["like"].text() if "like" in fields else None,
+        name,
+        kind,
+        tuple(alias for alias, _ in aliases),
+        tuple(_prompt(fields["prompts"], prompt, name) for prompt in prompts),
+        _word(fields["like"])[0] if "like" in fields else None,
     )
 
 
-def _check_twice(place: "_Place", concepts: tuple[Item, ...]) -> None:
-    """Two increments for one concept would fight over it."""
+def _word(place: Place, kind: Kind = "any") -> tuple[str, Kind]:
+    try:
+        return parse_word(place.text(), kind)
+    except FormatError as error:
+        place.refuse("a name of the wrong length", error.expected, error.found)
+
+
+def _prompt(place: Place, prompt: str, name: str) -> str:
+    """The prompt with the concept's name in its place."""
+    whole = prompt.replace(_PLACE, name)
+    if name not in whole:
+        place.refuse(
+            f"{prompt[:60]!r} does not ask for the concept", f"{_PLACE} or its name", prompt[:60]
+        )
+    if len(whole.encode()) > limits.PROMPT_BYTES:
+        place.refuse("too long a prompt", f"at most {limits.PROMPT_BYTES} bytes", len(whole))
+    return whole
+
+
+def _check_names(concepts: Sequence[tuple[Place, Item]]) -> None:
+    """Two increments for one concept would fight over it, and what is erased is no example."""
     seen: dict[str, str] = {}
-    for item in concepts:
-        for name in dict.fromkeys(n.casefold() for n in (item.name, *item.aliases)):
-            if name in seen:
-                place.refuse(f"{name!r} is named by two concepts", "one", seen[name])
-            seen[name] = item.name
+    for place, item in concepts:
+        for slug in dict.fromkeys(map(slugify, item.names)):
+            if slug in seen:
+                place.refuse(f"{item.name!r} is named by two concepts", "one", seen[slug])
+            seen[slug] = item.name
+    for place, item in concepts:
+        if item.like is not None and (erased := seen.get(slugify(item.like))):
+            place.refuse(f"{item.name!r} cannot act like {erased!r}, which is erased", "what stays")
 
 
-def _protect(place: "_Place") -> tuple[str, ...]:
-    if isinstance(place.node, yaml.SequenceNode):
-        return tuple(place.each(_Place.text))
+def _protect(place: Place) -> tuple[str, ...]:
+    if place.is_list:
+        return tuple(place.each(_protected))
     fields = place.mapping(optional=("styles", "objects", "any"))
     prefixes = {"styles": "style:", "objects": "object:", "any": ""}
-    return tuple(
-        prefixes[name] + word for name in fields for word in fields[name].each(_Place.text)
-    )
+    return tuple(prefixes[name] + word for name in fields for word in fields[name].each(_protected))
 
 
-def _settings(place: "_Place", known: Mapping[str, type]) -> dict[str, Scalar]:
+def _protected(place: Place) -> str:
+    _word(place)
+    return place.text()
+
+
+def _settings(place: Place, known: Mapping[str, Allowed]) -> dict[str, Scalar]:
     fields = place.mapping(optional=tuple(known))
-    return {name: fields[name].scalar(known[name]) for name in fields}
+    return {name: _setting(fields[name], known[name]) for name in fields}
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuses anchors: a recipe needs none, and a few lines of them unfold to gigabytes."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()  # type: ignore[no-untyped-call]
-        if getattr(event, "anchor", None) is not None:
-            raise yaml.composer.ComposerError(
-                None, None, "anchors and aliases have no place in a recipe", event.start_mark
-            )
-        return super().compose_node(parent, index)
-
-
-@dataclass(frozen=True)
-class _Place:
-    """A node of the file, and how to take from it what should be there."""
-
-    path: Path
-    node: yaml.Node
-
-    def refuse(self, what: str, expected: object, found: object = None) -> NoReturn:
-        line = self.node.start_mark.line + 1
-        raise MalformedError(
-            f"{self.path}:{line}: {what}", file=self.path, expected=expected, found=found
-        )
-
-    def mapping(
-        self, required: tuple[str, ...] = (), optional: tuple[str, ...] = ()
-    ) -> dict[str, "_Place"]:
-        """The fields of a mapping, each known and there once."""
-        if not isinstance(self.node, yaml.MappingNode):
-            self.refuse("expected fields with values", " and ".join(required or optional))
-        fields: dict[str, _Place] = {}
-        for key, value in self.node.value:
-            name = str(key.value)
-            if name not in (*required, *optional):
-                what = f"an unknown field, {name[:60]!r}"
-                _Place(self.path, key).refuse(what, ", ".join((*required, *optional)), name[:60])
-            if name in fields:
-                _Place(self.path, key).refuse(f"{name} is there twice", "once")
-            fields[name] = _Place(self.path, value)
-        for name in required:
-            if name not in fields:
-                self.refuse(f"{name} is missing", ", ".join(required))
-        return fields
-
-    def each(self, take: "Callable[[_Place], Value]", most: int = 4096) -> Iterator[Value]:
-        """What is in a list."""
-        if not isinstance(self.node, yaml.SequenceNode):
-            self.refuse("expected a list", "a list")
-        if len(self.node.value) > most:
-            self.refuse("too long a list", f"at most {most}", len(self.node.value))
-        yield from (take(_Place(self.path, child)) for child in self.node.value)
-
-    def text(self) -> str:
-        """Some text on one line."""
-        if not isinstance(self.node, yaml.ScalarNode):
-            self.refuse("expected text", "text")
-        text = str(self.node.value).strip()
-        if not text or len(text.encode()) > _TEXT or re.search(r"[\x00-\x1f\x7f]", text):
-            self.refuse("expected some text on one line", f"1 to {_TEXT} bytes", text[:60])
-        return text
-
-    def choice(self, known: tuple[str, ...]) -> str:
-        """One of some words."""
-        if (text := self.text()) not in known:
-            self.refuse(f"{text[:60]!r} is not known here", " or ".join(known), text[:60])
-        return text
-
-    def scalar(self, kind: type) -> Scalar:
-        """A number or a word of a type."""
-        loader = _Loader("")
-        try:
-            value = loader.construct_object(self.node, deep=True)
-        except yaml.YAMLError:
-            value = None
-        if kind is float and type(value) is int:
-            value = float(value)
-        if type(value) is not kind:
-            self.refuse("a value of another type", kind.__name__, str(self.node.value)[:60])
-        return cast(Scalar, value)
+def _setting(place: Place, allowed: Allowed) -> Scalar:
+    if allowed.choices:
+        return place.choice(allowed.choices)
+    value = place.scalar(allowed.kind)
+    # Not a number is neither.
+    if not isinstance(value, str) and not allowed.least <= value <= allowed.most:
+        place.refuse("a value out of range", f"{allowed.least} to {allowed.most}", value)
+    return value

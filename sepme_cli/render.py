@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from sepme_cli.tables import add_row, cell_text, counted, fields, new_table
 from sepme_cli.wording import duration, printable, size
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from sepme_cli.operations.diff import DiffResult
     from sepme_cli.operations.erase import EraseResult
     from sepme_cli.operations.inspect import CheckpointInfo, InspectResult, PatchInfo
+    from sepme_cli.operations.recipes import InitResult, RecipeInfo
     from sepme_cli.operations.revert import RevertResult
     from sepme_cli.operations.sample import SampleResult
     from sepme_cli.operations.verify import VerifyResult
@@ -29,10 +31,10 @@ LISTED = 12
 
 def erase(result: "EraseResult") -> RenderableType:
     """The increments, one a row, and where the patch is."""
-    table = _table("concept", "rank", "steps", "stopped", "correlation", "leakage", "time")
+    table = new_table("concept", "rank", "steps", "stopped", "correlation", "leakage", "time")
     for increment in result.increments:
         correlation = increment.correlation
-        _row(
+        add_row(
             table,
             increment.concept,
             increment.rank,
@@ -40,13 +42,14 @@ def erase(result: "EraseResult") -> RenderableType:
             increment.stopped,
             None
             if correlation.end is None
-            else f"{_cell(correlation.start)} to {_cell(correlation.end)}",
+            else f"{cell_text(correlation.start)} to {cell_text(correlation.end)}",
             increment.leakage,
             duration(increment.seconds),
         )
-    written = _fields(
+    written = fields(
         ("patch", f"{result.patch}, {size(result.bytes)}"),
-        ("for", f"{result.base.family}, {_count(result.base.targets, 'weight')}"),
+        ("for", f"{result.base.family}, {counted(result.base.targets, 'weight')}"),
+        ("recipe", result.recipe),
         ("applied", result.applied),
         ("time", duration(result.seconds)),
     )
@@ -56,12 +59,12 @@ def erase(result: "EraseResult") -> RenderableType:
 def apply(result: "ApplyResult") -> RenderableType:
     """What was done, or would be."""
     others = [concept for concept in result.applied if concept not in result.concepts]
-    return _fields(
+    return fields(
         ("output", "nothing is written: this is a check" if result.checked else result.output),
         ("model", result.model),
         ("would take out" if result.checked else "taken out", ", ".join(result.concepts)),
         ("out before", ", ".join(others) or None),
-        ("changed", _count(result.tensors_changed, "tensor")),
+        ("changed", counted(result.tensors_changed, "tensor")),
         ("base", BASE_MATCHES[result.base_match]),
         ("revert", "exact, given the base" if result.exact else "not exact"),
         ("time", duration(result.seconds)),
@@ -71,8 +74,8 @@ def apply(result: "ApplyResult") -> RenderableType:
 def revert(result: "RevertResult") -> RenderableType:
     """What is back, what is still out, and how exactly."""
     bound = result.max_abs_error
-    error = "by an unknown amount" if bound is None else f"by at most {_cell(bound)} a weight"
-    return _fields(
+    error = "by an unknown amount" if bound is None else f"by at most {cell_text(bound)} a weight"
+    return fields(
         ("output", result.output),
         ("model", result.model),
         ("put back", ", ".join(result.restored)),
@@ -108,7 +111,7 @@ def inspect(result: "InspectResult", *, whole: bool) -> RenderableType:
         return _checkpoint(result, whole)
     if result.kind == "patch":
         return _patch(result, whole)
-    return _fields(
+    return fields(
         ("file", f"{result.file}, {size(result.bytes)}"),
         ("kind", "undo journal"),
         ("tensors", str(result.tensors)),
@@ -118,55 +121,76 @@ def inspect(result: "InspectResult", *, whole: bool) -> RenderableType:
 
 def sample(result: "SampleResult") -> RenderableType:
     """Where the pictures are."""
-    return _fields(
+    return fields(
         ("output", result.output),
-        ("pictures", _cell(result.images)),
+        ("pictures", cell_text(result.images)),
         ("time", duration(result.seconds)),
     )
 
 
 def verify(result: "VerifyResult") -> RenderableType:
     """The checks one below the other, and what was not looked at."""
-    table = _table("", "check", "found")
+    table = new_table("", "check", "found")
     for check in result.checks:
-        _row(table, "ok" if check.ok else "NO", check.name, check.detail)
+        add_row(table, "ok" if check.ok else "NO", check.name, check.detail)
     parts: list[RenderableType] = [table]
     parts += [printable(f"not checked: {what}") for what in result.unchecked]
     return Group(*parts)
 
 
+def recipe_init(result: "InitResult") -> RenderableType:
+    """Where the recipe is."""
+    return fields(("recipe", f"{result.recipe}, {size(result.bytes)}"))
+
+
+def recipe_check(result: "RecipeInfo") -> RenderableType:
+    """What the recipe says, a concept a row."""
+    table = new_table("concept", "kind", "aliases", "prompts", "like")
+    for item in result.concepts:
+        aliases = ", ".join(item.aliases) or None
+        add_row(table, item.name, item.kind, aliases, len(item.prompts), item.like)
+    said = fields(
+        ("recipe", result.file),
+        ("protect", ", ".join(result.protect) or None),
+        ("method", result.method),
+        ("settings", ", ".join(f"{k} {v}" for k, v in result.settings.items()) or None),
+        ("digest", result.digest),
+    )
+    return Group(table, "", said)
+
+
 def _verdict(result: "DiffResult") -> str:
     what = {
-        "checkpoints": ("the same tensors", _count(result.changed, "tensor") + " changed"),
-        "patches": ("the same increments", _count(result.changed, "increment") + " changed"),
+        "checkpoints": ("the same tensors", counted(result.changed, "tensor") + " changed"),
+        "patches": ("the same increments", counted(result.changed, "increment") + " changed"),
         "checkpoint and patch": (
             "applied",
-            f"not applied; would change {_count(result.changed, 'tensor')}",
+            f"not applied; would change {counted(result.changed, 'tensor')}",
         ),
     }
     return what[result.kind][not result.same]
 
 
 def _increment_differences(result: "DiffResult") -> Table:
-    table = _table("concept", "status", "distance", "digest")
+    table = new_table("concept", "status", "distance", "digest")
     for part in result.increments:
-        _row(table, part.concept, part.status, part.distance, part.digest[:12])
+        add_row(table, part.concept, part.status, part.distance, part.digest[:12])
     return table
 
 
 def _matrix(rows: Mapping[str, Mapping[str, float]]) -> Table:
-    table = _table("", *next(iter(rows.values())))
+    table = new_table("", *next(iter(rows.values())))
     for name, cells in rows.items():
-        _row(table, name, *cells.values())
+        add_row(table, name, *cells.values())
     return table
 
 
 def _tensor_differences(result: "DiffResult", whole: bool) -> list[RenderableType]:
-    table = _table("tensor", "relative norm", "max abs", "rank")
+    table = new_table("tensor", "relative norm", "max abs", "rank")
     most = sorted(result.tensors, key=lambda t: -(t.relative_norm or math.inf))
     shown = most if whole else most[:LISTED]
     for tensor in shown:
-        _row(table, tensor.name, tensor.relative_norm, tensor.max_abs, tensor.rank)
+        add_row(table, tensor.name, tensor.relative_norm, tensor.max_abs, tensor.rank)
     return [table, *_cut(len(most) - len(shown))]
 
 
@@ -180,7 +204,7 @@ def _checkpoint(result: "CheckpointInfo", whole: bool) -> RenderableType:
     metadata = (("", f"{key}: {value}") for key, value in others.items())
     twins = ", each with an EMA twin" if result.ema else ""
     parts: list[RenderableType] = [
-        _fields(
+        fields(
             ("file", f"{result.file}, {size(result.bytes)}"),
             ("kind", f"checkpoint, {result.title}, {result.layout}"),
             ("dtype", result.dtype),
@@ -192,9 +216,9 @@ def _checkpoint(result: "CheckpointInfo", whole: bool) -> RenderableType:
         )
     ]
     if result.applied:
-        table = _table("taken out", "scale", "digest")
+        table = new_table("taken out", "scale", "digest")
         for entry in result.applied:
-            _row(table, entry.concept, entry.scale, entry.digest[:12])
+            add_row(table, entry.concept, entry.scale, entry.digest[:12])
         parts += ["", table]
     return Group(*parts)
 
@@ -203,10 +227,10 @@ def _patch(result: "PatchInfo", whole: bool) -> RenderableType:
     manifest = result.manifest
     base = manifest["base"]
     amount = "" if result.bytes is None else f", {size(result.bytes)}"
-    table = _table("concept", "kind", "rank", "method", "leakage", "separability", "digest")
+    table = new_table("concept", "kind", "rank", "method", "leakage", "separability", "digest")
     for part in manifest["increments"]:
         measured = part["measured"]
-        _row(
+        add_row(
             table,
             part["concept"],
             part["kind"],
@@ -218,44 +242,13 @@ def _patch(result: "PatchInfo", whole: bool) -> RenderableType:
         )
     prompts = (("", prompt) for part in manifest["increments"] for prompt in part["prompts"])
     return Group(
-        _fields(
+        fields(
             ("file", f"{result.file}{amount}"),
             ("kind", f"patch, by {manifest['tool']}"),
-            ("for", f"{base['family']}, {_count(len(base['targets']), 'weight')}"),
+            ("for", f"{base['family']}, {counted(len(base['targets']), 'weight')}"),
+            ("recipe", manifest["recipe"]),
             *((("prompts", ""), *prompts) if whole else ()),
         ),
         "",
         table,
     )
-
-
-def _table(*names: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for name in names:
-        table.add_column(printable(name), overflow="fold")
-    return table
-
-
-def _row(table: Table, *cells: str | float | None) -> None:
-    table.add_row(*(printable(_cell(cell)) for cell in cells))
-
-
-def _fields(*fields: tuple[str, str | None]) -> Table:
-    """Names and values below each other; a value of None is left out."""
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    grid.add_column(style="bold")
-    grid.add_column(overflow="fold")
-    for name, value in fields:
-        if value is not None:
-            grid.add_row(name, printable(value))
-    return grid
-
-
-def _cell(value: str | float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

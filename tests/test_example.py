@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,17 @@ def test_a_style_disappears_and_the_rest_stays(tmp_path: Path) -> None:
     reverted = sepme("revert", clean, patch, "--base", MODEL, "-o", back)
     assert (reverted["exact"], reverted["remaining"]) == (True, [])
     assert back.read_bytes() == MODEL.read_bytes()
+
+
+def test_a_style_is_drawn_as_what_it_should_act_like(tmp_path: Path) -> None:
+    clean = tmp_path / "clean.safetensors"
+    options = ("--concept", "ink", "--as", "style", "--to", "noto", "--apply", clean)
+    made = sepme("erase", MODEL, *options, "-o", tmp_path / "ink.sepme")
+    assert made["increments"][0]["separability"] > 0.9
+    noto = list(STYLES).index("noto")
+    drawn = judged(clean, [replace(caption, style=noto) for caption in INK])
+    assert drawn.style.float().mean() >= 0.9
+    assert drawn.object.float().mean() >= 0.9
 
 
 def test_a_pipe_gives_what_files_give(tmp_path: Path) -> None:

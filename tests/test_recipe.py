@@ -8,9 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sepme_cli.errors import MalformedError, SystemFailure
-from sepme_cli.recipe import TEMPLATE, Item, Recipe, parse_recipe, read_recipe
+from sepme_cli.recipe import TEMPLATE, Allowed, Item, Recipe, parse_recipe, read_recipe
 
-SETTINGS: dict[str, type] = {"rank": int, "ridge": float, "dtype": str}
+SETTINGS = {
+    "rank": Allowed(int, 1, 77),
+    "ridge": Allowed(float, 0),
+    "dtype": Allowed(str, choices=("fp32", "bf16")),
+}
 HERE = Path("policy.yaml")
 
 
@@ -53,6 +57,16 @@ def test_the_template_is_a_recipe() -> None:
     assert parsed(uncommented.replace("#   rank", "  rank")).settings == {"rank": 16}
 
 
+def test_a_power_without_a_point_is_a_number() -> None:
+    recipe = parsed("version: 1\nconcepts: [Monet]\nsettings: {ridge: 1e-4}\n")
+    assert recipe.settings == {"ridge": 1e-4}
+
+
+def test_a_name_may_say_what_it_is() -> None:
+    recipe = parsed("version: 1\nconcepts: ['style:ink', {name: 'object:cat', kind: style}]\n")
+    assert recipe.concepts == (Item("ink", "style"), Item("cat", "object"))
+
+
 def test_the_digest_is_of_what_is_said() -> None:
     one = parsed("version: 1\nconcepts: [Monet, Dali]\nmethod: sepme\n")
     same = parsed("# policy\nmethod: 'sepme'\nconcepts:\n- name: Monet\n- Dali\nversion: 1\n")
@@ -73,10 +87,21 @@ def test_the_digest_is_of_what_is_said() -> None:
         ("version: 1\nconcepts: Monet\n", 2, "a list"),
         ("version: 1\nconcepts:\n  - kind: style\n", 3, "name is missing"),
         ("version: 1\nconcepts:\n  - name: Monet\n    kind: painter\n", 4, "painter"),
-        ("version: 1\nconcepts:\n  - Monet\n  - monet\n", 3, "two concepts"),
+        ("version: 1\nconcepts:\n  - Monet\n  - monet\n", 4, "two concepts"),
         ("version: 1\nconcepts:\n  - name: M\n    prompts: [a pond]\n", 4, "does not ask"),
         ("version: 1\nconcepts: [Monet]\nsettings:\n  rank: 2.5\n", 4, "type"),
         ("version: 1\nconcepts: [Monet]\nsettings:\n  rank: yes\n", 4, "type"),
+        ("version: 1\nconcepts: [Monet]\nsettings:\n  rank: 0\n", 4, "out of range"),
+        ("version: 1\nconcepts: [Monet]\nsettings:\n  ridge: .nan\n", 4, "out of range"),
+        ("version: 1\nconcepts: [Monet]\nsettings:\n  ridge: .inf\n", 4, "out of range"),
+        ("version: 1\nconcepts: [Monet]\nsettings:\n  ridge: 'le-4'\n", 4, "type"),
+        ("version: 1\nconcepts: [Monet]\nsettings:\n  dtype: fp64\n", 4, "fp64"),
+        ("version: 1\nconcepts: ['style:']\n", 2, "length"),
+        ("version: 1\nconcepts: [" + "x" * 201 + "]\n", 2, "length"),
+        ("version: 1\nconcepts: [a]\nprotect:\n  - " + "x" * 201, 4, "length"),
+        ("version: 1\nconcepts:\n- Claude Monet\n- Claude-Monet\n", 4, "two concepts"),
+        ("version: 1\nconcepts:\n- Dali\n- {name: Monet, like: dali}\n", 4, "act like"),
+        ("version: 1\nconcepts:\n- {name: Monet, like: Monet}\n", 3, "act like"),
         ("version: 1\nconcepts: [Monet]\nsettings:\n  rnak: 2\n", 4, "rnak"),
         ("version: 1\nconcepts: [Monet]\nmethod: magic\n", 3, "magic"),
         ("version: 1\nconcepts: [&a Monet]\n", 2, "anchors"),

@@ -1,11 +1,25 @@
 """sepme erase."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from sepme_cli import render
+from sepme_cli import render, render_plan
+from sepme_cli.commands.hyperparameters import (
+    HYPERPARAMETERS,
+    BatchSize,
+    LearningRate,
+    Neighbours,
+    Pictures,
+    Rank,
+    SamplingSteps,
+    Seed,
+    Steps,
+    Threshold,
+    is_given,
+)
 from sepme_cli.commands.options import (
     Device,
     Dtype,
@@ -28,8 +42,9 @@ Method = Literal["sepme", "closed-form"]
 
 def erase(
     model: Model,
+    context: typer.Context,
     concepts: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             "--concept",
             "-c",
@@ -39,15 +54,24 @@ def erase(
             "alone.",
             show_default=False,
         ),
-    ],
+    ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="YAML",
+            help="Take the concepts, what to keep, the method and its settings from a recipe (see "
+            "sepme recipe); options of this command line override its method and settings.",
+            show_default=False,
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
             "--output",
             "-o",
             metavar="PATCH",
-            help="The patch file; - is standard output. The concept's name with .sepme, in the "
-            "current folder, if left out.",
+            help="The patch file; - is standard output. The first concept's or the recipe's name "
+            "with .sepme, in the current folder, if left out.",
             show_default=False,
         ),
     ] = None,
@@ -60,10 +84,26 @@ def erase(
             show_default=False,
         ),
     ] = None,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Write nothing; say how well the concepts can be told from what must stay, what "
+            "they would drag along, and how long it will take.",
+        ),
+    ] = False,
     force: Force = False,
     kind: Annotated[
         AsKind, typer.Option("--as", help="What the concepts are, where their names do not say it.")
     ] = "any",
+    to: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="What the concepts should act like instead, as a prompt would say it.",
+            show_default=False,
+        ),
+    ] = None,
     method: Annotated[
         Method | None,
         typer.Option(
@@ -82,6 +122,7 @@ def erase(
             show_default=False,
         ),
     ] = None,
+    neighbours: Neighbours = Settings.neighbours,
     known: Annotated[
         list[Path] | None,
         typer.Option(
@@ -102,35 +143,14 @@ def erase(
     joint: Annotated[
         bool, typer.Option("--joint", help="Optimise the concepts together, not one by one.")
     ] = False,
-    steps: Annotated[
-        int, typer.Option(min=1, metavar="N", help="At most so many steps.")
-    ] = Settings.steps,
-    lr: Annotated[float, typer.Option(metavar="X", help="Learning rate.")] = Settings.lr,
-    threshold: Annotated[
-        float,
-        typer.Option(
-            metavar="X",
-            help="Stop when the correlation with the concept, 1 at the start, is down to this.",
-        ),
-    ] = Settings.threshold,
-    rank: Annotated[
-        int, typer.Option(min=1, metavar="N", help="At most this rank for an increment.")
-    ] = Settings.rank,
-    seed: Annotated[
-        int, typer.Option(metavar="N", help="The same seed gives the same patch.")
-    ] = Settings.seed,
-    batch_size: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Noisy pictures a step.")
-    ] = Settings.batch_size,
-    pictures: Annotated[
-        int,
-        typer.Option(
-            min=2, metavar="N", help="How many pictures of a concept MODEL draws to learn from."
-        ),
-    ] = Settings.pictures,
-    sampling_steps: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Steps in which it draws each.")
-    ] = Settings.sampling_steps,
+    steps: Steps = Settings.steps,
+    lr: LearningRate = Settings.lr,
+    threshold: Threshold = Settings.threshold,
+    rank: Rank = Settings.rank,
+    seed: Seed = Settings.seed,
+    batch_size: BatchSize = Settings.batch_size,
+    pictures: Pictures = Settings.pictures,
+    sampling_steps: SamplingSteps = Settings.sampling_steps,
     text_encoders: TextEncoders = None,
     tokenizer: Tokenizer = None,
     prediction: PredictionOption = None,
@@ -145,42 +165,48 @@ def erase(
     MODEL is a Stable Diffusion checkpoint; it is only read. The patch changes nothing for
     the empty prompt, nor for the other concepts of this patch and of those named by --known.
 
-    Example:
+    Examples:
 
     \b
       sepme erase sd15.safetensors --concept "Monet" --as style -o monet.sepme
+      sepme erase sd15.safetensors -c "Monet" --as style --to "watercolor"
+      sepme erase sd15.safetensors -c "Monet" --as style --protect-neighbours 8
+      sepme erase sd15.safetensors --recipe policy.yaml --check
     """
     from sepme_cli.operations.erase import erase as operation
+    from sepme_cli.operations.plan import plan_erasure
+    from sepme_cli.recipe import read_recipe
 
-    settings = Settings(
-        steps=steps,
-        lr=lr,
-        threshold=threshold,
-        rank=rank,
-        seed=seed,
-        batch_size=batch_size,
-        pictures=pictures,
-        sampling_steps=sampling_steps,
-        device=device,
-        dtype=dtype,
-    )
+    said = {name: context.params[name] for name in HYPERPARAMETERS if is_given(context, name)}
     with output_for(as_json=as_json, quiet=quiet, verbose=verbose, output=output) as out:
+        policy = None if recipe is None else read_recipe(recipe, Settings.allowed())
+        if recipe is not None and output is None:
+            output = Path(f"{recipe.stem}.sepme")
+        settings = Settings.of({**(policy.settings if policy else {}), **said})
+        wanted: dict[str, Any] = {
+            "recipe": policy,
+            "method": method,
+            "kind": kind,
+            "to": to,
+            "protect": protect or (),
+            "known": known or (),
+            "images": images,
+            "settings": replace(settings, device=device),
+            "joint": joint,
+            "text_encoders": text_encoders or (),
+            "tokenizer": tokenizer,
+            "prediction": prediction,
+            "progress": out.progress,
+        }
+        if check:
+            out.show(plan_erasure(model, concepts or (), **wanted), render_plan.plan)
+            return
         result = operation(
             model,
-            concepts,
+            concepts or (),
             output=None if output is None else destination(output),
             apply_to=apply_to,
-            method=method,
-            kind=kind,
-            protect=protect or (),
-            known=known or (),
-            images=images,
-            settings=settings,
-            joint=joint,
-            text_encoders=text_encoders or (),
-            tokenizer=tokenizer,
-            prediction=prediction,
             force=force,
-            progress=out.progress,
+            **wanted,
         )
         out.show(result, render.erase)

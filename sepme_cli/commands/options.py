@@ -103,11 +103,12 @@ def is_stream(path: Path | None) -> bool:
     return path is not None and str(path) == STREAM
 
 
-def destination(output: Path) -> Path | BinaryIO:
-    """What an operation writes to; raises UsageError where that would fill a terminal."""
+def destination(output: Path, *, text: bool = False) -> Path | BinaryIO:
+    """What an operation writes to; raises UsageError where that would fill a terminal, unless it
+    is text."""
     if not is_stream(output):
         return output
-    if sys.stdout.isatty():
+    if sys.stdout.isatty() and not text:
         raise UsageError("-o - writes a binary file: send standard output to a file or a pipe")
     return sys.stdout.buffer
 

@@ -13,6 +13,22 @@ from sepme_cli.exit_status import ExitStatus
 def verify(
     files: Annotated[list[Path], typer.Argument(metavar="FILE", hidden=True)],
     base: Base = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="MODEL",
+            help="The model that the patches were made from: compute again what they leak.",
+            show_default=False,
+        ),
+    ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="YAML",
+            help="The recipe that each of the patches should have been made by.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -21,19 +37,21 @@ def verify(
 
     FILES are patches, or a checkpoint and patches. With the base of a patched checkpoint, or its
     undo journal, and its patches, every weight is held against what composing them gives, and
-    everything else against the base. The exit status is 0 if all checks hold and 1 if one does
-    not.
+    everything else against the base. With --model, the leakage that patches record is computed
+    again; with --recipe, they must have been made by that recipe, all of it. The exit status is 0
+    if all checks hold and 1 if one does not.
 
     Examples:
 
     \b
       sepme verify monet.sepme
+      sepme verify monet.sepme --model sd15.safetensors --recipe policy.yaml
       sepme verify clean.safetensors monet.sepme --base sd15.safetensors
     """
     from sepme_cli.operations.verify import verify as operation
 
     with output_for(as_json=as_json, quiet=quiet, verbose=verbose) as out:
-        result = operation(files, base=base, progress=out.progress)
+        result = operation(files, base=base, model=model, recipe=recipe, progress=out.progress)
         out.show(result, render.verify)
     if not result.ok:
         raise typer.Exit(ExitStatus.NO)

@@ -24,10 +24,10 @@ from sepme_cli.erasure.increment import (
     operator_factors,
 )
 from sepme_cli.erasure.optimise import Outcome, Task, optimise
-from sepme_cli.erasure.prompts import AsKind
 from sepme_cli.erasure.settings import Settings
 from sepme_cli.errors import RefusedError
 from sepme_cli.progress import SILENT, Progress
+from sepme_cli.recipe import Item
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,7 @@ class Made:
 
 def study(
     model: StableDiffusion,
-    words: Sequence[str],
-    kind: AsKind,
+    items: Sequence[Item],
     protected: Protected,
     known: Sequence[str],
     settings: Settings,
@@ -73,22 +72,24 @@ def study(
 
     Raises RefusedError for a concept that lies in what must stay.
     """
-    concepts = [describe(word, kind, protected) for word in words]
-    _check_not_protected(concepts, protected)
+    _check_not_protected(items, protected)
+    # What a concept comes to act like must not move itself.
+    kept = protected.beside((item.like, item.kind) for item in items if item.like is not None)
+    concepts = [describe(item, kept) for item in items]
     found = []
     for concept in concepts:
         others = [prompt for c in concepts if c is not concept for prompt in c.prompts]
         separable = tuple(dict.fromkeys([BLANK, *others, *known]))
         taken = {*separable, *concept.prompts}
-        dear = tuple(prompt for prompt in protected.prompts() if prompt not in taken)
+        dear = tuple(prompt for prompt in kept.prompts() if prompt not in taken)
         space = admissible(model, concept, separable, dear, settings)
         found.append(Study(concept, separable, dear, space))
     return found
 
 
-def _check_not_protected(concepts: Sequence[Concept], protected: Protected) -> None:
+def _check_not_protected(items: Sequence[Item], protected: Protected) -> None:
     kept = {slugify(word) for word in (*protected.styles, *protected.objects)}
-    both = [concept.name for concept in concepts if slugify(concept.name) in kept]
+    both = [name for item in items for name in item.names if slugify(name) in kept]
     if both:
         raise RefusedError(
             f"{', '.join(map(repr, both))} cannot be erased and protected at once: nothing would "
@@ -147,6 +148,16 @@ def _announce(
     model: StableDiffusion, concepts: int, settings: Settings, progress: Progress
 ) -> None:
     """Say how long it is likely to take, where that is long, and what would be faster."""
+    minutes = expected_seconds(model, concepts, settings) / 60
+    if minutes > 1:
+        progress.say(
+            f"this will take about {minutes:.0f} minutes on {model.device.type}; a GPU is faster, "
+            "and --method closed-form takes seconds anywhere"
+        )
+
+
+def expected_seconds(model: StableDiffusion, concepts: int, settings: Settings) -> float:
+    """How long SepME's optimisation is likely to take, from one pass through the UNet."""
     context = model.condition([BLANK]).to(model.device, model.dtype)
     noisy = torch.zeros(1, *model.latent_shape(), device=model.device, dtype=model.dtype)
     with torch.no_grad():
@@ -157,12 +168,7 @@ def _announce(
     drawing = 3 * settings.pictures * settings.sampling_steps
     # Backwards costs about twice forwards; most concepts stop in a third of the steps.
     optimising = 3 * settings.batch_size * settings.steps / 3
-    minutes = concepts * a_pass * (drawing + optimising) / 60
-    if minutes > 1:
-        progress.say(
-            f"this will take about {minutes:.0f} minutes on {model.device.type}; a GPU is faster, "
-            "and --method closed-form takes seconds anywhere"
-        )
+    return concepts * a_pass * (drawing + optimising)
 
 
 def _task(

@@ -121,6 +121,14 @@ class StableDiffusion:
         """
         return condition(self.encoders, prompts, pooled=False).states
 
+    @torch.no_grad()
+    def ends(self, prompts: Sequence[str]) -> Tensor:
+        """The embedding of the end of each prompt [len(prompts), d], fp32, on the CPU.
+
+        It stands for the whole of a few words, and takes a tenth of the time of `encode`.
+        """
+        return torch.cat([encoder.ends(prompts) for encoder in self.encoders], dim=-1).cpu()
+
     def condition(self, prompts: Sequence[str]) -> Conditioning:
         """All that the UNet reads of prompts."""
         added = self.checkpoint.family.name in ("sdxl", "sdxl-refiner")

@@ -125,6 +125,20 @@ class TextEncoder:
             return states
         return self.model(ids, output_hidden_states=True).hidden_states[-2]
 
+    def ends(self, prompts: Sequence[str]) -> Tensor:
+        """The state of the end of each text [len(prompts), width].
+
+        No token reads what comes after it, so the padding, most of a short text, is left out.
+        """
+        ids = self.tokens(prompts).to(self.device)
+        lengths = ids.argmax(dim=-1) + 1  # the end has the highest id
+        found = torch.empty(len(ids), self.model.config.hidden_size, device=self.device)
+        for length in lengths.unique().tolist():
+            rows = (lengths == length).nonzero().flatten()
+            parts = [self.states(ids[part, :length])[:, -1] for part in rows.split(_BATCH)]
+            found[rows] = torch.cat(parts).float()
+        return found
+
     def pooled(self, ids: Tensor) -> Tensor:
         """The projected state of the end of the text [n, p] of token ids."""
         last: Tensor = self.model(ids).last_hidden_state

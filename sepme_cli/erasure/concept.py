@@ -1,16 +1,25 @@
 """What is to be erased and what must stay, as prompts and as rows of embeddings."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from patch_spec import limits
-from patch_spec.text import clean_text
 from sepme_cli.erasure.alignment import align
-from sepme_cli.erasure.prompts import NEUTRAL, AsKind, Kind, Phrase, kinds, other, pairs, phrases
+from sepme_cli.erasure.prompts import (
+    NEUTRAL,
+    AsKind,
+    Kind,
+    Phrase,
+    kinds,
+    other,
+    pairs,
+    phrases,
+    renamed,
+)
+from sepme_cli.recipe import Item, parse_word
 
 _PAIRS = 40
 _COMPANIONS = 16
@@ -26,15 +35,6 @@ class TextEncoder(Protocol):
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """Hidden states [len(prompts), positions, d], one row a token."""
         ...
-
-
-def parse_word(word: str, kind: AsKind) -> tuple[str, AsKind]:
-    """A word as a user names it and what it is: "style:noto", "object:cat", or a bare word, which
-    is of the given kind. Raises FormatError J5 for text that a patch cannot hold."""
-    prefix, colon, name = word.partition(":")
-    if colon and prefix in ("style", "object"):
-        return clean_text(name, limits.CONCEPT_BYTES), cast(Kind, prefix)
-    return clean_text(word, limits.CONCEPT_BYTES), kind
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,22 @@ class Protected:
             for each in kinds(said):
                 found[each].append(name)
         return cls(tuple(found["style"]), tuple(found["object"]))
+
+    def beside(self, words: Iterable[tuple[str, AsKind]]) -> "Protected":
+        """The same and further words, each once, of what they are."""
+        more: dict[Kind, list[str]] = {"style": [], "object": []}
+        for word, said in words:
+            for each in kinds(said):
+                more[each].append(word)
+        return Protected(
+            tuple(dict.fromkeys((*self.styles, *more["style"]))),
+            tuple(dict.fromkeys((*self.objects, *more["object"]))),
+        )
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """All of them, each once."""
+        return tuple(dict.fromkeys((*self.styles, *self.objects)))
 
     def of(self, kind: Kind) -> tuple[str, ...]:
         return self.styles if kind == "style" else self.objects
@@ -86,21 +102,26 @@ class Concept:
         return tuple(phrase.text for phrase in self.phrases)
 
 
-def describe(word: str, kind: AsKind, protected: Protected) -> Concept:
-    """A concept with the protected words of its kind as siblings, of the other as companions.
+def describe(item: Item, protected: Protected) -> Concept:
+    """A concept under all of its names, with protected words of the other kind as companions.
 
-    word, kind: see `parse_word`.
+    Its siblings are what it should act like where that is said, else the protected words of its
+    kind.
     """
-    name, kind = parse_word(word, kind)
     found: list[Phrase] = []
     siblings: dict[str, list[Phrase]] = {}
-    for each in kinds(kind):
+    for each in kinds(item.kind):
         beside = protected.of(other(each))[:_COMPANIONS]
-        found += phrases(name, each, beside)
-        for sibling in protected.of(each):
-            siblings.setdefault(sibling, []).extend(phrases(sibling, each, beside))
+        for name in item.names:
+            found += phrases(name, each, beside)
+            for sibling in (item.like,) if item.like else protected.of(each):
+                siblings.setdefault(sibling, []).extend(phrases(sibling, each, beside))
+    for prompt in item.prompts:
+        found.append(renamed(prompt, item.name, item.name))
+        for sibling, answers in siblings.items():
+            answers.append(renamed(prompt, item.name, sibling))
     complete = [tuple(s) for s in siblings.values() if len(s) == len(found)]
-    return Concept(name, kind, tuple(found), tuple(complete))
+    return Concept(item.name, item.kind, tuple(found), tuple(complete))
 
 
 def rows(encoder: TextEncoder, prompts: Sequence[str]) -> Tensor:

@@ -6,6 +6,7 @@ each phrase comes with its counterpart: what is left when the concept is taken o
 what makes a representation concept-irrelevant (method, "G-CiRs").
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import lcm
@@ -101,6 +102,14 @@ def _phrases(concept: str, kind: Kind, companions: Sequence[str]) -> Iterator[Ph
     for i, companion in enumerate(beside):
         text, without = _BESIDE[kind][i % len(_BESIDE[kind])]
         yield Phrase(_fill(text, concept, companion), _fill(without, concept, companion))
+
+
+def renamed(prompt: str, name: str, other: str) -> Phrase:
+    """A user's own prompt with another name for the one in it; without it, the words that the
+    name is part of ("Monet's") are cut out."""
+    text = prompt if other == name else with_articles(prompt.replace(name, other))
+    within = re.compile(rf"\w*{re.escape(name)}(?:\w|['\u2019](?=\w))*")
+    return Phrase(text, with_articles(within.sub("", prompt)))
 
 
 def pairs(styles: Sequence[str], objects: Sequence[str], count: int) -> tuple[str, ...]:

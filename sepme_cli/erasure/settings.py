@@ -1,6 +1,21 @@
 """The hyper-parameters of erasing, with the defaults that `docs/results.md` argues for."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from patch_spec import limits
+from sepme_cli.recipe import Allowed
+from sepme_cli.strict_yaml import Scalar
+
+#: Numbers below these make no sense.
+_LEAST = {
+    **{"steps": 1, "rank": 1, "batch_size": 1, "pictures": 2, "sampling_steps": 1},
+    **{"neighbours": 0, "lr": 0, "norm": 0, "guidance": 0},
+    **{"tolerance": 0, "insistence": 0, "protection": 0, "ridge": 0},
+}
+_MOST = {"rank": limits.RANK}
+_DTYPES = ("fp32", "fp16", "bf16")
 
 
 @dataclass(frozen=True)
@@ -14,6 +29,7 @@ class Settings:
     pictures: how many the original model draws of the concept. sampling_steps, guidance: how it
     draws them. start: how much of the closed form's answer the optimisation starts from, 0 being
     the paper's. tolerance, insistence, protection, ridge: see `Weighing`.
+    neighbours: how many of the words nearest to a concept are protected beside those named.
     device: cpu, cuda, mps; None picks the best there is. dtype: what the networks compute in.
     """
 
@@ -33,9 +49,29 @@ class Settings:
     insistence: float = 1e3
     protection: float = 100.0
     ridge: float = 1e-4
+    neighbours: int = 0
     device: str | None = None
     dtype: str = "fp32"
 
     def recorded(self) -> dict[str, int | float | str | bool | None]:
         """What a manifest keeps of them: all but the device, which decides nothing."""
         return {name: value for name, value in asdict(self).items() if name != "device"}
+
+    @classmethod
+    def of(cls, said: Mapping[str, Scalar]) -> "Settings":
+        """The defaults but for what is said, as `allowed` allows it."""
+        return replace(cls(), **dict[str, Any](said))
+
+    @classmethod
+    def allowed(cls) -> Mapping[str, Allowed]:
+        """What a recipe may say of them: of all but the device, which is the machine's."""
+        numbers = {
+            name: Allowed(
+                type(default),
+                _LEAST.get(name, -limits.SAFE_INTEGER),
+                _MOST.get(name, limits.SAFE_INTEGER),
+            )
+            for name, default in ((f.name, f.default) for f in fields(cls))
+            if isinstance(default, int | float)
+        }
+        return {**numbers, "dtype": Allowed(str, choices=_DTYPES)}

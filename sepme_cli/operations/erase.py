@@ -4,46 +4,27 @@ import io
 import os
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO
 
-from patch_spec.base import Base
-from patch_spec.container import patch_bytes, read_patch
-from patch_spec.manifest import Patch, slugify
+from patch_spec.container import patch_bytes
+from patch_spec.manifest import Patch
 from sepme_cli import __version__
-from sepme_cli.checkpoints.boundary import reading, writing
-from sepme_cli.checkpoints.encoders import lend_text_encoders
+from sepme_cli.checkpoints.boundary import writing
 from sepme_cli.checkpoints.files import check_writable, new_file, only_writer, write_all
-from sepme_cli.checkpoints.reader import Checkpoint, open_checkpoint
-from sepme_cli.diffusion.devices import choose_device, choose_dtype
-from sepme_cli.diffusion.eraser import (
-    Made,
-    Study,
-    closed_form_increment,
-    sepme_increments,
-    study,
-)
-from sepme_cli.diffusion.models import Prediction, StableDiffusion
+from sepme_cli.diffusion.eraser import Made, closed_form_increment, sepme_increments
+from sepme_cli.diffusion.models import Prediction
 from sepme_cli.diffusion.pictures import load_pictures
-from sepme_cli.erasure.concept import Protected, parse_word
 from sepme_cli.erasure.prompts import AsKind
 from sepme_cli.erasure.settings import Settings
-from sepme_cli.errors import MismatchError, RefusedError, UsageError
+from sepme_cli.errors import UsageError
 from sepme_cli.operations.apply import apply
+from sepme_cli.operations.asking import MethodName, asked, chosen_method
+from sepme_cli.operations.outlook import BaseSummary, Outlook, outlook
 from sepme_cli.progress import SILENT, Progress
-
-MethodName = Literal["sepme", "closed-form"]
-
-
-@dataclass(frozen=True)
-class BaseSummary:
-    """What the patch is for. targets: how many weights it may change."""
-
-    family: str
-    targets: int
+from sepme_cli.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -73,11 +54,13 @@ class IncrementSummary:
 
 @dataclass(frozen=True)
 class EraseResult:
-    """patch: where it was written, "-" for a stream. applied: the sanitized checkpoint, if any."""
+    """patch: where it was written, "-" for a stream. recipe: the digest of the recipe it was made
+    by. applied: the sanitized checkpoint, if any."""
 
     patch: str
     bytes: int
     base: BaseSummary
+    recipe: str | None
     increments: tuple[IncrementSummary, ...]
     seconds: float
     applied: str | None
@@ -86,16 +69,18 @@ class EraseResult:
 
 def erase(
     model: Path,
-    concepts: Sequence[str],
+    concepts: Sequence[str] = (),
     *,
+    recipe: Recipe | None = None,
     output: Path | BinaryIO | None = None,
     apply_to: Path | None = None,
     method: MethodName | None = None,
     kind: AsKind = "any",
+    to: str | None = None,
     protect: Sequence[str] = (),
     known: Sequence[Path] = (),
     images: Path | None = None,
-    settings: Settings = Settings(),
+    settings: Settings | None = None,
     joint: bool = False,
     text_encoders: Sequence[Path] = (),
     tokenizer: Path | None = None,
@@ -106,59 +91,43 @@ def erase(
     """Make a patch with one increment for each concept.
 
     Every increment leaves the blank prompt, the other concepts and the concepts of `known` patches
-    as they are. protect: words to keep, "style:noto" or "object:cat" where they are of another
-    kind than `kind`. images: a folder of pictures of the (one) concept, instead of drawn ones.
+    as they are. to: what the concepts should act like. protect: words to keep, "style:noto" or
+    "object:cat" where they are of another kind than `kind`. recipe: in place of concepts, kind, to
+    and protect; its method and settings hold where none are given, and its digest stands in the
+    patch. images: a folder of pictures of the (one) concept, instead of drawn ones.
     method: the closed form if left out, or SepME's optimisation where images or joint ask for it.
     text_encoders: where a UNet's file alone has its text encoders from; see
     `lend_text_encoders`. tokenizer: a folder with a tokenizer's files. prediction: what the UNet
     predicts, where that is not to be told from the checkpoint.
-    output: the concept's slug in the current folder if left out.
+    output: the first concept's slug in the current folder if left out.
     Raises UsageError, RefusedError (nothing left to erase), MismatchError (a known patch of another
     model), and what opening and writing files raises.
     """
     started = time.monotonic()
-    _check(concepts, kind, images)
-    method = _method(method, optimises=joint or images is not None)
-    first, _ = parse_word(concepts[0], kind)
-    target = output if output is not None else Path(f"{slugify(first)}.sepme")
+    wanted = asked(concepts, recipe, kind=kind, to=to, protect=protect)
+    method = chosen_method(method, wanted, images, joint=joint)
+    settings = settings or Settings.of(wanted.settings)
+    target = output if output is not None else Path(f"{wanted.concepts[0].slug}.sepme")
     for path in (target, apply_to):
         if isinstance(path, Path):
             check_writable(path, 0, force=force)
-    with ExitStack() as stack:
-        checkpoint = stack.enter_context(open_checkpoint(model, progress))
-        _check_unpatched(checkpoint)
-        lend_text_encoders(checkpoint, text_encoders, stack)
-        network = StableDiffusion.of(
-            checkpoint,
-            choose_device(settings.device, progress),
-            choose_dtype(settings.dtype),
-            prediction=prediction,
-            tokenizer=tokenizer,
-            progress=progress,
-        )
-        progress.stage("reading the checkpoint")
-        base = checkpoint.base(text_encoders=True)
-        made, warnings = _made(
-            network,
-            study(
-                network,
-                concepts,
-                kind,
-                Protected.parse(protect, kind),
-                _known(known, base),
-                settings,
-            ),
-            method,
-            images,
-            settings,
-            progress,
-            joint=joint,
-        )
+    with outlook(
+        model,
+        wanted,
+        settings,
+        known=known,
+        text_encoders=text_encoders,
+        tokenizer=tokenizer,
+        prediction=prediction,
+        progress=progress,
+    ) as seen:
+        made = _made(seen, method, images, settings, progress, joint=joint)
     patch = Patch(
-        base=base,
+        base=seen.base,
         increments=tuple(m.increment for m in made),
         tool=f"sepme {__version__}",
         created=_created(),
+        recipe=None if recipe is None else recipe.digest,
     )
     data = patch_bytes(patch)
     _write(target, data, force)
@@ -167,94 +136,33 @@ def erase(
     return EraseResult(
         patch=str(target) if isinstance(target, Path) else "-",
         bytes=len(data),
-        base=BaseSummary(base.family, len(base.targets)),
+        base=seen.summary,
+        recipe=patch.recipe,
         increments=tuple(_summary(m) for m in made),
         seconds=time.monotonic() - started,
         applied=None if apply_to is None else str(apply_to),
-        warnings=tuple(warnings),
+        warnings=seen.warnings,
     )
 
 
-def _check_unpatched(checkpoint: Checkpoint) -> None:
-    if checkpoint.stack is not None:
-        raise RefusedError(
-            f"{checkpoint.path} has been patched already; erase from its base, and apply both "
-            "patches",
-            file=checkpoint.path,
-            expected="a checkpoint without patches",
-            found=", ".join(entry.concept for entry in checkpoint.stack.entries),
-        )
-
-
 def _made(
-    network: StableDiffusion,
-    studies: Sequence[Study],
+    seen: Outlook,
     method: MethodName,
     images: Path | None,
     settings: Settings,
     progress: Progress,
     *,
     joint: bool,
-) -> tuple[list[Made], list[str]]:
-    """The increments, and warnings about them."""
-    warnings = [warning for s in studies if (warning := s.warning)]
-    for warning in warnings:
-        progress.warn(warning)
-    if method == "closed-form":
-        return [closed_form_increment(network, s, settings) for s in studies], warnings
-    return _optimised(network, studies, images, settings, progress, joint=joint), warnings
-
-
-def _check(concepts: Sequence[str], kind: AsKind, images: Path | None) -> None:
-    slugs = [slugify(parse_word(concept, kind)[0]) for concept in concepts]
-    if not slugs:
-        raise UsageError("name at least one --concept")
-    twice = sorted({slug for slug in slugs if slugs.count(slug) > 1})
-    if twice:
-        raise UsageError(f"named twice: {', '.join(twice)}", expected="distinct concepts")
-    if images is not None and len(concepts) > 1:
-        raise UsageError("--images shows one concept; erase several in several runs, with --known")
-
-
-def _method(method: MethodName | None, *, optimises: bool) -> MethodName:
-    if optimises and method == "closed-form":
-        raise UsageError("--images and --joint are for --method sepme; the closed form needs none")
-    return method or ("sepme" if optimises else "closed-form")
-
-
-def _optimised(
-    network: StableDiffusion,
-    studies: Sequence[Study],
-    images: Path | None,
-    settings: Settings,
-    progress: Progress,
-    *,
-    joint: bool,
 ) -> list[Made]:
-    pictures = None if images is None else load_pictures(images, network.picture_size)
-    groups = [studies] if joint else [[study] for study in studies]
+    if method == "closed-form":
+        return [closed_form_increment(seen.network, s, settings) for s in seen.studies]
+    pictures = None if images is None else load_pictures(images, seen.network.picture_size)
+    groups = [seen.studies] if joint else [(study,) for study in seen.studies]
     return [
         made
         for group in groups
-        for made in sepme_increments(network, group, settings, pictures, progress)
+        for made in sepme_increments(seen.network, group, settings, pictures, progress)
     ]
-
-
-def _known(patches: Sequence[Path], base: Base) -> tuple[str, ...]:
-    """The prompts of all concepts of patches made before."""
-    prompts: list[str] = []
-    for path in patches:
-        with reading(path):
-            patch = read_patch(path)
-        if (patch.base.family, patch.base.width) != (base.family, base.width):
-            raise MismatchError(
-                f"{path} is a patch for another model; it cannot be combined with one for this",
-                file=path,
-                expected=f"{base.family}, {base.width} wide",
-                found=f"{patch.base.family}, {patch.base.width} wide",
-            )
-        prompts += [prompt for increment in patch.increments for prompt in increment.prompts]
-    return tuple(prompts)
 
 
 def _created() -> str | None:

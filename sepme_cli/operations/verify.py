@@ -12,20 +12,14 @@ from sepme_cli.checkpoints.kinds import kind_of
 from sepme_cli.checkpoints.patches import PatchFile, read_patch_file
 from sepme_cli.checkpoints.reader import Checkpoint, open_checkpoint
 from sepme_cli.checkpoints.writer import Rewrite
+from sepme_cli.erasure.settings import Settings
 from sepme_cli.errors import MismatchError, UnsupportedError, UsageError
 from sepme_cli.operations.comparison import same_bytes, tensors_by_name
 from sepme_cli.operations.composition import Composition, Sources, find_original
 from sepme_cli.operations.matching import check_fits
+from sepme_cli.operations.promises import Check, kept_on, made_by
 from sepme_cli.progress import SILENT, Progress
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing that was looked at. detail: what was found, in words."""
-
-    name: str
-    ok: bool
-    detail: str
+from sepme_cli.recipe import read_recipe
 
 
 @dataclass(frozen=True)
@@ -39,15 +33,22 @@ class VerifyResult:
 
 
 def verify(
-    files: Sequence[Path], *, base: Path | None = None, progress: Progress = SILENT
+    files: Sequence[Path],
+    *,
+    base: Path | None = None,
+    model: Path | None = None,
+    recipe: Path | None = None,
+    progress: Progress = SILENT,
 ) -> VerifyResult:
     """Check patches, or a checkpoint and the patches in it.
 
     files: patches; or a checkpoint, and patches. base: the file that the checkpoint was patched
     from; the undo journal beside it serves as well. With either, and with the patches, every byte
-    of the checkpoint is held against what composing them gives.
+    of the checkpoint is held against what composing them gives. model: that the patches were made
+    from, on which what they record of themselves is computed again. recipe: that each of the
+    patches should have been made by.
     Raises MalformedError, UnsupportedError and SystemFailure for files that cannot be read at
-    all, and UsageError for two checkpoints.
+    all, and UsageError for two checkpoints, and for a model or a recipe without patches.
     """
     started = time.monotonic()
     if not files:
@@ -64,8 +65,15 @@ def verify(
     patches = [read_patch_file(p) for p, k in zip(files, kinds, strict=True) if k == "patch"]
     if len(models) > 1 or (base is not None and not models):
         raise UsageError("one checkpoint at a time, and its base with it", found=len(models))
+    if not patches and (model is not None or recipe is not None):
+        raise UsageError("--model and --recipe are for patches: name one")
     unchecked: list[str] = []
     checks = [check for file in patches for check in _patch(file)]
+    if recipe is not None:
+        policy = read_recipe(recipe, Settings.allowed())
+        checks += [check for file in patches for check in made_by(file, policy)]
+    if model is not None:
+        checks += kept_on(model, patches, unchecked, progress)
     if models:
         with open_checkpoint(models[0], progress) as checkpoint:
             checks += _checkpoint(checkpoint, patches, base, unchecked, progress)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sepme_cli.operations.apply import apply
+from sepme_cli.recipe import TEMPLATE
 from tests.synthetic import (
     Shape,
     additive,
@@ -25,6 +26,7 @@ TARGET = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.w
 def make_files(folder: Path) -> None:
     """Checkpoints, patches for them, and what only looks like either."""
     _good(folder)
+    (folder / "policy.yaml").write_text(TEMPLATE)
     for name, make in BAD.items():
         make(folder / name)
     (folder / "folder").mkdir()
@@ -83,6 +85,7 @@ BAD: dict[str, Callable[[Path], object]] = {
     "cut.safetensors": _cut,
     "nan.safetensors": _not_finite,
     "flux.safetensors": _stranger,
+    "bad.yaml": lambda path: path.write_text("version: 1\nconcepts: Monet\n"),
     "cut.sepme": _cut_patch,
     "headless.sepme": _cut_header,
     "text.sepme": lambda path: path.write_text("not a patch"),

@@ -10,13 +10,14 @@ import pytest
 
 from tests.cli.conftest import Run
 
-COMMANDS = ("erase", "apply", "revert", "diff", "inspect", "verify", "sample")
+COMMANDS = ("erase", "apply", "revert", "diff", "inspect", "verify", "sample", "recipe")
+GROUPED = ("recipe init", "recipe check")
 HEAVY = {"torch", "numpy", "diffusers", "transformers", "PIL"}
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, *GROUPED])
 def test_help_shows_an_example_of_the_command(sepme: Run, command: str) -> None:
-    done = sepme(command, "--help")
+    done = sepme(*command.split(), "--help")
     assert done.status == 0
     assert re.search(rf"Examples?:\n\n    sepme .*\b{command}\b", done.out.decode())
     assert done.err == ""
@@ -30,8 +31,8 @@ def test_help_lists_every_command_in_one_line(sepme: Run) -> None:
 
 
 def test_help_fits_a_terminal(sepme: Run) -> None:
-    for command in COMMANDS:
-        lines = sepme(command, "--help").out.decode().splitlines()
+    for command in (*COMMANDS, *GROUPED):
+        lines = sepme(*command.split(), "--help").out.decode().splitlines()
         assert max(len(line) for line in lines if "sepme" not in line) <= 80
 
 

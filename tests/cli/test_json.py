@@ -56,6 +56,15 @@ FIELDS = {
         "unchecked": list,
     },
     "inspect monet.sepme": {"kind": str, "manifest": dict},
+    "recipe init new.yaml": {"recipe": str, "bytes": int, "warnings": list},
+    "recipe check policy.yaml": {
+        "file": str,
+        "digest": str,
+        "concepts": list,
+        "protect": list,
+        "method": type(None),
+        "settings": dict,
+    },
 }
 
 
@@ -63,7 +72,13 @@ FIELDS = {
 def test_the_fields_of_the_contract(
     line: str, scene: Path, tmp_path: Path, sepme: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("model.safetensors", "clean.safetensors", "monet.sepme", "both.sepme"):
+    for name in (
+        "model.safetensors",
+        "clean.safetensors",
+        "monet.sepme",
+        "both.sepme",
+        "policy.yaml",
+    ):
         shutil.copy(scene / name, tmp_path)
     monkeypatch.chdir(tmp_path)
     result = sepme(*line.split(), "--json").json

@@ -43,6 +43,13 @@ def test_hidden_states_are_the_librarys(model: StableDiffusion) -> None:
     torch.testing.assert_close(found, expected)
 
 
+def test_the_end_of_a_text_is_what_the_whole_encoding_has_there(model: StableDiffusion) -> None:
+    prompts = [*PROMPTS, "many words " * POSITIONS, "cat"]
+    ends = model.tokens(prompts).argmax(dim=-1)
+    expected = model.encode(prompts)[torch.arange(len(prompts)), ends]
+    torch.testing.assert_close(model.ends(prompts), expected)
+
+
 def test_predictions_are_the_librarys(model: StableDiffusion) -> None:
     unet, _, _ = networks()
     noisy, context = torch.randn(2, 4, 8, 8), model.condition(PROMPTS[1:])

@@ -1,5 +1,6 @@
 from sepme_cli.erasure.concept import Protected, describe
-from sepme_cli.erasure.prompts import Phrase, pairs, phrases
+from sepme_cli.erasure.prompts import Phrase, pairs, phrases, renamed
+from sepme_cli.recipe import Item
 
 
 def test_every_phrase_names_the_concept_and_its_counterpart_does_not() -> None:
@@ -34,9 +35,42 @@ def test_protected_words_say_what_they_are() -> None:
 
 
 def test_protected_words_of_the_same_kind_are_siblings() -> None:
-    concept = describe("ink", "style", Protected(("noto", "mono"), ("cat",)))
+    concept = describe(Item("ink", "style"), Protected(("noto", "mono"), ("cat",)))
     assert len(concept.siblings) == 2
     for sibling in concept.siblings:
         assert len(sibling) == len(concept.phrases)
     assert "cat in ink style" in concept.prompts
     assert concept.siblings[0][0].text == "noto"
+
+
+def test_a_concept_is_asked_for_under_all_of_its_names_and_prompts() -> None:
+    item = Item("Monet", "style", ("Claude Monet",), ("Monet's garden",))
+    concept = describe(item, Protected(("noto",), ("cat",)))
+    assert {"in Monet style", "in Claude Monet style", "cat in Claude Monet style"} < set(
+        concept.prompts
+    )
+    assert concept.phrases[-1] == Phrase("Monet's garden", "garden")
+    (sibling,) = concept.siblings
+    assert [phrase.text for phrase in sibling if "Claude" in phrase.text] == []
+    by_text = dict(zip(concept.prompts, (p.text for p in sibling), strict=True))
+    assert by_text["in Claude Monet style"] == by_text["in Monet style"] == "in noto style"
+    assert by_text["Monet's garden"] == "noto's garden"
+
+
+def test_what_a_concept_should_act_like_is_its_only_sibling() -> None:
+    concept = describe(Item("ink", "any", like="owl"), Protected(("noto", "mono"), ("cat",)))
+    (sibling,) = concept.siblings
+    by_text = dict(zip(concept.prompts, (p.text for p in sibling), strict=True))
+    assert by_text["a picture of an ink"] == "a picture of an owl"
+    assert by_text["cat in ink style"] == "cat in owl style"
+
+
+def test_a_name_is_cut_out_with_the_word_that_it_is_part_of() -> None:
+    assert renamed("a pond by Monet, at dawn", "Monet", "Dali") == (
+        Phrase("a pond by Dali, at dawn", "a pond by , at dawn")
+    )
+    assert renamed("two cats on a cat bed", "cat", "owl") == (
+        Phrase("two owls on an owl bed", "two on a bed")
+    )
+    assert renamed("C++ code", "C++", "Lisp") == Phrase("Lisp code", "code")
+    assert renamed("the cat's", "cat", "cat") == Phrase("the cat's", "the")

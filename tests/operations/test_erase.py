@@ -7,10 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from patch_spec.container import read_patch
 from patch_spec.manifest import Patch
+from sepme_cli.checkpoints.reader import open_checkpoint
+from sepme_cli.diffusion.models import StableDiffusion
+from sepme_cli.erasure.concept import Protected, concept_rows, describe
 from sepme_cli.erasure.settings import Settings
 from sepme_cli.errors import (
     MalformedError,
@@ -25,6 +29,7 @@ from sepme_cli.exit_status import ExitStatus
 from sepme_cli.operations.apply import apply
 from sepme_cli.operations.erase import EraseResult, erase
 from sepme_cli.operations.sample import sample
+from sepme_cli.recipe import Item, Recipe
 from tests.small_model import save_small_model
 from tests.synthetic import make_checkpoint
 
@@ -168,6 +173,69 @@ def test_a_patched_model_draws_otherwise_and_an_unknown_prompt_hardly(
     assert np.array_equal(blank, blank_patched)
 
 
+POLICY = Recipe(
+    concepts=(
+        Item("ink", "style", aliases=("India ink",), prompts=("a letter in ink",)),
+        Item("cat", "object", like="dog"),
+    ),
+    protect=("style:noto", "object:owl"),
+    settings={"tolerance": 0.3, "insistence": 1.0, "protection": 1.0, "rank": 3},
+)
+
+
+def by_recipe(model: Path, recipe: Recipe, **options) -> Patch:  # type: ignore[no-untyped-def]
+    stream = io.BytesIO()
+    erase(model, recipe=recipe, output=stream, **options)
+    return read_patch(stream.getvalue())
+
+
+def test_a_recipe_is_followed_and_stands_in_the_patch(small_model: Path) -> None:
+    patch = by_recipe(small_model, POLICY)
+    assert patch.recipe == POLICY.digest
+    cat, ink = patch.increments
+    assert {"in ink style", "in India ink style", "a letter in ink"} < set(ink.prompts)
+    assert set(cat.prompts) <= set(ink.separable_from)
+    assert {"noto", "owl", "owl in noto style"} < set(ink.protected)
+    assert "dog" in cat.protected
+    assert ink.rank <= 3
+    assert (ink.method.name, ink.method.settings["tolerance"]) == ("closed-form", 0.3)
+
+
+def test_without_a_recipe_no_digest_stands_in_the_patch(small_model: Path) -> None:
+    assert erased(small_model, "ink", method="closed-form").recipe is None
+
+
+def test_the_command_line_overrides_how_a_recipe_erases(small_model: Path) -> None:
+    recipe = replace(POLICY, method="sepme", settings={**POLICY.settings, "rank": 2})
+    patch = by_recipe(small_model, recipe, method="closed-form", settings=replace(ROOMY, rank=1))
+    assert {(i.method.name, i.rank) for i in patch.increments} == {("closed-form", 1)}
+    assert patch.recipe == recipe.digest
+
+
+FREE = replace(QUICK, rank=64, ridge=1e-9, protection=0.0)
+
+
+@pytest.mark.parametrize("other", ["noto", "a very long oil painting"])
+def test_the_closed_form_maps_a_concept_to_what_it_should_act_like(
+    small_model: Path, other: str
+) -> None:
+    (increment,) = erased(
+        small_model, "ink", kind="style", to=other, method="closed-form", settings=FREE
+    ).increments
+    # The blank alone takes 16 of the 64 dimensions.
+    assert increment.measured.separability is not None
+    assert increment.measured.separability > 0.9
+    assert increment.shift is not None
+    shift = np.ldexp(increment.shift.astype(float), increment.shift_exponent)
+    with open_checkpoint(small_model) as checkpoint:
+        network = StableDiffusion.of(checkpoint, torch.device("cpu"))
+        item = Item("ink", "style", like=other)
+        rows, instead = concept_rows(network, describe(item, Protected()))
+    moved = rows.numpy() + rows.numpy() @ increment.basis.T @ shift.T
+    left = np.square(moved - instead.numpy()).sum() / np.square((rows - instead).numpy()).sum()
+    assert left == pytest.approx(1 - increment.measured.separability, rel=0.01)
+
+
 def protected_itself(model: Path, folder: Path) -> None:
     erase(
         model,
@@ -206,6 +274,24 @@ def already_there(model: Path, folder: Path) -> None:
 
 def twice(model: Path, folder: Path) -> None:
     erase(model, ["Ink", "ink"], output=folder / "o.sepme")
+
+
+def a_recipe_and_concepts(model: Path, folder: Path) -> None:
+    erase(model, ["Dali"], recipe=POLICY, output=folder / "o.sepme")
+
+
+def like_itself(model: Path, folder: Path) -> None:
+    erase(model, ["ink"], to="Ink", output=folder / "o.sepme")
+
+
+def like_what_is_erased(model: Path, folder: Path) -> None:
+    concepts = (Item("ink", aliases=("sumi",)), Item("cat", like="sumi"))
+    erase(model, recipe=Recipe(concepts), output=folder / "o.sepme")
+
+
+def an_alias_is_protected(model: Path, folder: Path) -> None:
+    recipe = Recipe((Item("Monet", aliases=("Claude Monet",)),), protect=("Claude Monet",))
+    erase(model, recipe=recipe, output=folder / "o.sepme")
 
 
 def images_of_two(model: Path, folder: Path) -> None:
@@ -265,10 +351,14 @@ def known_of_another_model(model: Path, folder: Path) -> None:
     ("action", "error", "status"),
     [
         (protected_itself, RefusedError, ExitStatus.NO),
+        (an_alias_is_protected, RefusedError, ExitStatus.NO),
         (in_the_protected_span, RefusedError, ExitStatus.NO),
         (patched_already, RefusedError, ExitStatus.NO),
         (already_there, SystemFailure, ExitStatus.SYSTEM),
         (twice, UsageError, ExitStatus.USAGE),
+        (a_recipe_and_concepts, UsageError, ExitStatus.USAGE),
+        (like_itself, UsageError, ExitStatus.USAGE),
+        (like_what_is_erased, UsageError, ExitStatus.USAGE),
         (images_of_two, UsageError, ExitStatus.USAGE),
         (images_for_the_closed_form, UsageError, ExitStatus.USAGE),
         (no_images, UsageError, ExitStatus.USAGE),

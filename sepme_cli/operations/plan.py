@@ -1,0 +1,188 @@
+"""What an erasure would do: `sepme erase --check`."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+from patch_spec.increment import Increment
+from patch_spec.text import slugify
+from sepme_cli.diffusion.eraser import Study, closed_form_increment, expected_seconds
+from sepme_cli.diffusion.models import Prediction
+from sepme_cli.diffusion.pictures import load_pictures
+from sepme_cli.erasure.drag import drag
+from sepme_cli.erasure.nearness import holds
+from sepme_cli.erasure.prompts import AsKind, Kind, kinds
+from sepme_cli.erasure.settings import Settings
+from sepme_cli.increments import interference
+from sepme_cli.operations.asking import MethodName, asked, chosen_method
+from sepme_cli.operations.outlook import BaseSummary, Outlook, outlook
+from sepme_cli.operations.vocabulary import vocabulary
+from sepme_cli.progress import SILENT, Progress
+from sepme_cli.recipe import Recipe
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Dragged:
+    """A word that is not protected, and how much its keys and values would change, of 1."""
+
+    word: str
+    kind: Kind
+    change: float
+
+
+@dataclass(frozen=True)
+class PlannedConcept:
+    """What is foreseen of a concept.
+
+    taken: dimensions of the embedding space that its increment may not use. leakage: of the
+    closed form's increment. neighbours: the words that are protected for it beside those named.
+    drags: the common words that its increment changes most.
+    """
+
+    concept: str
+    slug: str
+    rank: int
+    separability: float
+    leakage: float | None
+    taken: int
+    neighbours: tuple[str, ...]
+    drags: tuple[Dragged, ...]
+
+
+@dataclass(frozen=True)
+class Crowding:
+    """How much of what one concept's increment reads lies where the other's acts; see
+    `sepme_cli.increments.interference`."""
+
+    concepts: tuple[str, str]
+    interference: float
+
+
+@dataclass(frozen=True)
+class ErasePlan:
+    """What an erasure would do.
+
+    width: dimensions of the embedding space. crowded: the pairs of concepts that are most in each
+    other's way, the worst first. interference: all of them, as `sepme diff` has them.
+    expected_seconds: what the run is likely to take.
+    """
+
+    method: str
+    base: BaseSummary
+    recipe: str | None
+    width: int
+    concepts: tuple[PlannedConcept, ...]
+    crowded: tuple[Crowding, ...]
+    interference: Mapping[str, Mapping[str, float]]
+    expected_seconds: float
+    warnings: tuple[str, ...]
+
+
+def plan_erasure(
+    model: Path,
+    concepts: Sequence[str] = (),
+    *,
+    recipe: Recipe | None = None,
+    method: MethodName | None = None,
+    kind: AsKind = "any",
+    to: str | None = None,
+    protect: Sequence[str] = (),
+    known: Sequence[Path] = (),
+    images: Path | None = None,
+    settings: Settings | None = None,
+    joint: bool = False,
+    text_encoders: Sequence[Path] = (),
+    tokenizer: Path | None = None,
+    prediction: Prediction | None = None,
+    progress: Progress = SILENT,
+) -> ErasePlan:
+    """Look at what `erase` would do with the same arguments, and write nothing.
+
+    The closed form is so quick that it is done, and thrown away: its figures are those of the run.
+    SepME's optimisation starts from it, in the same directions.
+    Raises what `erase` raises before it writes.
+    """
+    started = time.monotonic()
+    wanted = asked(concepts, recipe, kind=kind, to=to, protect=protect)
+    method = chosen_method(method, wanted, images, joint=joint)
+    settings = settings or Settings.of(wanted.settings)
+    with outlook(
+        model,
+        wanted,
+        settings,
+        known=known,
+        text_encoders=text_encoders,
+        tokenizer=tokenizer,
+        prediction=prediction,
+        progress=progress,
+    ) as seen:
+        parts = [closed_form_increment(seen.network, s, settings).increment for s in seen.studies]
+        seconds = time.monotonic() - started
+        if images is not None:
+            load_pictures(images, seen.network.picture_size)  # which the run would fail on
+        if method == "sepme":
+            seconds += expected_seconds(seen.network, len(parts), settings)
+        drags = list(_drags(seen, wanted))
+    between = {a.concept: {b.concept: interference(a, b) for b in parts} for a in parts}
+    return ErasePlan(
+        method=method,
+        base=seen.summary,
+        recipe=None if recipe is None else recipe.digest,
+        width=seen.base.width,
+        concepts=tuple(
+            _planned(seen, *each) for each in zip(parts, seen.studies, drags, strict=True)
+        ),
+        crowded=_crowded(between),
+        interference=between,
+        expected_seconds=seconds,
+        warnings=seen.warnings,
+    )
+
+
+def _planned(
+    seen: Outlook, part: Increment, study: Study, words: Sequence[Dragged]
+) -> PlannedConcept:
+    return PlannedConcept(
+        concept=part.concept,
+        slug=part.slug,
+        rank=part.rank,
+        separability=study.space.separability,
+        leakage=part.measured.leakage,
+        taken=seen.base.width - study.space.free,
+        neighbours=seen.around.neighbours.get(part.concept, ()),
+        drags=tuple(words),
+    )
+
+
+def _crowded(between: Mapping[str, Mapping[str, float]]) -> tuple[Crowding, ...]:
+    pairs = (
+        Crowding((a, b), max(between[a][b], between[b][a])) for a, b in combinations(between, 2)
+    )
+    return tuple(sorted(pairs, key=lambda pair: -pair.interference)[:_SHOWN])
+
+
+def _drags(seen: Outlook, recipe: Recipe) -> Iterator[tuple[Dragged, ...]]:
+    """Of each study, the common words that its increment changes most."""
+    words = list(_unprotected(seen, recipe))
+    ends = seen.network.ends([word for word, _ in words])
+    layers = (weight for _, weight in seen.network.stored_weights())
+    for changes in drag([study.space for study in seen.studies], ends, layers):
+        most = changes.argsort(descending=True, stable=True)[:_SHOWN].tolist()
+        found = ((*words[place], float(changes[place])) for place in most)
+        yield tuple(Dragged(word, kind, change) for word, kind, change in found)
+
+
+def _unprotected(seen: Outlook, recipe: Recipe) -> Iterator[tuple[str, Kind]]:
+    """The common words that nobody named, to erase or to keep."""
+    kept = {slugify(word) for word in seen.around.protected.words}
+    kept |= {slugify(item.like) for item in recipe.concepts if item.like is not None}
+    erased = [name for item in recipe.concepts for name in item.names]
+    for kind in kinds("any"):
+        for word in vocabulary(kind):
+            named = any(holds(word, name) or holds(name, word) for name in erased)
+            if slugify(word) not in kept and not named:
+                yield word, kind

@@ -1,0 +1,129 @@
+"""What a check foretells is what the run does; and what lies beside the concepts is seen."""
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from patch_spec.container import read_patch
+from patch_spec.manifest import Patch
+from sepme_cli.checkpoints.reader import open_checkpoint
+from sepme_cli.diffusion.models import StableDiffusion
+from sepme_cli.erasure.settings import Settings
+from sepme_cli.errors import RefusedError, UsageError
+from sepme_cli.increments import interference
+from sepme_cli.operations.erase import EraseResult, erase
+from sepme_cli.operations.neighbourhood import look_around
+from sepme_cli.operations.plan import plan_erasure
+from sepme_cli.operations.vocabulary import vocabulary
+from sepme_cli.recipe import Item, Recipe
+
+# In a random text encoder, 64 wide, a concept's prompts fill the space: insist less.
+ROOMY = Settings(rank=4, tolerance=0.3, insistence=1.0, protection=1.0)
+NEIGHBOURLY = replace(ROOMY, neighbours=3)
+
+
+def erased(model: Path, *concepts: str, **options) -> tuple[EraseResult, Patch]:  # type: ignore[no-untyped-def]
+    stream = io.BytesIO()
+    result = erase(model, concepts, output=stream, **options)
+    return result, read_patch(stream.getvalue())
+
+
+def test_a_check_foretells_the_run(small_model: Path) -> None:
+    options = {"settings": NEIGHBOURLY, "protect": ["style:noto"], "kind": "style"}
+    plan = plan_erasure(small_model, ["ink", "gloss"], **options)  # type: ignore[arg-type]
+    result, patch = erased(small_model, "ink", "gloss", **options)
+    assert (plan.method, plan.base, plan.warnings) == ("closed-form", result.base, result.warnings)
+    for planned, made in zip(plan.concepts, result.increments, strict=True):
+        assert (planned.slug, planned.rank) == (made.slug, made.rank)
+        assert (planned.separability, planned.leakage) == (made.separability, made.leakage)
+    gloss, ink = patch.increments
+    assert plan.interference["ink"]["gloss"] == interference(ink, gloss)
+    assert plan.crowded[0].concepts == ("ink", "gloss")
+    for planned in plan.concepts:
+        assert len(planned.neighbours) == 3
+        assert set(planned.neighbours) <= set(ink.protected)
+
+
+def test_the_dimensions_taken_are_those_of_what_must_not_change(small_model: Path) -> None:
+    alone = plan_erasure(small_model, ["ink"], settings=ROOMY)
+    both = plan_erasure(small_model, ["ink", "cat"], settings=ROOMY)
+    assert alone.width == 64
+    assert 0 < alone.concepts[0].taken < both.concepts[0].taken < 64
+
+
+def test_what_is_protected_is_not_among_what_is_dragged_along(small_model: Path) -> None:
+    plan = plan_erasure(small_model, ["ink"], kind="style")
+    first, *_ = plan.concepts[0].drags
+    protect = [f"{first.kind}:{first.word}"]
+    after = plan_erasure(small_model, ["ink"], kind="style", protect=protect, settings=ROOMY)
+    assert first.change > 0
+    assert first.word not in {dragged.word for dragged in after.concepts[0].drags}
+
+
+def test_the_optimisation_is_foretold_to_take_longer(small_model: Path) -> None:
+    quick, slow = (
+        plan_erasure(small_model, ["ink"], method=method)  # type: ignore[arg-type]
+        for method in ("closed-form", "sepme")
+    )
+    assert slow.method == "sepme"
+    assert slow.expected_seconds > 5 * quick.expected_seconds
+
+
+def test_neighbours_are_of_the_concepts_kind_and_no_names_of_what_is_erased(
+    small_model: Path,
+) -> None:
+    recipe = Recipe((Item("cat", "object"), Item("Claude Monet", "style", ("sketch",))))
+    with open_checkpoint(small_model) as checkpoint:
+        network = StableDiffusion.of(checkpoint, torch.device("cpu"))
+        found = look_around(network, recipe, (), 300).neighbours
+    assert set(found["cat"]) <= set(vocabulary("object")) - {"cat"}
+    assert set(found["Claude Monet"]) <= set(vocabulary("style")) - {
+        *("Claude Monet", "pencil sketch")
+    }
+    assert all(len(words) > 150 for words in found.values())
+
+
+@pytest.mark.parametrize(
+    ("recipe", "names"),
+    [
+        (Recipe((Item("Monet", "style"), Item("Claude Monet", "style"))), ("Monet", "Claude")),
+        (Recipe((Item("cats", "object"),), protect=("object:cat",)), ("'cats'", "'cat'")),
+        (Recipe((Item("Monet", "style", like="Claude Monet"),)), ("act like",)),
+        (Recipe((Item("ink", aliases=("owls",)), Item("an owl"))), ("'owls'", "'an owl'")),
+    ],
+)
+def test_names_that_are_nearly_the_same_are_pointed_out(
+    small_model: Path, recipe: Recipe, names: tuple[str, ...]
+) -> None:
+    plan = plan_erasure(small_model, recipe=recipe, settings=ROOMY)
+    (warning,) = [w for w in plan.warnings if "nearly" in w]
+    assert all(name in warning for name in names)
+
+
+def test_so_is_what_a_known_patch_erases(small_model: Path, tmp_path: Path) -> None:
+    known = tmp_path / "known.sepme"
+    erase(small_model, ["Claude Monet"], kind="style", output=known, settings=ROOMY)
+    plan = plan_erasure(small_model, ["Monet"], kind="style", known=[known], settings=ROOMY)
+    assert any("a known patch erases" in warning for warning in plan.warnings)
+
+
+def test_distinct_names_are_not_pointed_out(small_model: Path) -> None:
+    plan = plan_erasure(small_model, ["Monet", "cat"], protect=["Dali", "dog"], settings=ROOMY)
+    assert not [warning for warning in plan.warnings if "nearly" in warning]
+
+
+def test_a_check_refuses_what_the_run_refuses(small_model: Path) -> None:
+    with pytest.raises(RefusedError):
+        plan_erasure(small_model, ["ink"], kind="style", protect=["ink"])
+    with pytest.raises(UsageError):
+        plan_erasure(small_model, ["ink", "Ink"])
+
+
+def test_the_vocabulary_has_every_word_once() -> None:
+    for kind in ("style", "object"):
+        words = vocabulary(kind)  # type: ignore[arg-type]
+        assert len({word.casefold() for word in words}) == len(words) > 150
+        assert all(word == word.strip() != "" for word in words)
