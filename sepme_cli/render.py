@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sepme_cli.operations.apply import ApplyResult
     from sepme_cli.operations.diff import DiffResult
     from sepme_cli.operations.erase import EraseResult
+    from sepme_cli.operations.evaluate import EvaluateResult
     from sepme_cli.operations.inspect import CheckpointInfo, InspectResult, PatchInfo
     from sepme_cli.operations.revert import RevertResult
     from sepme_cli.operations.sample import SampleResult
@@ -23,6 +24,7 @@ BASE_MATCHES = {
     "same-values": "the weights that the patch was made from, in another dtype",
     "family": "another model of the family",
 }
+_ROLES = {True: "erased", False: "NOT erased", None: "not judged"}
 #: A list longer than this is cut, unless the user asked for the whole.
 LISTED = 12
 
@@ -123,6 +125,34 @@ def sample(result: "SampleResult") -> RenderableType:
         ("pictures", _cell(result.images)),
         ("time", duration(result.seconds)),
     )
+
+
+def evaluate(result: "EvaluateResult") -> RenderableType:
+    """The concepts, one a row, the figures of all of them, and where the report is."""
+    table = _table("concept", "", "before", "after", "95%", "n", "pixels", "put back")
+    for name, concept in result.concepts.items():
+        _row(
+            table,
+            f"{name} ({concept.kind})",
+            _ROLES[concept.erased] if concept.role == "erased" else "retained",
+            _percent(concept.before),
+            _percent(concept.after),
+            _range(concept.interval),
+            concept.n,
+            f"{concept.pixel_distance:.1f}",
+            _percent(concept.restored.after) if concept.restored else None,
+        )
+    figures = _fields(
+        ("UA", _percent(result.ua) + "  of what was asked for and erased is gone"),
+        ("IRA", _percent(result.ira) + "  of what stays is recognised, of the same kind"),
+        ("CRA", _percent(result.cra) + "  of the other kind"),
+        ("H", _percent(result.harmonic_mean) + "  harmonic mean of the three"),
+        ("FID, KID", None if result.reference is None else str(result.reference)),
+        ("restored", "identical to the original" if result.restored_identical else "NOT identical"),
+        ("report", result.page),
+        ("time", duration(result.seconds)),
+    )
+    return Group(table, "", figures)
 
 
 def verify(result: "VerifyResult") -> RenderableType:
@@ -255,6 +285,14 @@ def _cell(value: str | float | None) -> str:
     if value is None:
         return "-"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.0%}"
+
+
+def _range(interval: tuple[float, float] | None) -> str | None:
+    return None if interval is None else f"{interval[0]:.0%} to {interval[1]:.0%}"
 
 
 def _count(number: int, noun: str) -> str:

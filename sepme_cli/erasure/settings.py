@@ -1,6 +1,7 @@
 """The hyper-parameters of erasing, with the defaults that `docs/results.md` argues for."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 
 
 @dataclass(frozen=True)
@@ -39,3 +40,9 @@ class Settings:
     def recorded(self) -> dict[str, int | float | str | bool | None]:
         """What a manifest keeps of them: all but the device, which decides nothing."""
         return {name: value for name, value in asdict(self).items() if name != "device"}
+
+    @classmethod
+    def allowed(cls) -> Mapping[str, type]:
+        """What a recipe may say of them, and of which type: of all but the device, which is the
+        machine's."""
+        return {f.name: type(f.default) for f in fields(cls) if f.name != "device"}

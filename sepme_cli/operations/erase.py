@@ -17,7 +17,7 @@ from sepme_cli import __version__
 from sepme_cli.checkpoints.boundary import reading, writing
 from sepme_cli.checkpoints.encoders import lend_text_encoders
 from sepme_cli.checkpoints.files import check_writable, new_file, only_writer, write_all
-from sepme_cli.checkpoints.reader import Checkpoint, open_checkpoint
+from sepme_cli.checkpoints.reader import open_checkpoint
 from sepme_cli.diffusion.devices import choose_device, choose_dtype
 from sepme_cli.diffusion.eraser import (
     Made,
@@ -31,8 +31,9 @@ from sepme_cli.diffusion.pictures import load_pictures
 from sepme_cli.erasure.concept import Protected, parse_word
 from sepme_cli.erasure.prompts import AsKind
 from sepme_cli.erasure.settings import Settings
-from sepme_cli.errors import MismatchError, RefusedError, UsageError
+from sepme_cli.errors import MismatchError, UsageError
 from sepme_cli.operations.apply import apply
+from sepme_cli.operations.matching import check_unpatched
 from sepme_cli.progress import SILENT, Progress
 
 MethodName = Literal["sepme", "closed-form"]
@@ -126,7 +127,7 @@ def erase(
             check_writable(path, 0, force=force)
     with ExitStack() as stack:
         checkpoint = stack.enter_context(open_checkpoint(model, progress))
-        _check_unpatched(checkpoint)
+        check_unpatched(checkpoint, "erase from its base, and apply both patches")
         lend_text_encoders(checkpoint, text_encoders, stack)
         network = StableDiffusion.of(
             checkpoint,
@@ -173,17 +174,6 @@ def erase(
         applied=None if apply_to is None else str(apply_to),
         warnings=tuple(warnings),
     )
-
-
-def _check_unpatched(checkpoint: Checkpoint) -> None:
-    if checkpoint.stack is not None:
-        raise RefusedError(
-            f"{checkpoint.path} has been patched already; erase from its base, and apply both "
-            "patches",
-            file=checkpoint.path,
-            expected="a checkpoint without patches",
-            found=", ".join(entry.concept for entry in checkpoint.stack.entries),
-        )
 
 
 def _made(
