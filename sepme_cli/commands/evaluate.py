@@ -149,7 +149,7 @@ def evaluate(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Judge what patches do: what is gone, what stays, what comes back.
+    """Judge what patches take out, what stays, what returns.
 
     MODEL is a Stable Diffusion checkpoint without patches; it is only read, and no patched copy
     is written. PATCH is a .sepme file or - for standard input. Pictures are drawn with the same

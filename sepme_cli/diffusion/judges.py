@@ -117,7 +117,7 @@ def transformers_judge(
 def vision_features(spec: str, device: Any) -> Callable[[Tensor], Tensor]:
     """What a vision model of transformers sees: pictures [n, 3, H, W] in [0, 1] to [n, d], fp64.
 
-    CLIP's image embedding, else the pooled output, else the mean over places.
+    CLIP's pooled output, of other models the mean over places: what some pool by is not trained.
     Raises UnsupportedError where the model cannot be had.
     """
     place = _folder(spec, "--features")
@@ -134,12 +134,12 @@ def vision_features(spec: str, device: Any) -> Callable[[Tensor], Tensor]:
 
 def _pooled(model: Any, inputs: Tensor) -> Tensor:
     """[n, d], fp64, on the CPU."""
-    out = model.vision_model(inputs) if hasattr(model, "vision_model") else model(inputs)
-    pooled = getattr(out, "pooler_output", None)
-    if pooled is None:
-        states = out.last_hidden_state
+    if hasattr(model, "vision_model"):
+        pooled: Tensor = model.vision_model(inputs).pooler_output
+    else:
+        states = model(inputs).last_hidden_state
         pooled = states.mean((2, 3) if states.dim() == 4 else 1)
-    return pooled.flatten(1).double().cpu()
+    return pooled.double().cpu()
 
 
 def _known(labels: Sequence[str], words: Sequence[str]) -> dict[str, str]:
@@ -152,14 +152,17 @@ def _known(labels: Sequence[str], words: Sequence[str]) -> dict[str, str]:
 def _folder(spec: str, option: str) -> Path:
     """Where a model's files are: a folder, or the hub's cache."""
     try:
-        return Path(cached_file(spec, "config.json", local_files_only=True)).parent
-    except (OSError, ValueError) as error:
+        found = cached_file(spec, "config.json", local_files_only=True)
+    except (OSError, ValueError):
+        found = None
+    if found is None:
         raise UnsupportedError(
             f"{option} {spec}: no model's folder, and not in the hub's cache; if it is a hub id, "
             f"fetch it first (hf download {spec})",
             expected="a folder with a model, or a hub id that was downloaded",
             found="neither",
-        ) from error
+        )
+    return Path(found).parent
 
 
 def _load(kind: Any, place: Path) -> Any:

@@ -185,8 +185,9 @@ def distance(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().mean())
 
 
-Rows = list[tuple[bool, bool]]
-"""For each picture, whether its word was recognised before and after."""
+Rows = dict[tuple[str, int, Kind], tuple[bool, bool]]
+"""For each prompt, seed and kind, whether its word was recognised before and after: a picture that
+two concepts ask for counts once."""
 
 
 def _figure(
@@ -199,11 +200,11 @@ def _figure(
 
 def _figure_rows(looked: Looked, kind: Kind, judge: Judge, *, unseen: bool = False) -> Rows:
     old, new = right(looked, looked.before, kind, judge), right(looked, looked.after, kind, judge)
-    return [
-        (was, now)
+    return {
+        (question.prompt, question.seed, kind): (was, now)
         for question, was, now in zip(looked.questions, old, new, strict=True)
         if was is not None and now is not None and (question.unseen or not unseen)
-    ]
+    }
 
 
 def right(looked: Looked, album: Album, kind: Kind, judge: Judge) -> list[bool | None]:
@@ -219,7 +220,7 @@ def right(looked: Looked, album: Album, kind: Kind, judge: Judge) -> list[bool |
 
 
 def _pooled(parts: Sequence[Rows]) -> Figure:
-    rows = [row for part in parts for row in part]
+    rows = {key: row for part in parts for key, row in part.items()}.values()
     if not rows:
         return Figure(None, None, 0, None)
     before = Proportion(sum(was for was, _ in rows), len(rows))

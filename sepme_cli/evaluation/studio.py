@@ -43,8 +43,11 @@ class Studio:
         drawing = gallery.drawing
         stay = [subject for subject in subjects if subject.role == "retained"]
         asked = {}
-        for subject in subjects:
+        for number, subject in enumerate(subjects):
             beside = [s.name for s in stay if s.kind == other(subject.kind)]
+            # Each starts with another companion: two of them rarely ask for the same picture.
+            start = number % len(beside) if beside else 0
+            beside = beside[start:] + beside[:start]
             asked[subject] = questions(subject, beside, drawing.pictures, drawing.seed)
         gone = [subject for subject in subjects if subject.role == "erased"]
         return cls(gallery, increments, asked, gone[: drawing.restore])
@@ -61,9 +64,9 @@ class Studio:
         seconds = self.gallery.seconds_a_picture() * count
         if seconds > _LONG:
             progress.say(
-                f"drawing {count} pictures is likely to take no more than {_minutes(seconds)}; fewer --pictures "
-                "or --steps, or a faster --device, make it shorter. It can be interrupted: the "
-                "same command goes on where it stopped"
+                f"drawing {count} pictures is likely to take no more than {_minutes(seconds)}; "
+                "fewer --pictures or --steps, or a faster --device, make it shorter. It can be "
+                "interrupted: the same command goes on where it stopped"
             )
         progress.stage("drawing", count)
         for state, batches in missing.items():

@@ -10,7 +10,7 @@ import pytest
 
 from tests.cli.conftest import Run
 
-COMMANDS = ("erase", "apply", "revert", "diff", "inspect", "verify", "sample")
+COMMANDS = ("erase", "apply", "revert", "diff", "inspect", "verify", "sample", "evaluate")
 HEAVY = {"torch", "numpy", "diffusers", "transformers", "PIL"}
 
 
