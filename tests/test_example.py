@@ -84,14 +84,14 @@ def test_evaluating_tells_a_patch_that_works_from_one_that_does_nothing(tmp_path
     idle.write_bytes(patch_bytes(replace(whole, increments=(still,))))
 
     line = ["--judge", "examples.emoji.judging:judge", "--report", report, "--retain", "noto"]
-    line += ["--retain", "cat", "--pictures", "6", "--steps", "12", "--guidance", "3"]
+    line += ["--retain", "rocket", "--pictures", "6", "--steps", "12", "--guidance", "3"]
     found = sepme("evaluate", MODEL, patch, *line)
-    ink, noto, cat = (found["concepts"][name] for name in ("ink", "noto", "cat"))
+    ink, noto, rocket = (found["concepts"][name] for name in ("ink", "noto", "rocket"))
     assert (ink["kind"], ink["before"], ink["erased"]) == ("style", 1.0, True)
     assert ink["interval"][1] < 0.5
     assert ink["restored"]["after"] == 1.0
     assert (noto["kind"], noto["after"], noto["erased"]) == ("style", 1.0, None)
-    assert (cat["kind"], cat["after"]) == ("object", 1.0)
+    assert (rocket["kind"], rocket["after"]) == ("object", 1.0)
     assert ink["pixel_distance"] > 20 > 2 > noto["pixel_distance"]
     assert found["restored_identical"]
 

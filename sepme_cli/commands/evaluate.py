@@ -16,6 +16,7 @@ from sepme_cli.commands.options import (
     TextEncoders,
     Tokenizer,
     Verbose,
+    command_line,
     output_for,
     sources,
 )
@@ -25,6 +26,7 @@ from sepme_cli.exit_status import ExitStatus
 
 
 def evaluate(
+    context: typer.Context,
     model: Model,
     patches: Annotated[list[Path], typer.Argument(metavar="PATCH", hidden=True)],
     judge: Annotated[
@@ -188,6 +190,7 @@ def evaluate(
             prediction=prediction,
             device=device,
             dtype=dtype,
+            command=command_line(context),
             force=force,
             progress=out.progress,
         )

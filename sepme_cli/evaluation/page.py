@@ -55,7 +55,7 @@ def page(report: Report) -> str:
 </section>
 <section>
 <h2>How it was made</h2>
-<pre><code>{escape(report.command)}</code></pre>
+{f"<pre><code>{escape(report.command)}</code></pre>" if report.command else ""}
 <dl>{_facts(report.facts)}</dl>
 </section>
 </body>
@@ -75,11 +75,11 @@ def verdict(concepts: Mapping[str, ConceptFigures]) -> str:
 
 def _lede(report: Report) -> str:
     kept = [c for c in report.concepts.values() if c.role == "retained"]
-    beside = f"Looked at beside it: {len(kept)} that must stay. " if kept else ""
+    beside = f"{len(kept)} neighbours that must stay were looked at too. " if kept else ""
     back = (
-        "With nothing of it left in, weights and pictures are the original's, bit for bit."
+        "Without the increments, weights and pictures are the original's, bit for bit."
         if report.restored_identical
-        else "With nothing of it left in, the original did NOT come back exactly."
+        else "Without the increments, the original did NOT come back exactly."
     )
     return beside + back
 
@@ -232,7 +232,7 @@ def _pair(looked: Looked) -> str:
 
 def _image(prompt: str, picture: Tensor) -> str:
     text = escape(prompt)
-    return f'<img src="{_data_uri(picture)}" alt="{text}" title="{text}">'
+    return f'<img src="{data_uri(picture)}" alt="{text}" title="{text}">'
 
 
 def _facts(facts: Sequence[tuple[str, str]]) -> str:
@@ -243,7 +243,7 @@ def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.0f}%"
 
 
-def _data_uri(picture: Tensor) -> str:
+def data_uri(picture: Tensor) -> str:
     """A picture [3, H, W] in [0, 1]: a small one as PNG, a large one made smaller, as JPEG."""
     drawn = Image.fromarray((picture.permute(1, 2, 0) * 255).round().byte().numpy())
     kind = "PNG" if max(drawn.size) <= _SIDE // 2 else "JPEG"

@@ -26,17 +26,17 @@ _OURS = {PICTURES, _SHEETS, PAGE, "report.json", "concepts.csv", "pictures.csv"}
 
 @dataclass(frozen=True)
 class Report:
-    """All that a report says. facts: what decides the figures, name and value. command: that
-    makes it again."""
+    """All that a report says. restored_identical: see `operations.evaluate`. command: that made
+    it. facts: what its figures hold for, name and value."""
 
-    command: str
-    facts: Sequence[tuple[str, str]]
-    summary: Summary
     concepts: Mapping[str, ConceptFigures]
-    looked: Sequence[Looked]
-    restored_identical: bool
+    summary: Summary
     reference: Reference | None
+    looked: Sequence[Looked]
     warnings: Sequence[str]
+    restored_identical: bool = False
+    command: str = ""
+    facts: Sequence[tuple[str, str]] = ()
 
 
 def check_folder(folder: Path, *, force: bool) -> None:

@@ -1,13 +1,10 @@
 """Judge what patches do to a checkpoint: what is gone, what stays, what comes back."""
 
-import json
-import shlex
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, fields
-from hashlib import sha256
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -15,7 +12,6 @@ from torch import Tensor
 
 from patch_spec.increment import Increment
 from patch_spec.text import slugify
-from sepme_cli import __version__
 from sepme_cli.checkpoints.encoders import lend_text_encoders
 from sepme_cli.checkpoints.files import only_writer
 from sepme_cli.checkpoints.patches import PatchFile, PatchSource, read_patch_file, select
@@ -25,9 +21,10 @@ from sepme_cli.diffusion.models import Prediction, StableDiffusion
 from sepme_cli.erasure.concept import parse_word
 from sepme_cli.erasure.prompts import AsKind, kind_told
 from sepme_cli.evaluation.distances import Measures, Reference
+from sepme_cli.evaluation.facts import facts_of, key_of
 from sepme_cli.evaluation.figures import ConceptFigures, Figure, Looked, concept_figures, summary
 from sepme_cli.evaluation.gallery import Gallery
-from sepme_cli.evaluation.judges import load_judge
+from sepme_cli.evaluation.judges import Judge, load_judge
 from sepme_cli.evaluation.page import page
 from sepme_cli.evaluation.protocol import Drawing, Subject
 from sepme_cli.evaluation.report import PAGE, Report, check_folder, make_folder, write_report
@@ -44,7 +41,7 @@ class EvaluateResult:
     harmonic_mean and the figures: see `evaluation.figures`. all_erased: every concept of the
     patches is. restored_identical: composed without the increments, the weights are the
     original's bytes, and so are the pictures. reference: against reference pictures. command:
-    that makes the report again. drawn: how many pictures this run drew.
+    that made the report, if it was one. drawn: how many pictures this run drew.
     """
 
     report: str
@@ -88,6 +85,7 @@ def evaluate(
     prediction: Prediction | None = None,
     device: str | None = None,
     dtype: str | None = None,
+    command: str = "",
     force: bool = False,
     progress: Progress = SILENT,
 ) -> EvaluateResult:
@@ -99,6 +97,7 @@ def evaluate(
     `recipe` protects or the judge knows if left out. kind: what the erased concepts are, where
     neither `recipe` nor the patch nor the judge tells. reference: a folder of pictures to tell
     FID and KID from, on what the vision model `features` sees. lpips: measure that too.
+    command: that the report is made by, to be said in it.
     Raises UsageError (no judge, a word both erased and retained), RefusedError (a model that is
     patched already), and what opening the checkpoint and the patches and writing raises.
     """
@@ -115,7 +114,6 @@ def evaluate(
         erased, kept, offered = _words(chosen, kind, retain, recipe)
         jury = load_judge(judge, [*erased, *(kept or offered)], where)
         subjects, doubts = choose_subjects(erased, kept, offered, jury)
-        progress.stage("reading the checkpoint")
         network = StableDiffusion.of(
             checkpoint,
             where,
@@ -124,31 +122,47 @@ def evaluate(
             tokenizer=tokenizer,
             progress=progress,
         )
+        progress.stage("reading the checkpoint")
         network.load()
-        facts = _facts(network, judge, files, drawing)
+        facts = facts_of(network, judge, files, drawing)
         same_weights = restores_weights(checkpoint)
         stack.enter_context(only_writer(report))
-        gallery = Gallery(make_folder(report), network, drawing, _key(network, facts))
+        gallery = Gallery(make_folder(report), network, drawing, key_of(network, facts))
         studio = Studio.plan(gallery, chosen, subjects)
         drawn = studio.draw(progress)
         looked = studio.look(jury, progress)
-        concepts = {
-            name: concept_figures(one, jury, network.encode_pictures, measures.perceptual)
-            for name, one in zip(_names(subjects), looked, strict=True)
-        }
-        made = Report(
-            command=_command(model, files, only, judge, subjects, report, drawing),
+        told = _report(looked, jury, network, measures, [*warnings, *doubts])
+        made = replace(
+            told,
+            command=command,
             facts=facts,
-            summary=summary(looked, jury),
-            concepts=concepts,
-            looked=looked,
             restored_identical=same_weights and studio.restores_pictures(),
-            reference=measures.compare(*_retained(looked)),
-            warnings=(*warnings, *doubts, *_weak(concepts)),
         )
         result = _result(report, model, files, made, drawn, time.monotonic() - started)
         write_report(report, made, page(made), asdict(result))
     return result
+
+
+def _report(
+    looked: Sequence[Looked],
+    judge: Judge,
+    network: StableDiffusion,
+    measures: Measures,
+    warnings: Sequence[str],
+) -> Report:
+    """The figures of what was drawn."""
+    names = _names([one.subject for one in looked])
+    concepts = {
+        name: concept_figures(one, judge, network.encode_pictures, measures.perceptual)
+        for name, one in zip(names, looked, strict=True)
+    }
+    return Report(
+        concepts=concepts,
+        summary=summary(looked, judge),
+        reference=measures.compare(*_retained(looked)),
+        looked=looked,
+        warnings=(*warnings, *_weak(concepts)),
+    )
 
 
 def _check(
@@ -208,70 +222,6 @@ def _weak(concepts: Mapping[str, ConceptFigures]) -> list[str]:
         for name, c in concepts.items()
         if c.role == "erased" and c.before is not None and c.before < 0.5
     ]
-
-
-def _facts(
-    network: StableDiffusion, judge: str, files: Sequence[PatchFile], drawing: Drawing
-) -> tuple[tuple[str, str], ...]:
-    """What the figures hold for."""
-    checkpoint = network.checkpoint
-    last = drawing.seed + drawing.pictures - 1
-    return (
-        ("model", f"{checkpoint.path.name}, {checkpoint.title}"),
-        ("sha-256 of its weights", _digest(checkpoint)),
-        *((f"patch {Path(file.name).name}", f"sha-256 {file.digest}") for file in files),
-        ("judge", judge),
-        ("pictures", f"{drawing.pictures} of each concept, seeds {drawing.seed} to {last}"),
-        (
-            "sampler",
-            f"DDIM, {drawing.steps} steps, guidance {drawing.guidance:g}, "
-            f"{drawing.size or network.picture_size} pixels, predicting {network.prediction}",
-        ),
-        ("computed on", f"{network.device.type}, {network.dtype}".replace("torch.", "")),
-        ("with", f"sepme {__version__}, torch {torch.__version__}"),
-    )
-
-
-def _digest(checkpoint: Checkpoint) -> str:
-    """SHA-256 of every network's tensors: of names, dtypes, shapes and bytes."""
-    digest = sha256()
-    for name in ("unet", "vae", *(stream.name for stream in checkpoint.family.streams)):
-        network = checkpoint.network(name)
-        for tensor, stored in network.tensors.items() if network else ():
-            digest.update(json.dumps([name, tensor, stored.dtype, stored.shape]).encode())
-            data = stored.file.read_range(stored.entry.begin, stored.entry.end, stored.name)
-            digest.update(data)
-    return digest.hexdigest()
-
-
-def _key(network: StableDiffusion, facts: Sequence[tuple[str, str]]) -> str:
-    """All that decides a picture beside the drawing, the increments, the prompt and the seed."""
-    decisive = dict(facts)
-    said = [decisive[name] for name in ("sha-256 of its weights", "computed on", "with")]
-    schedule = sha256(network.schedule.alphas_cumprod.numpy().tobytes()).hexdigest()
-    words = network.encoders[0].tokens(["a picture by Monet, 1899"]).tolist()
-    return json.dumps([said, network.prediction, schedule, words])
-
-
-def _command(
-    model: Path,
-    files: Sequence[PatchFile],
-    only: Sequence[str],
-    judge: str,
-    subjects: Sequence[Subject],
-    report: Path,
-    drawing: Drawing,
-) -> str:
-    """The command that makes the same report, with what was chosen by default said."""
-    words = ["sepme", "evaluate", str(model), *(file.name for file in files), "--judge", judge]
-    words += [word for concept in only for word in ("--only", concept)]
-    for subject in subjects:
-        if subject.role == "retained":
-            words += ["--retain", f"{subject.kind}:{subject.name}"]
-    for option, value in asdict(drawing).items():
-        if value is not None:
-            words += [f"--{option}", f"{value:g}" if isinstance(value, float) else str(value)]
-    return shlex.join([*words, "--report", str(report)])
 
 
 def _result(

@@ -1,24 +1,30 @@
 """Evaluating on a small model with random weights: what is drawn, kept, drawn again and written."""
 
 import csv
+import io
 import json
 import shutil
+from base64 import b64decode
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from patch_spec.container import patch_bytes, read_patch
 from sepme_cli.errors import SystemFailure
+from sepme_cli.evaluation.page import data_uri
 from sepme_cli.evaluation.protocol import Drawing
 from sepme_cli.operations.apply import apply
 from sepme_cli.operations.erase import erase
 from sepme_cli.operations.evaluate import EvaluateResult, evaluate
 from sepme_cli.operations.sample import sample
 from sepme_cli.progress import Progress
+from sepme_cli.recipe import Item, Recipe
+from tests.evaluation.test_judges import save_classifier
 from tests.small_model import save_small_model
 
 DRAWING = Drawing(pictures=3, steps=2, guidance=3.0)
@@ -48,6 +54,7 @@ def run(model: Path, patches: list[Path], report: Path, drawing: Drawing = DRAWI
         report=report,
         drawing=drawing,
         device="cpu",
+        command="sepme evaluate m.safetensors 'two words.sepme'",
         **options,
     )
 
@@ -95,7 +102,7 @@ def test_the_page_needs_nothing_else_and_has_every_picture(first: EvaluateResult
     assert all(link.startswith("data:image/png;base64,") for link in links.found)
     assert "url(" not in page
     assert "prefers-color-scheme: dark" in page
-    assert first.command.replace('"', "&quot;") in page
+    assert "sepme evaluate m.safetensors &#x27;two words.sepme&#x27;" in page
 
 
 def test_json_and_csv_say_the_same(first: EvaluateResult) -> None:
@@ -197,10 +204,51 @@ def test_a_patch_that_does_nothing_is_not_erased(
     nothing = replace(increment, shift=np.zeros_like(increment.shift))
     path = tmp_path / "nothing.sepme"
     path.write_bytes(patch_bytes(replace(whole, increments=(nothing,))))
-    found = run(model, [path], tmp_path / "report").concepts["Monet"]
-    assert found.erased is False
+    result = run(model, [path], tmp_path / "report")
+    found = result.concepts["Monet"]
+    assert (found.erased, result.all_erased) == (False, False)
     assert found.before == found.after
     assert (found.pixel_distance, found.latent_distance) == (0.0, 0.0)
+
+
+def test_a_recipe_says_what_is_what_and_what_to_look_at(
+    model: Path, patches: list[Path], tmp_path: Path
+) -> None:
+    with patches[1].open("rb") as file:
+        whole = read_patch(file)
+    (increment,) = whole.increments
+    bare = replace(increment, concept="nave", slug="nave", prompts=("nave",))
+    path = tmp_path / "nave.sepme"
+    path.write_bytes(patch_bytes(replace(whole, increments=(bare,))))
+    recipe = Recipe((Item("nave", "object"),), protect=("style:Klimt", "object:arch"))
+    found = run(model, [path], tmp_path / "report", recipe=recipe)
+    assert {n: c.kind for n, c in found.concepts.items()} == {
+        "nave": "object",
+        "Klimt": "style",
+        "arch": "object",
+    }
+    assert (found.concepts["nave"].n, found.concepts["nave"].erased) == (0, None)
+    assert any("knows no object 'nave'" in warning for warning in found.warnings)
+
+
+def test_references_are_compared_on_what_a_vision_model_sees(
+    model: Path, patches: list[Path], first: EvaluateResult, tmp_path: Path
+) -> None:
+    save_classifier(tmp_path / "vit")
+    folder = Path(first.report) / "pictures"
+    found = run(
+        model, patches, tmp_path / "report", reference=folder, features=str(tmp_path / "vit")
+    ).reference
+    assert found is not None
+    assert (found.pictures, found.references) == (2 * 3, len(list(folder.iterdir())))
+    assert found.fid_before > 0
+
+
+def test_the_page_holds_large_pictures_made_smaller() -> None:
+    for side, kind, shown in ((100, "png", 100), (640, "jpeg", 256)):
+        head, _, data = data_uri(torch.rand(3, side, side)).partition(",")
+        assert head == f"data:image/{kind};base64"
+        assert Image.open(io.BytesIO(b64decode(data))).size == (shown, shown)
 
 
 def test_what_is_not_ours_in_the_folder_stays(
