@@ -147,6 +147,7 @@ def evaluate(result: "EvaluateResult") -> RenderableType:
         ("IRA", _percent(result.ira) + "  of what stays is recognised, of the same kind"),
         ("CRA", _percent(result.cra) + "  of the other kind"),
         ("H", _percent(result.harmonic_mean) + "  harmonic mean of the three"),
+        ("beside", _percent(result.drawn_with_erased.after) + "  of what it was drawn with"),
         ("FID, KID", None if result.reference is None else str(result.reference)),
         ("restored", "identical to the original" if result.restored_identical else "NOT identical"),
         ("report", result.page),

@@ -15,6 +15,8 @@ from sepme_cli.evaluation.style import READING, STYLE
 
 _SIDE = 256
 """Pixels of a picture on the page at most; the report's folder has them whole."""
+_WIDE = 5.5
+"""Of a picture of an erased concept, at least, with what is to its left; in the text's units."""
 _KEPT = 8
 """How many pictures of a retained concept are on the page."""
 
@@ -70,7 +72,9 @@ def verdict(concepts: Mapping[str, ConceptFigures]) -> str:
         ((name, erased),) = meant.items()
         unjudged = f"whether {name} is erased cannot be told"
         return unjudged if erased is None else f"{name} is {'' if erased else 'not '}erased"
-    return f"{sum(map(bool, meant.values()))} of {len(meant)} concepts are erased"
+    count = sum(map(bool, meant.values()))
+    share = f"{count} of {len(meant)}" if count < len(meant) else f"all {count}"
+    return f"{share} concepts are erased"
 
 
 def _lede(report: Report) -> str:
@@ -90,7 +94,13 @@ def _tiles(report: Report) -> str:
         ("UA", _percent(s.ua), "unlearning accuracy", _beside(s.erased, inverted=True)),
         ("IRA", _percent(s.ira), "in-domain retention", _beside(s.retained_same_domain)),
         ("CRA", _percent(s.cra), "cross-domain retention", _beside(s.retained_other_domain)),
-        ("H", _percent(s.harmonic_mean), "harmonic mean", "of the three"),
+        (
+            "Beside",
+            _percent(s.drawn_with_erased.after),
+            "what it was drawn with",
+            _beside(s.drawn_with_erased),
+        ),
+        ("H", _percent(s.harmonic_mean), "harmonic mean", "of UA, IRA, CRA"),
         ("Restored", "same" if report.restored_identical else "differs", "as the original", ""),
     ]
     if r is not None:
@@ -194,8 +204,9 @@ def _strip(looked: Looked) -> str:
     body = "".join(
         f"<tr><th>{label}</th>{''.join(_cells(looked, album))}</tr>" for label, album in rows
     )
+    width = _WIDE * len(looked.questions)
     return f"""<h3>{escape(looked.subject.name)} <small>{looked.subject.kind}</small></h3>
-<div class="scroll"><table class="strip"><tbody>{body}</tbody>
+<div class="scroll"><table class="strip" style="min-width:{width:.0f}rem"><tbody>{body}</tbody>
 <tfoot><tr><th></th>{heads}</tr></tfoot></table></div>"""
 
 

@@ -66,7 +66,7 @@ td { font-variant-numeric: tabular-nums; }
 }
 .strip { width: 100%; table-layout: fixed; }
 .strip tr { border: 0; }
-.strip td { width: auto; min-width: 4.5rem; padding: .2rem; text-align: center; }
+.strip td { padding: .2rem; text-align: center; vertical-align: top; }
 .strip th:first-child { width: 4.6rem; }
 .strip th { padding: .2rem .7rem .2rem 0; color: var(--soft); font-size: .85rem; font-weight: 500; }
 .strip tfoot th {
@@ -74,7 +74,7 @@ td { font-variant-numeric: tabular-nums; }
   text-align: center; color: var(--ink); font-size: .75rem; line-height: 1.35; font-weight: 400;
 }
 .strip th span, .strip td small, .strip th small { display: block; }
-.strip td small { font-size: .72rem; line-height: 1.5; }
+.strip td small { font-size: .72rem; line-height: 1.4; white-space: normal; }
 .strip img {
   display: block; width: 100%; max-width: 9rem; margin: 0 auto; aspect-ratio: 1;
 }
@@ -82,7 +82,10 @@ img {
   object-fit: cover; background: var(--track); border-radius: .4rem;
   outline: 1px solid var(--line); outline-offset: -1px;
 }
-.kept { display: grid; grid-template-columns: repeat(auto-fill, minmax(30rem, 1fr)); gap: 1.4rem; }
+.kept {
+  display: grid; gap: 1.4rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(30rem, 100%), 1fr));
+}
 .kept figure { margin: 0; }
 .kept figcaption { margin-bottom: .3rem; font-weight: 600; }
 .kept small { color: var(--soft); font-weight: 400; }
@@ -110,7 +113,8 @@ the share after, the line in it its 95% interval (Wilson score), the tick the sh
 <p><b>UA</b>, <b>IRA</b> and <b>CRA</b> are those of UnlearnCanvas, each 100% at best. UA: of the
 pictures asked for with an erased concept, those in which it is not recognised. IRA and CRA: of
 the pictures asked for with none, those whose word is recognised, of the erased concepts' kind
-(style or object) and of the other kind.</p>
+(style or object) and of the other kind. <b>Beside</b>: of the pictures asked for with an erased
+concept, those whose other word is recognised; an object drawn in an erased style should stay.</p>
 <p><b>pixels</b>: the mean absolute difference between before and after, of 255. <b>latents</b>:
 the same of the VAE's latents. What was erased should have moved; what stays should not have.</p>
 <p>What this does not show: other judges, other phrasings, and whether light fine-tuning or a
