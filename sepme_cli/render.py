@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sepme_cli.operations.apply import ApplyResult
     from sepme_cli.operations.diff import DiffResult
     from sepme_cli.operations.erase import EraseResult
+    from sepme_cli.operations.evaluate import EvaluateResult
     from sepme_cli.operations.inspect import CheckpointInfo, InspectResult, PatchInfo
     from sepme_cli.operations.recipes import InitResult, RecipeInfo
     from sepme_cli.operations.revert import RevertResult
@@ -25,6 +26,7 @@ BASE_MATCHES = {
     "same-values": "the weights that the patch was made from, in another dtype",
     "family": "another model of the family",
 }
+_ROLES = {True: "erased", False: "NOT erased", None: "not judged"}
 #: A list longer than this is cut, unless the user asked for the whole.
 LISTED = 12
 
@@ -126,6 +128,35 @@ def sample(result: "SampleResult") -> RenderableType:
         ("pictures", cell_text(result.images)),
         ("time", duration(result.seconds)),
     )
+
+
+def evaluate(result: "EvaluateResult") -> RenderableType:
+    """The concepts, one a row, the figures of all of them, and where the report is."""
+    table = new_table("concept", "", "before", "after", "95%", "n", "pixels", "put back")
+    for name, concept in result.concepts.items():
+        add_row(
+            table,
+            f"{name} ({concept.kind})",
+            _ROLES[concept.erased] if concept.role == "erased" else "retained",
+            _percent(concept.before),
+            _percent(concept.after),
+            _range(concept.interval),
+            concept.n,
+            f"{concept.pixel_distance:.1f}",
+            _percent(concept.restored.after) if concept.restored else None,
+        )
+    figures = fields(
+        ("UA", _percent(result.ua) + "  of what was asked for and erased is gone"),
+        ("IRA", _percent(result.ira) + "  of what stays is recognised, of the same kind"),
+        ("CRA", _percent(result.cra) + "  of the other kind"),
+        ("H", _percent(result.harmonic_mean) + "  harmonic mean of the three"),
+        ("beside", _percent(result.drawn_with_erased.after) + "  of what it was drawn with"),
+        ("FID, KID", None if result.reference is None else str(result.reference)),
+        ("restored", "identical to the original" if result.restored_identical else "NOT identical"),
+        ("report", result.page),
+        ("time", duration(result.seconds)),
+    )
+    return Group(table, "", figures)
 
 
 def verify(result: "VerifyResult") -> RenderableType:
@@ -252,3 +283,11 @@ def _patch(result: "PatchInfo", whole: bool) -> RenderableType:
         "",
         table,
     )
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.0%}"
+
+
+def _range(interval: tuple[float, float] | None) -> str | None:
+    return None if interval is None else f"{interval[0]:.0%} to {interval[1]:.0%}"

@@ -7,12 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from examples.emoji.canvas import OBJECTS, STYLES
 from examples.emoji.judging import Caption, Verdict, all_pairs, verdict
 from examples.emoji.networks import load_judge
+from patch_spec.container import patch_bytes, read_patch
 from sepme_cli.checkpoints.reader import open_checkpoint
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.sampler import draw_pictures
@@ -79,6 +81,36 @@ def test_a_style_is_drawn_as_what_it_should_act_like(tmp_path: Path) -> None:
     drawn = judged(clean, [replace(caption, style=noto) for caption in INK])
     assert drawn.style.float().mean() >= 0.9
     assert drawn.object.float().mean() >= 0.9
+
+
+def test_evaluating_tells_a_patch_that_works_from_one_that_does_nothing(tmp_path: Path) -> None:
+    patch, idle, report = (tmp_path / name for name in ("ink.sepme", "idle.sepme", "report"))
+    names = [f"style:{s}" for s in STYLES if s != "ink"] + [f"object:{o}" for o in OBJECTS]
+    protect = [word for name in names for word in ("--protect", name)]
+    sepme("erase", MODEL, "--concept", "ink", "-o", patch, *protect)
+    with patch.open("rb") as file:
+        whole = read_patch(file)
+    (increment,) = whole.increments
+    still = replace(increment, shift=np.zeros_like(increment.shift))
+    idle.write_bytes(patch_bytes(replace(whole, increments=(still,))))
+
+    line = ["--judge", "examples.emoji.judging:judge", "--report", report, "--retain", "noto"]
+    line += ["--retain", "rocket", "--pictures", "6", "--steps", "12", "--guidance", "3"]
+    found = sepme("evaluate", MODEL, patch, *line)
+    ink, noto, rocket = (found["concepts"][name] for name in ("ink", "noto", "rocket"))
+    assert (ink["kind"], ink["before"], ink["erased"]) == ("style", 1.0, True)
+    assert ink["interval"][1] < 0.5
+    assert ink["restored"]["after"] == 1.0
+    assert (noto["kind"], noto["after"], noto["erased"]) == ("style", 1.0, None)
+    assert (rocket["kind"], rocket["after"]) == ("object", 1.0)
+    assert ink["pixel_distance"] > 20 > 2 > noto["pixel_distance"]
+    assert found["restored_identical"]
+
+    nothing = sepme("evaluate", MODEL, idle, *line, "--force")
+    assert nothing["drawn"] < found["drawn"]  # the original's pictures are still there
+    assert nothing["concepts"]["ink"]["erased"] is False
+    assert nothing["concepts"]["ink"]["pixel_distance"] == 0.0
+    assert not nothing["all_erased"]
 
 
 def test_a_pipe_gives_what_files_give(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The networks of the canvas: a scaled-down Stable Diffusion 1.x and its judge."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
@@ -101,7 +102,10 @@ class Judge(nn.Module):
         return self.style(features), self.object(features)
 
 
-def load_judge(path: str = "examples/emoji-judge.safetensors") -> Judge:
+WEIGHTS = str(Path(__file__).parent.parent / "emoji-judge.safetensors")
+
+
+def load_judge(path: str = WEIGHTS) -> Judge:
     from safetensors.torch import load_file
 
     judge = Judge()

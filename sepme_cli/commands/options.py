@@ -1,5 +1,6 @@
 """The options that several commands share, and how `-` is understood."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, BinaryIO, Literal
@@ -123,6 +124,21 @@ def target(output: Path | None, *, in_place: bool, needed: bool = True) -> Path 
     if output is None and needed and not in_place:
         raise UsageError("give -o FILE for the new checkpoint, or --in-place to change MODEL")
     return None if output is None else destination(output)
+
+
+def command_line(context: typer.Context) -> str:
+    """The command line that says the same: what was given, without how it was to be shown."""
+    words = context.command_path.split()
+    for parameter in context.command.params:
+        value = context.params.get(parameter.name or "")
+        values = value if isinstance(value, list | tuple) else [value]
+        given = value is not None and value is not False and value != parameter.default
+        if not given or parameter.name in ("as_json", "quiet", "verbose", "force"):
+            continue
+        for each in values:
+            named = [] if parameter.param_type_name == "argument" else [parameter.opts[0]]
+            words += [*named, *([] if each is True else [str(each)])]
+    return shlex.join(words)
 
 
 def source(patch: Path) -> Path | BinaryIO:

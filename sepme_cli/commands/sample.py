@@ -82,7 +82,7 @@ def sample(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Draw pictures with MODEL, or with MODEL as patches would make it.
+    """Draw pictures with MODEL, or with what patches make of it.
 
     MODEL is a Stable Diffusion checkpoint; it is only read.
 

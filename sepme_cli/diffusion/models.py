@@ -102,6 +102,11 @@ class StableDiffusion:
     def vae(self) -> AutoencoderKL:
         return load_vae(self.checkpoint, self.dtype).to(self.device)
 
+    def load(self) -> None:
+        """Load everything that drawing needs; UnsupportedError where that is not all there."""
+        self.condition([""])
+        _ = self.unet, self.vae
+
     @cached_property
     def schedule(self) -> DDIMScheduler:
         """Of noise; whatever the UNet predicts, `predict` gives epsilon."""

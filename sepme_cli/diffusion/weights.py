@@ -1,6 +1,6 @@
 """Tensors of an open checkpoint as torch has them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -11,7 +11,9 @@ from torch import Tensor
 
 from sepme_cli.checkpoints.dtypes import NAMES
 from sepme_cli.checkpoints.networks import Network
+from sepme_cli.checkpoints.reader import Checkpoint
 from sepme_cli.checkpoints.text_encoders import transformers_name, unfused
+from sepme_cli.increments import Scaled, compose
 
 
 def to_torch(values: npt.NDArray[Any], dtype: torch.dtype) -> Tensor:
@@ -66,3 +68,12 @@ def count_layers(names: Mapping[str, object]) -> int:
     """How many transformer layers a text encoder with these tensors has."""
     layers = [int(name.split(".")[2]) for name in names if name.startswith("encoder.layers.")]
     return max(layers, default=-1) + 1
+
+
+def patched_weights(checkpoint: Checkpoint, stack: Sequence[Scaled]) -> dict[str, Tensor]:
+    """The targets' weights [out, d] with increments added, in fp32, rounded as `apply` stores
+    them."""
+    return {
+        target.name: to_torch(compose(target.read(), stack, target.name), torch.float32)
+        for target in checkpoint.targets
+    }

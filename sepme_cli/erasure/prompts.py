@@ -7,7 +7,7 @@ what makes a representation concept-irrelevant (method, "G-CiRs").
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from math import lcm
 from typing import Literal
@@ -84,6 +84,19 @@ def other(kind: Kind) -> Kind:
 def kinds(kind: AsKind) -> tuple[Kind, ...]:
     """The kinds a concept may be of."""
     return ("style", "object") if kind == "any" else (kind,)
+
+
+def kind_told(concept: str, prompts: Collection[str]) -> AsKind:
+    """What a concept is, as the prompts that were made to stand for it tell; "any" if they do not.
+
+    The bare word stands for either.
+    """
+    told = [
+        kind
+        for kind in kinds("any")
+        if any(_fill(text, concept) in prompts for text, _ in _ALONE[kind][1:])
+    ]
+    return told[0] if len(told) == 1 else "any"
 
 
 def phrases(concept: str, kind: AsKind, companions: Sequence[str] = ()) -> tuple[Phrase, ...]:

@@ -1,150 +1,178 @@
 """The figures of a report, by the field's names.
 
-UA, IRA and CRA are UnlearnCanvas' (Zhang et al. 2024): unlearning accuracy, the share of pictures
-asked for with an erased concept that do not show it; in-domain retention, the share asked for
-without one that show what they name of the same kind; cross-domain retention, of the other kind.
+UA, IRA and CRA are UnlearnCanvas' (Zhang et al. 2024), each 1 at best: unlearning accuracy, the
+share of pictures asked for with an erased concept in which it is not recognised; in-domain
+retention, the share of those asked for without one whose word of the same kind is recognised; and
+cross-domain retention, of the other kind.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
+from patch_spec.text import slugify
 from sepme_cli.erasure.prompts import Kind, kinds, other
 from sepme_cli.evaluation.intervals import Proportion
-from sepme_cli.evaluation.judges import Judge
+from sepme_cli.evaluation.judges import Judge, knows
 from sepme_cli.evaluation.protocol import Question, Role, Subject
+
+Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Share:
-    """A share of judged pictures, with its 95% Wilson interval; None where there were none."""
+class Figure:
+    """How often something is recognised, of n pictures under each weights; None of no pictures.
 
-    value: float | None
-    hits: int
+    before, after: with the original and with the patched weights. interval: of after, 95% Wilson.
+    """
+
+    before: float | None
+    after: float | None
     n: int
-    interval: tuple[float, float] | None
+    interval: Interval | None
 
-    @classmethod
-    def of(cls, right: Tensor) -> "Share":
-        """right: bool [n]."""
-        if not len(right):
-            return cls(None, 0, 0, None)
-        found = Proportion(int(right.sum()), len(right))
-        return cls(found.share, found.hits, found.n, found.interval)
+
+@dataclass(frozen=True)
+class Restored:
+    """One concept put back while the others stay out: as `Figure`, and how far its pictures are
+    from the original's (mean |difference| of 255)."""
+
+    after: float | None
+    n: int
+    interval: Interval | None
+    pixel_distance: float
 
 
 @dataclass(frozen=True)
 class ConceptFigures:
-    """One concept. before, after: how often it is recognised where it is asked for, with the
-    original and with the patched weights; unseen: after, in phrasings that erasing never sees.
-    interval: of after. pixel_distance: mean |after - before| of 255."""
+    """One concept, asked for in n pictures; see `Figure` for before, after, n and interval.
+
+    unseen: of the pictures asked for in phrasings that erasing never sees. erased: whether it is;
+    None where it was not meant to be, or cannot be judged. pixel_distance: mean |after - before|
+    of 255. latent_distance: the same of the VAE's latents. perceptual_distance: LPIPS.
+    restored: None where that was not tried.
+    """
 
     kind: Kind
     role: Role
     before: float | None
     after: float | None
     n: int
-    interval: tuple[float, float] | None
-    unseen: Share
+    interval: Interval | None
+    unseen: Figure
     erased: bool | None
     pixel_distance: float
+    latent_distance: float
+    perceptual_distance: float | None
+    restored: Restored | None
 
 
 @dataclass(frozen=True)
-class Judged:
-    """Pictures of the questions under one set of weights, and what the judge recognised: for each
-    kind that it judges, bool [n]."""
+class Album:
+    """One concept's pictures [n, 3, H, W] under some weights, in the order of its questions.
 
-    pictures: Tensor
-    right: Mapping[Kind, Tensor]
-
-
-def judged(judge: Judge, pictures: Tensor, questions: Sequence[Question]) -> Judged:
-    """Hold pictures against what they were asked to show."""
-    right: dict[Kind, Tensor] = {}
-    for kind in kinds("any"):
-        known = set(judge.labels(kind))
-        asked = [question.word(kind) for question in questions]
-        if known & set(asked):
-            found = judge.recognise(pictures, kind)
-            right[kind] = torch.tensor([a == f for a, f in zip(asked, found, strict=True)])
-    return Judged(pictures, right)
-
-
-def concept_figures(
-    subject: Subject, questions: Sequence[Question], before: Judged, after: Judged, judge: Judge
-) -> ConceptFigures:
-    """What became of one concept, of all questions that name it.
-
-    It counts as erased where the interval of after lies below that of before.
+    recognised: of each kind that is judged, the label of every picture.
     """
-    asked = torch.tensor([question.names(subject.name) for question in questions])
-    new = asked & torch.tensor([question.unseen for question in questions])
-    nothing = torch.zeros(len(questions), dtype=torch.bool)
-    knows = subject.kind in before.right and subject.name in judge.labels(subject.kind)
-    counted = asked if knows else nothing
-    old, now, unseen = (
-        Share.of(where.right[subject.kind][mask]) if knows else Share.of(nothing[:0])
-        for where, mask in ((before, counted), (after, counted & ~new), (after, counted & new))
-    )
-    every = Share.of(after.right[subject.kind][counted]) if knows else Share.of(nothing[:0])
-    gone = None
-    if subject.role == "erased" and every.interval is not None and old.interval is not None:
-        gone = every.interval[1] < old.interval[0]
-    return ConceptFigures(
-        subject.kind,
-        subject.role,
-        old.value,
-        now.value if now.value is not None else every.value,
-        every.n,
-        every.interval,
-        unseen,
-        gone,
-        distance(before.pictures[asked], after.pictures[asked]),
-    )
+
+    pictures: Tensor = field(repr=False)
+    recognised: Mapping[Kind, Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Looked:
+    """A concept, what was asked, and what was drawn. restored: with only this concept put back."""
+
+    subject: Subject
+    questions: Sequence[Question]
+    before: Album
+    after: Album
+    restored: Album | None
 
 
 @dataclass(frozen=True)
 class Summary:
-    """All concepts together; see the module. drawn_with_erased: the other kind, in pictures that
-    were asked for with an erased concept. harmonic_mean: of UA, IRA and CRA, those there are."""
+    """All concepts together; see the module.
 
-    ua: Share
-    ira: Share
-    cra: Share
-    drawn_with_erased: Share
+    erased, retained_same_domain, retained_other_domain: accuracies, of which UA, IRA and CRA are
+    made. drawn_with_erased: the other kind, in pictures asked for with an erased concept.
+    harmonic_mean: of UA, IRA and CRA, of those there are.
+    """
+
+    erased: Figure
+    retained_same_domain: Figure
+    retained_other_domain: Figure
+    drawn_with_erased: Figure
+    ua: float | None
+    ira: float | None
+    cra: float | None
     harmonic_mean: float | None
 
 
-def summary(
-    subjects: Sequence[Subject], questions: Sequence[Question], after: Judged, judge: Judge
-) -> Summary:
-    """The figures over all questions."""
-    erased = [subject for subject in subjects if subject.role == "erased"]
-    kinds_erased = {subject.kind for subject in erased}
-    gone = torch.tensor([any(q.names(s.name) for s in erased) for q in questions])
-    lists: dict[str, list[Tensor]] = {name: [] for name in ("ua", "ira", "cra", "with")}
-    for kind, right in after.right.items():
-        known = torch.tensor([q.word(kind) in judge.labels(kind) for q in questions])
-        same = [s for s in erased if s.kind == kind]
-        own = torch.tensor([any(q.names(s.name) for s in same) for q in questions])
-        lists["ua"].append(~right[own & known])
-        if kind in kinds_erased:
-            lists["ira"].append(right[~gone & known])
-        if other(kind) in kinds_erased:
-            lists["cra"].append(right[~gone & known])
-            beside = gone & ~own & known
-            lists["with"].append(right[beside])
-    ua, ira, cra, beside_erased = (
-        Share.of(torch.cat(found) if found else torch.zeros(0, dtype=torch.bool))
-        for found in lists.values()
+def album(judge: Judge, pictures: Tensor) -> Album:
+    """Pictures with what the judge takes them for."""
+    judged = [kind for kind in kinds("any") if judge.labels(kind)]
+    return Album(pictures, {kind: tuple(judge.recognise(pictures, kind)) for kind in judged})
+
+
+def concept_figures(
+    looked: Looked,
+    judge: Judge,
+    latents: Callable[[Tensor], Tensor],
+    perceptual: Callable[[Tensor, Tensor], float] | None = None,
+) -> ConceptFigures:
+    """What became of one concept. latents: of pictures. perceptual: LPIPS of two sets of them."""
+    subject, before, after = looked.subject, looked.before, looked.after
+    whole = _figure([looked], [subject.kind], judge)
+    return ConceptFigures(
+        kind=subject.kind,
+        role=subject.role,
+        before=whole.before,
+        after=whole.after,
+        n=whole.n,
+        interval=whole.interval,
+        unseen=_figure([looked], [subject.kind], judge, unseen=True),
+        erased=is_erased(whole) if subject.role == "erased" else None,
+        pixel_distance=255 * distance(before.pictures, after.pictures),
+        latent_distance=distance(latents(before.pictures), latents(after.pictures)),
+        perceptual_distance=perceptual(before.pictures, after.pictures) if perceptual else None,
+        restored=_restored(looked, judge),
     )
-    return Summary(ua, ira, cra, beside_erased, harmonic_mean([ua.value, ira.value, cra.value]))
 
 
-def harmonic_mean(values: Sequence[float | None]) -> float | None:
+def is_erased(figure: Figure) -> bool | None:
+    """Whether a concept is recognised less than half as often as before, at 95% confidence.
+
+    That is, the interval of after lies below one half of before. None of no pictures.
+    """
+    if figure.before is None or figure.interval is None:
+        return None
+    return figure.interval[1] < figure.before / 2
+
+
+def summary(everything: Sequence[Looked], judge: Judge) -> Summary:
+    """The figures of all concepts together, each picture counting once for each kind erased."""
+    erased = [looked for looked in everything if looked.subject.role == "erased"]
+    retained = [looked for looked in everything if looked.subject.role == "retained"]
+    same = tuple(dict.fromkeys(looked.subject.kind for looked in erased))
+    gone = _pooled([_figure_rows(looked, looked.subject.kind, judge) for looked in erased])
+    beside = _pooled([_figure_rows(looked, other(looked.subject.kind), judge) for looked in erased])
+    in_domain = _figure(retained, same, judge)
+    cross_domain = _figure(retained, [other(kind) for kind in same], judge)
+    ua = None if gone.after is None else 1 - gone.after
+    return Summary(
+        gone,
+        in_domain,
+        cross_domain,
+        beside,
+        ua,
+        in_domain.after,
+        cross_domain.after,
+        harmonic_mean([ua, in_domain.after, cross_domain.after]),
+    )
+
+
+def harmonic_mean(values: Iterable[float | None]) -> float | None:
     """Of the values there are; 0 if one of them is."""
     known = [value for value in values if value is not None]
     if not known:
@@ -153,5 +181,62 @@ def harmonic_mean(values: Sequence[float | None]) -> float | None:
 
 
 def distance(a: Tensor, b: Tensor) -> float:
-    """Mean |a - b| of pictures in [0, 1], in units of 1/255; 0 of none."""
-    return float((a - b).abs().mean() * 255) if len(a) else 0.0
+    """Mean |a - b|."""
+    return float((a - b).abs().mean())
+
+
+Rows = dict[tuple[str, int, Kind], tuple[bool, bool]]
+"""For each prompt, seed and kind, whether its word was recognised before and after: a picture that
+two concepts ask for counts once."""
+
+
+def _figure(
+    looked: Sequence[Looked], asked: Sequence[Kind], judge: Judge, *, unseen: bool = False
+) -> Figure:
+    return _pooled(
+        [_figure_rows(one, kind, judge, unseen=unseen) for one in looked for kind in asked]
+    )
+
+
+def _figure_rows(looked: Looked, kind: Kind, judge: Judge, *, unseen: bool = False) -> Rows:
+    old, new = right(looked, looked.before, kind, judge), right(looked, looked.after, kind, judge)
+    return {
+        (question.prompt, question.seed, kind): (was, now)
+        for question, was, now in zip(looked.questions, old, new, strict=True)
+        if was is not None and now is not None and (question.unseen or not unseen)
+    }
+
+
+def right(looked: Looked, album: Album, kind: Kind, judge: Judge) -> list[bool | None]:
+    """Whether each picture shows what it was asked to; None where the judge cannot tell."""
+    labels = album.recognised.get(kind)
+    if labels is None:
+        return [None] * len(looked.questions)
+    words = {word: knows(judge, word, kind) for word in {q.word(kind) for q in looked.questions}}
+    return [
+        slugify(question.word(kind)) == slugify(label) if words[question.word(kind)] else None
+        for question, label in zip(looked.questions, labels, strict=True)
+    ]
+
+
+def _pooled(parts: Sequence[Rows]) -> Figure:
+    rows = {key: row for part in parts for key, row in part.items()}.values()
+    if not rows:
+        return Figure(None, None, 0, None)
+    before = Proportion(sum(was for was, _ in rows), len(rows))
+    after = Proportion(sum(now for _, now in rows), len(rows))
+    return Figure(before.share, after.share, after.n, after.interval)
+
+
+def _restored(looked: Looked, judge: Judge) -> Restored | None:
+    if looked.restored is None:
+        return None
+    found = right(looked, looked.restored, looked.subject.kind, judge)
+    known = [value for value in found if value is not None]
+    hits = Proportion(sum(known), len(known)) if known else None
+    return Restored(
+        hits.share if hits else None,
+        len(known),
+        hits.interval if hits else None,
+        255 * distance(looked.before.pictures, looked.restored.pictures),
+    )

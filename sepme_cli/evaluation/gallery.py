@@ -1,11 +1,13 @@
 """Pictures of a model under different weights, drawn once and kept.
 
 A picture's name is made of everything that decides it, so that a run that was cut short goes on
-where it stopped, and one with other settings draws anew.
+where it stopped, and one with other settings draws anew. Pictures are always drawn in the same
+batches, for how many are drawn together shows in the last bits of each.
 """
 
 import io
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -18,62 +20,80 @@ from torch import Tensor
 
 from sepme_cli.checkpoints.files import new_file, write_all
 from sepme_cli.diffusion.models import StableDiffusion
-from sepme_cli.diffusion.sampler import draw_pictures
-from sepme_cli.evaluation.protocol import Question
+from sepme_cli.diffusion.sampler import draw_latents, draw_pictures, initial_noise
+from sepme_cli.evaluation.protocol import Drawing, Question
 
-_BATCH = 16
+BATCH = 8
 
 
 @dataclass(frozen=True)
 class State:
-    """Weights that pictures are drawn with. name: what decides them. weights: those replaced."""
+    """Weights that pictures are drawn with. name: what decides them. weights: makes those that
+    are replaced, by target."""
 
     name: str
-    weights: Mapping[str, Tensor] = field(repr=False)
+    weights: Callable[[], Mapping[str, Tensor]] = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """A folder of pictures. settings: all that decides them but prompt, seed and weights."""
+    """A folder of pictures. settings: what decides them, beside what the drawing says and
+    weights, prompt and seed."""
 
     folder: Path
     model: StableDiffusion = field(repr=False)
-    steps: int
-    guidance: float
-    size: int | None
+    drawing: Drawing
     settings: str
 
-    def pictures(
-        self,
-        state: State,
-        questions: Sequence[Question],
-        advance: Callable[[int], None] = lambda count: None,
-    ) -> Tensor:
-        """One picture for each question [n, 3, H, W] in [0, 1], as PNG keeps it: 8 bits."""
-        paths = [self.path(state, question) for question in questions]
-        missing = [i for i, path in enumerate(paths) if not path.exists()]
-        advance(len(questions) - len(missing))
-        with self.model.with_weights(state.weights):
-            for at in range(0, len(missing), _BATCH):
-                part = missing[at : at + _BATCH]
+    def missing(self, state: State, questions: Sequence[Question]) -> list[tuple[Question, ...]]:
+        """The batches of which a picture is not there, or damaged."""
+        batches = [tuple(questions[at : at + BATCH]) for at in range(0, len(questions), BATCH)]
+        return [
+            batch
+            for batch in batches
+            if any(_load(self.path(state, question)) is None for question in batch)
+        ]
+
+    def draw(
+        self, state: State, batches: Sequence[Sequence[Question]], advance: Callable[[int], None]
+    ) -> None:
+        """Draw and keep one picture for each question."""
+        with self.model.with_weights(state.weights()):
+            for batch in batches:
                 drawn = draw_pictures(
                     self.model,
-                    [questions[i].prompt for i in part],
-                    [questions[i].seed for i in part],
-                    steps=self.steps,
-                    guidance=self.guidance,
-                    size=self.size,
-                    batch=_BATCH,
+                    [question.prompt for question in batch],
+                    [question.seed for question in batch],
+                    steps=self.drawing.steps,
+                    guidance=self.drawing.guidance,
+                    size=self.drawing.size,
+                    batch=BATCH,
                 )
-                for i, picture in zip(part, drawn, strict=True):
-                    _save(picture, paths[i])
-                advance(len(part))
-        return torch.stack([_load(path) for path in paths])
+                for question, picture in zip(batch, drawn, strict=True):
+                    _save(picture, self.path(state, question))
+                advance(len(batch))
+
+    def pictures(self, state: State, questions: Sequence[Question]) -> Tensor:
+        """One picture for each question [n, 3, H, W] in [0, 1], as PNG keeps it: 8 bits."""
+        found = [_load(self.path(state, question)) for question in questions]
+        return torch.stack([picture for picture in found if picture is not None])
 
     def path(self, state: State, question: Question) -> Path:
         """The file of a picture."""
-        said = [self.settings, state.name, question.prompt, question.seed]
+        drawing = (self.drawing.steps, self.drawing.guidance, self.drawing.size)
+        said = [self.settings, *drawing, state.name, question.prompt, question.seed]
         return self.folder / f"{sha256(json.dumps(said).encode()).hexdigest()[:24]}.png"
+
+    def seconds_a_picture(self) -> float:
+        """About how long one takes, from one step and one decoding after a first to warm up."""
+        asked = self.model.condition(["a picture"])
+        noise = initial_noise(self.model.latent_shape(self.drawing.size), [0])
+        for _ in range(2):
+            started = time.monotonic()
+            latents = draw_latents(self.model, asked, noise, blank=asked, steps=1)
+            drawn = time.monotonic()
+        self.model.decode(latents)
+        return (drawn - started) * self.drawing.steps + time.monotonic() - drawn
 
 
 def _save(picture: Tensor, path: Path) -> None:
@@ -85,7 +105,13 @@ def _save(picture: Tensor, path: Path) -> None:
         write_all(descriptor, data, 0)
 
 
-def _load(path: Path) -> Tensor:
-    with Image.open(path) as picture:
-        pixels = np.asarray(picture.convert("RGB")).copy()
+def _load(path: Path) -> Tensor | None:
+    """The picture of a file; None if it is not there, or not whole."""
+    try:
+        with Image.open(path) as picture:
+            picture.verify()  # the checksums; a picture that was verified must be opened anew
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture.convert("RGB")).copy()
+    except (OSError, SyntaxError, ValueError):
+        return None
     return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255

@@ -23,7 +23,9 @@ class Proportion:
         p, n = self.share, self.n
         centre = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
         half = _Z / (1 + _Z**2 / n) * sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
-        return max(0.0, centre - half), min(1.0, centre + half)
+        # Exact at the ends, where the formula is so but for rounding.
+        low = centre - half if self.hits else 0.0
+        return low, centre + half if self.hits < n else 1.0
 
     def __add__(self, other: "Proportion") -> "Proportion":
         return Proportion(self.hits + other.hits, self.n + other.n)

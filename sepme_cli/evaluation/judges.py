@@ -1,13 +1,16 @@
 """Who says what a picture shows."""
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from sepme_cli.erasure.prompts import Kind
+from patch_spec.text import slugify
+from sepme_cli.erasure.prompts import COMPANIONS, AsKind, Kind, kinds, other
 from sepme_cli.errors import UsageError
 
 
@@ -24,17 +27,17 @@ class Judge(Protocol):
         ...
 
 
-def load_judge(
-    spec: str,
-    names: Mapping[Kind, Sequence[str]],
-    labels: Mapping[str, str],
-    device: Any = "cpu",
-) -> Judge:
+def knows(judge: Judge, word: str, kind: Kind) -> bool:
+    """Whether it can tell a word; "Van Gogh" is the label van_gogh too."""
+    return slugify(word) in map(slugify, judge.labels(kind))
+
+
+def load_judge(spec: str, words: Sequence[tuple[str, AsKind]], device: Any = "cpu") -> Judge:
     """The judge that `spec` names.
 
     spec: `package.module:factory`, a Python function that returns a Judge; or a transformers
-    image classifier or CLIP model, as a folder or a hub id. names: what there is to tell apart,
-    for a CLIP model to choose from. labels: by concept, what the judge calls it if not so.
+    image classifier or CLIP model, as a folder or a hub id that was downloaded. words: what there
+    is to tell apart, which common words join, so that a CLIP model always has a choice.
     Raises UsageError for what is no judge, UnsupportedError for a model that is none.
     """
     module, colon, factory = spec.partition(":")
@@ -42,18 +45,25 @@ def load_judge(
         return _from_python(module, factory)
     from sepme_cli.diffusion.judges import transformers_judge
 
-    return transformers_judge(spec, names, labels, device)
+    names = {
+        kind: tuple(
+            dict.fromkeys([w for w, said in words if kind in kinds(said)] + [*COMPANIONS[beside]])
+        )
+        for kind in kinds("any")
+        for beside in (other(kind),)
+    }
+    return transformers_judge(spec, names, device)
 
 
 def _from_python(module: str, factory: str) -> Judge:
     try:
-        make = cast(Callable[[], Any], getattr(importlib.import_module(module), factory))
-    except (ImportError, AttributeError, ValueError) as error:
+        with _this_folder():
+            judge = getattr(importlib.import_module(module), factory)()
+    except Exception as error:  # whatever the user's own code raises
         raise UsageError(
-            f"--judge {module}:{factory}: {error}",
+            f"--judge {module}:{factory}: {type(error).__name__}: {error}",
             expected="package.module:factory, or a model's folder or hub id",
         ) from error
-    judge = make()
     if not isinstance(judge, Judge):
         raise UsageError(
             f"--judge {module}:{factory} does not give a judge",
@@ -61,3 +71,14 @@ def _from_python(module: str, factory: str) -> Judge:
             found=type(judge).__name__,
         )
     return judge
+
+
+@contextmanager
+def _this_folder() -> Iterator[None]:
+    """Modules are looked for in the current folder first, as `python -m` does."""
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)

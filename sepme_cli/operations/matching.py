@@ -8,7 +8,7 @@ from patch_spec.increment import Increment
 from sepme_cli.checkpoints.dtypes import FP8
 from sepme_cli.checkpoints.patches import PatchFile
 from sepme_cli.checkpoints.reader import Checkpoint
-from sepme_cli.errors import MismatchError
+from sepme_cli.errors import MismatchError, RefusedError
 
 BaseMatch = Literal["exact", "same-values", "family"]
 """exact: the patch was made from these very weights. same-values: from a copy in another dtype,
@@ -16,6 +16,17 @@ equal as far as fp16 shows. family: from another model of the family."""
 
 _NAMED = 3
 """How many of what differs a message names."""
+
+
+def check_unpatched(checkpoint: Checkpoint, instead: str) -> None:
+    """RefusedError for a checkpoint that patches were applied to. instead: what to do."""
+    if checkpoint.stack is not None:
+        raise RefusedError(
+            f"{checkpoint.path} has been patched already; {instead}",
+            file=checkpoint.path,
+            expected="a checkpoint without patches",
+            found=", ".join(entry.concept for entry in checkpoint.stack.entries),
+        )
 
 
 def check_fits(checkpoint: Checkpoint, file: PatchFile, parts: Sequence[Increment]) -> list[str]:

@@ -15,7 +15,8 @@ from sepme_cli.diffusion.devices import choose_device, choose_dtype
 from sepme_cli.diffusion.eraser import Study, study
 from sepme_cli.diffusion.models import Prediction, StableDiffusion
 from sepme_cli.erasure.settings import Settings
-from sepme_cli.errors import MismatchError, RefusedError
+from sepme_cli.errors import MismatchError
+from sepme_cli.operations.matching import check_unpatched
 from sepme_cli.operations.neighbourhood import Neighbourhood, look_around
 from sepme_cli.progress import Progress
 from sepme_cli.recipe import Recipe
@@ -68,14 +69,7 @@ def outlook(
     """
     with ExitStack() as stack:
         checkpoint = stack.enter_context(open_checkpoint(model, progress))
-        if checkpoint.stack is not None:
-            raise RefusedError(
-                f"{checkpoint.path} has been patched already; erase from its base, and apply both "
-                "patches",
-                file=checkpoint.path,
-                expected="a checkpoint without patches",
-                found=", ".join(entry.concept for entry in checkpoint.stack.entries),
-            )
+        check_unpatched(checkpoint, "erase from its base, and apply both patches")
         lend_text_encoders(checkpoint, text_encoders, stack)
         network = StableDiffusion.of(
             checkpoint,

@@ -2,23 +2,22 @@
 
 import io
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from patch_spec.increment import Increment
 from sepme_cli.checkpoints.encoders import lend_text_encoders
 from sepme_cli.checkpoints.files import check_writable, new_file, only_writer, write_all
 from sepme_cli.checkpoints.patches import read_patch_file, select
-from sepme_cli.checkpoints.reader import Checkpoint, open_checkpoint
+from sepme_cli.checkpoints.reader import open_checkpoint
 from sepme_cli.diffusion.devices import choose_device, choose_dtype
 from sepme_cli.diffusion.models import Prediction, StableDiffusion
 from sepme_cli.diffusion.sampler import draw_pictures
+from sepme_cli.diffusion.weights import patched_weights
 from sepme_cli.evaluation.sheets import contact_sheet
-from sepme_cli.increments import compose
 from sepme_cli.operations.matching import check_fits
 from sepme_cli.progress import SILENT, Progress
 
@@ -69,7 +68,7 @@ def sample(
         lend_text_encoders(checkpoint, text_encoders, stack)
         for file in files:
             check_fits(checkpoint, file, [i for i in file.patch.increments if i in chosen])
-        patched = _patched_weights(checkpoint, chosen, scale)
+        patched = patched_weights(checkpoint, [(part, scale) for part in chosen]) if chosen else {}
         network = StableDiffusion.of(
             checkpoint,
             choose_device(device, progress),
@@ -105,19 +104,6 @@ def sample(
     return SampleResult(
         str(output), tuple(prompts), rows.shape[0] * count, time.monotonic() - started
     )
-
-
-def _patched_weights(
-    checkpoint: Checkpoint, chosen: Sequence[Increment], scale: float
-) -> Mapping[str, torch.Tensor]:
-    """The targets' weights with the increments added, as `apply` would store them."""
-    if not chosen:
-        return {}
-    stack = [(increment, scale) for increment in chosen]
-    return {
-        target.name: torch.from_numpy(compose(target.read(), stack, target.name).astype("float32"))
-        for target in checkpoint.targets
-    }
 
 
 def _write(rows: torch.Tensor, labels: Sequence[str], output: Path, force: bool) -> None:

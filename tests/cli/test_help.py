@@ -10,7 +10,7 @@ import pytest
 
 from tests.cli.conftest import Run
 
-COMMANDS = ("erase", "apply", "revert", "diff", "inspect", "verify", "sample", "recipe")
+COMMANDS = ("erase", "apply", "revert", "diff", "inspect", "verify", "sample", "evaluate", "recipe")
 GROUPED = ("recipe init", "recipe check")
 HEAVY = {"torch", "numpy", "diffusers", "transformers", "PIL"}
 

@@ -88,6 +88,33 @@ def test_the_fields_of_the_contract(
         assert tensor.keys() == {"name", "relative_norm", "max_abs", "rank"}
 
 
+@pytest.mark.slow
+def test_the_fields_of_an_evaluation(tmp_path: Path, sepme: Run) -> None:
+    from tests.small_model import save_small_model
+
+    model, patch, report = (tmp_path / name for name in ("model.safetensors", "p.sepme", "report"))
+    save_small_model(model)
+    sepme("erase", model, "-c", "style:Monet", "-o", patch)
+    line = ["evaluate", model, patch, "--judge", "tests.small_judge:judge", "--report", report]
+    line += ["--pictures", 2, "--steps", 1]
+    told = sepme(*line, "--json").json
+    concept = told["concepts"]["Monet"]
+    assert concept["role"] == "erased"
+    assert concept.keys() >= {"role", "before", "after", "n", "interval"}
+    for name in ("erased", "retained_same_domain", "retained_other_domain"):
+        assert told[name].keys() == {"before", "after", "n", "interval"}
+    assert told["restored_identical"] is True
+    assert told["command"].startswith("sepme evaluate ")
+    written = json.loads((report / "report.json").read_text())
+    assert written["concepts"] == told["concepts"]
+
+    said = sepme(*line, "--force", "-q", "--fail-unless-erased")
+    assert (said.status, said.err) == (1, "")  # random weights draw nothing that can be erased
+    assert "NOT erased" in said.out.decode()
+    assert str(report / "report.html") in said.out.decode()
+    assert sepme(*line, "--force", "-q").status == 0
+
+
 def test_what_json_has_no_word_for_is_null_and_everything_is_ascii() -> None:
     value = {"a": (float("nan"), float("inf"), 1.5, None, True), "b": "Café \udc80"}
     assert to_json(value)["a"] == [None, None, 1.5, None, True]

@@ -24,6 +24,7 @@ class Case:
         return self.line
 
 
+JUDGED = "--judge tests.small_judge:judge --report out"
 BAD_MODELS = (
     Case(5, "system", "missing.safetensors"),
     Case(3, "unsupported", "folder"),
@@ -44,6 +45,7 @@ WITH_A_MODEL = (
     "inspect {}",
     "verify {}",
     "sample {} --prompt x -o out",
+    f"evaluate {{}} monet.sepme {JUDGED}",
     "revert clean.safetensors --base {} -o out",
 )
 NO = [
@@ -61,6 +63,8 @@ NO = [
     Case(
         1, "refused", "sample model.safetensors --prompt x --patch monet.sepme --only Dali -o out"
     ),
+    Case(1, "refused", f"evaluate clean.safetensors monet.sepme {JUDGED}"),
+    Case(1, "refused", f"evaluate model.safetensors monet.sepme --only Dali {JUDGED}"),
 ]
 USAGE = [
     Case(2, "usage", "nonsense"),
@@ -106,6 +110,18 @@ USAGE = [
     Case(2, "usage", "sample model.safetensors -o out"),
     Case(2, "usage", "sample model.safetensors --prompt x -o out --device abacus"),
     Case(2, "usage", "sample model.safetensors --prompt x -o out --dtype int8"),
+    Case(2, "usage", f"evaluate model.safetensors {JUDGED}"),
+    Case(2, "usage", "evaluate model.safetensors monet.sepme --report out"),
+    Case(2, "usage", "evaluate model.safetensors monet.sepme --judge tests.small_judge:judge"),
+    Case(2, "usage", "evaluate model.safetensors monet.sepme --judge nonsense:x --report out"),
+    Case(2, "usage", "evaluate model.safetensors monet.sepme --judge os:getcwd --report out"),
+    Case(2, "usage", f"evaluate model.safetensors monet.sepme --pictures 1 {JUDGED}"),
+    Case(2, "usage", f"evaluate model.safetensors monet.sepme --as sound {JUDGED}"),
+    Case(2, "usage", f"evaluate model.safetensors monet.sepme --device abacus {JUDGED}"),
+    Case(2, "usage", f"evaluate model.safetensors monet.sepme --retain monet {JUDGED}"),
+    Case(2, "usage", f"evaluate model.safetensors monet.sepme --reference folder {JUDGED}"),
+    Case(2, "usage", f"evaluate model.safetensors monet.sepme --features x {JUDGED}"),
+    Case(2, "usage", f"evaluate model.safetensors - - {JUDGED}", "monet.sepme"),
 ]
 MALFORMED = [
     Case(bad.status, bad.kind, line.format(bad.line)) for bad in BAD_MODELS for line in WITH_A_MODEL
@@ -133,6 +149,18 @@ MALFORMED = [
     Case(3, "malformed", "verify monet.sepme --model cut.safetensors"),
     Case(3, "malformed", "recipe check bad.yaml"),
     Case(3, "malformed", "recipe check model.safetensors"),
+    Case(3, "malformed", f"evaluate model.safetensors cut.sepme {JUDGED}"),
+    Case(3, "malformed", f"evaluate model.safetensors - {JUDGED}", "cut.sepme"),
+    Case(3, "malformed", f"evaluate model.safetensors monet.sepme --recipe cut.sepme {JUDGED}"),
+    # A UNet's weights without the networks that drawing needs.
+    Case(3, "unsupported", f"evaluate model.safetensors monet.sepme {JUDGED}"),
+    Case(3, "unsupported", "evaluate model.safetensors monet.sepme --judge folder --report out"),
+    Case(3, "unsupported", f"evaluate model.safetensors monet.sepme --lpips {JUDGED}"),
+    Case(
+        3,
+        "unsupported",
+        f"evaluate model.safetensors monet.sepme --reference folder --features folder {JUDGED}",
+    ),
 ]
 MISMATCH = [
     Case(4, "mismatch", "apply sd2.safetensors monet.sepme -o out"),
@@ -144,6 +172,7 @@ MISMATCH = [
     Case(4, "mismatch", "diff sd2.safetensors monet.sepme"),
     Case(4, "mismatch", "erase model.safetensors --concept x --known sd2.sepme -o out"),
     Case(4, "mismatch", "sample sd2.safetensors --prompt x --patch monet.sepme -o out"),
+    Case(4, "mismatch", f"evaluate sd2.safetensors monet.sepme {JUDGED}"),
 ]
 SYSTEM = [
     Case(5, "system", "apply model.safetensors missing.sepme -o out"),
@@ -169,6 +198,16 @@ SYSTEM = [
     Case(5, "system", "recipe init /dev/full"),
     Case(5, "system", "recipe check missing.yaml"),
     Case(5, "system", "sample model.safetensors --prompt x --patch missing.sepme -o out"),
+    Case(5, "system", f"evaluate model.safetensors missing.sepme {JUDGED}"),
+    Case(5, "system", f"evaluate model.safetensors monet.sepme --recipe missing {JUDGED}"),
+    Case(
+        5,
+        "system",
+        f"evaluate model.safetensors monet.sepme --reference missing --features x {JUDGED}",
+    ),
+    Case(5, "system", f"evaluate model.safetensors monet.sepme {JUDGED} --report monet.sepme"),
+    Case(5, "system", f"evaluate model.safetensors monet.sepme {JUDGED} --report missing/out"),
+    Case(5, "system", f"evaluate model.safetensors monet.sepme {JUDGED} --report ."),
 ]
 FAILING = [*NO, *USAGE, *MALFORMED, *MISMATCH, *SYSTEM]
 

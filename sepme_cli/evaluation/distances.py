@@ -1,0 +1,146 @@
+"""How far sets of pictures are apart, by the measures that papers report."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from sepme_cli.diffusion.pictures import load_pictures
+from sepme_cli.errors import SystemFailure, UnsupportedError, UsageError
+
+Features = Callable[[Tensor], Tensor]
+"""Pictures [n, 3, H, W] in [0, 1] to what a vision model sees in them [n, d], fp64."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The retained concepts' pictures against a folder of reference pictures.
+
+    fid, kid: with the original and with the patched weights, on the features of the model given;
+    they compare with each other, and with figures on the same features only.
+    pictures, references: how many there are of each.
+    """
+
+    fid_before: float
+    fid_after: float
+    kid_before: float
+    kid_after: float
+    pictures: int
+    references: int
+
+    def __str__(self) -> str:
+        before = f"{self.fid_before:.3g}, {self.kid_before:.3g}"
+        return f"{before} before; {self.fid_after:.3g}, {self.kid_after:.3g} after"
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What is measured beside the judge. perceptual: LPIPS between pictures of both weights.
+    features, folder: what a vision model sees, and the reference pictures."""
+
+    perceptual: Callable[[Tensor, Tensor], float] | None = None
+    features: Features | None = None
+    folder: Path | None = None
+
+    @classmethod
+    def of(cls, folder: Path | None, features: str | None, device: Any, *, lpips: bool) -> Self:
+        """As options name them.
+
+        Raises UsageError for one of folder and features without the other, SystemFailure for no
+        such folder, UnsupportedError for what cannot be had here.
+        """
+        if (folder is None) != (features is None):
+            raise UsageError("--reference and --features go together: give both, or neither")
+        if folder is not None and not folder.is_dir():
+            raise SystemFailure(f"{folder}: no such folder", file=folder)
+        perceptual = perceptual_distance() if lpips else None
+        if features is None:
+            return cls(perceptual)
+        from sepme_cli.diffusion.judges import vision_features
+
+        return cls(perceptual, vision_features(features, device), folder)
+
+    def compare(self, before: Tensor, after: Tensor) -> Reference | None:
+        """Pictures of both weights [n, 3, H, W] against the references; None without any.
+
+        Raises UsageError for fewer than two of either, of which no distance can be told.
+        """
+        if self.folder is None or self.features is None:
+            return None
+        references = load_pictures(self.folder, before.shape[-1])
+        if min(len(before), len(references)) < 2:
+            raise UsageError(
+                "FID and KID need pictures of something retained, and references",
+                expected="at least two of each",
+                found=f"{len(before)} pictures, {len(references)} references",
+            )
+        real, old, new = (self.features(pictures) for pictures in (references, before, after))
+        return Reference(
+            frechet_distance(old, real),
+            frechet_distance(new, real),
+            kernel_distance(old, real),
+            kernel_distance(new, real),
+            len(before),
+            len(references),
+        )
+
+
+def frechet_distance(a: Tensor, b: Tensor) -> float:
+    """FID (Heusel et al. 2017, eq. 6) of features [n, d] and [m, d], fp64.
+
+    |mu_a - mu_b|^2 + tr(A + B - 2 (A B)^(1/2)), where the last trace is the sum of the singular
+    values of X^T Y for A = X X^T and B = Y Y^T.
+    """
+    x, y = ((f - f.mean(0)).T / (len(f) - 1) ** 0.5 for f in (a, b))
+    means = (a.mean(0) - b.mean(0)).square().sum()
+    both = torch.linalg.svdvals(x.T @ y).sum()
+    return max(0.0, float(means + x.square().sum() + y.square().sum() - 2 * both))
+
+
+def kernel_distance(a: Tensor, b: Tensor) -> float:
+    """KID (Binkowski et al. 2018, eq. 4): the unbiased squared MMD of features [n, d] and [m, d]
+    under the kernel (x . y / d + 1)^3. Unlike FID it does not depend on the number of pictures;
+    it may be negative."""
+
+    def kernel(x: Tensor, y: Tensor) -> Tensor:
+        return (x @ y.T / x.shape[1] + 1) ** 3
+
+    def within(x: Tensor) -> Tensor:
+        k = kernel(x, x)
+        return (k.sum() - k.diagonal().sum()) / (len(x) * (len(x) - 1))
+
+    return float(within(a) + within(b) - 2 * kernel(a, b).mean())
+
+
+def perceptual_distance() -> Callable[[Tensor, Tensor], float]:
+    """LPIPS (Zhang et al. 2018, AlexNet) between pictures [n, 3, H, W] in [0, 1], on average.
+
+    Raises UnsupportedError where the package `lpips` or its weights are not there: they are never
+    fetched in the middle of the work.
+    """
+    try:
+        import lpips
+    except ImportError as error:
+        raise UnsupportedError(
+            "--lpips needs the package lpips, which brings torchvision: pip install 'sepme[lpips]'",
+            expected="the package lpips",
+            found="not installed",
+        ) from error
+    weights = Path(torch.hub.get_dir()) / "checkpoints"
+    if not list(weights.glob("alexnet-*.pth")):
+        raise UnsupportedError(
+            "--lpips needs AlexNet's weights: python -c \"import lpips; lpips.LPIPS(net='alex')\" "
+            "fetches them",
+            expected=f"{weights}/alexnet-….pth",
+            found="not there",
+        )
+    network = lpips.LPIPS(net="alex", verbose=False).eval()
+
+    @torch.no_grad()
+    def mean(a: Tensor, b: Tensor) -> float:
+        return float(network(a, b, normalize=True).mean())
+
+    return mean

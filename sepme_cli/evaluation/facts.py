@@ -1,0 +1,57 @@
+"""What a report's figures hold for, and what decides its pictures."""
+
+import json
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+
+from sepme_cli import __version__
+from sepme_cli.checkpoints.patches import PatchFile
+from sepme_cli.checkpoints.reader import Checkpoint
+from sepme_cli.diffusion.models import StableDiffusion
+from sepme_cli.evaluation.protocol import Drawing
+
+
+def facts_of(
+    network: StableDiffusion, judge: str, files: Sequence[PatchFile], drawing: Drawing
+) -> tuple[tuple[str, str], ...]:
+    """What the figures hold for."""
+    checkpoint = network.checkpoint
+    last = drawing.seed + drawing.pictures - 1
+    return (
+        ("model", f"{checkpoint.path.name}, {checkpoint.title}"),
+        ("sha-256 of its weights", _digest(checkpoint)),
+        *((f"patch {Path(file.name).name}", f"sha-256 {file.digest}") for file in files),
+        ("judge", judge),
+        ("pictures", f"{drawing.pictures} of each concept, seeds {drawing.seed} to {last}"),
+        (
+            "sampler",
+            f"DDIM, {drawing.steps} steps, guidance {drawing.guidance:g}, "
+            f"{drawing.size or network.picture_size} pixels, predicting {network.prediction}",
+        ),
+        ("computed on", f"{network.device.type}, {network.dtype}".replace("torch.", "")),
+        ("with", f"sepme {__version__}, torch {torch.__version__}"),
+    )
+
+
+def _digest(checkpoint: Checkpoint) -> str:
+    """SHA-256 of every network's tensors: of names, dtypes, shapes and bytes."""
+    digest = sha256()
+    for name in ("unet", "vae", *(stream.name for stream in checkpoint.family.streams)):
+        network = checkpoint.network(name)
+        for tensor, stored in network.tensors.items() if network else ():
+            digest.update(json.dumps([name, tensor, stored.dtype, stored.shape]).encode())
+            data = stored.file.read_range(stored.entry.begin, stored.entry.end, stored.name)
+            digest.update(data)
+    return digest.hexdigest()
+
+
+def key_of(network: StableDiffusion, facts: Sequence[tuple[str, str]]) -> str:
+    """All that decides a picture beside the drawing, the increments, the prompt and the seed."""
+    decisive = dict(facts)
+    said = [decisive[name] for name in ("sha-256 of its weights", "computed on", "with")]
+    schedule = sha256(network.schedule.alphas_cumprod.numpy().tobytes()).hexdigest()
+    words = network.encoders[0].tokens(["a picture by Monet, 1899"]).tolist()
+    return json.dumps([said, network.prediction, schedule, words])

@@ -1,0 +1,156 @@
+"""A report as a folder: a page, the same as JSON and CSV, contact sheets, the pictures."""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from patch_spec.text import slugify
+from sepme_cli.checkpoints.boundary import writing
+from sepme_cli.checkpoints.files import new_file, resolved, write_all
+from sepme_cli.errors import SystemFailure
+from sepme_cli.evaluation.distances import Reference
+from sepme_cli.evaluation.figures import ConceptFigures, Looked, Summary
+from sepme_cli.evaluation.sheets import contact_sheet
+
+PICTURES = "pictures"
+PAGE = "report.html"
+_SHEETS = "sheets"
+_OURS = {PICTURES, _SHEETS, PAGE, "report.json", "concepts.csv", "pictures.csv"}
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that a report says. restored_identical: see `operations.evaluate`. command: that made
+    it. facts: what its figures hold for, name and value."""
+
+    concepts: Mapping[str, ConceptFigures]
+    summary: Summary
+    reference: Reference | None
+    looked: Sequence[Looked]
+    warnings: Sequence[str]
+    restored_identical: bool = False
+    command: str = ""
+    facts: Sequence[tuple[str, str]] = ()
+
+
+def check_folder(folder: Path, *, force: bool) -> None:
+    """SystemFailure if it cannot be made, holds something else, or a whole report already.
+
+    What an interrupted run has left is gone on with. force: a report may be replaced.
+    """
+    with writing(folder):
+        folder = resolved(folder)
+        if folder.exists() and not folder.is_dir():
+            raise SystemFailure(f"{folder}: this is a file; name a folder", file=folder)
+        if not folder.parent.is_dir():
+            raise SystemFailure(f"{folder.parent}: no such folder", file=folder.parent)
+        held = {path.name for path in folder.iterdir()} if folder.exists() else set()
+        if others := sorted(name for name in held - _OURS if not name.startswith(".")):
+            raise SystemFailure(
+                f"{folder}: there is something else in this folder ({others[0]}); name a new one",
+                file=folder,
+            )
+        if PAGE in held and not force:
+            raise SystemFailure(
+                f"{folder}: there is a report already; --force replaces it, and draws again only "
+                "what is missing",
+                file=folder,
+            )
+
+
+def make_folder(folder: Path) -> Path:
+    """Make the folder and those inside; returns the one for pictures."""
+    with writing(folder):
+        folder.mkdir(exist_ok=True)
+        for name in (PICTURES, _SHEETS):
+            (folder / name).mkdir(exist_ok=True)
+    return folder / PICTURES
+
+
+def write_report(folder: Path, report: Report, page: str, result: Mapping[str, Any]) -> None:
+    """Write all of it; the page last, so that where it is the rest is too."""
+    for old in (folder / _SHEETS).glob("*.png"):
+        old.unlink()
+    for looked in report.looked:
+        name = f"{looked.subject.role}-{slugify(looked.subject.name)}.png"
+        _write(folder / _SHEETS / name, _sheet(looked))
+    _write(folder / "concepts.csv", _table(_concept_rows(report)))
+    _write(folder / "pictures.csv", _table(_picture_rows(report.looked)))
+    text = json.dumps(result, allow_nan=False, indent=2)
+    _write(folder / "report.json", f"{text}\n".encode())
+    _write(folder / PAGE, page.encode())
+
+
+def _sheet(looked: Looked) -> bytes:
+    """Rows: before, after, and restored where it was."""
+    rows = {"before": looked.before, "after": looked.after}
+    if looked.restored is not None:
+        rows["restored"] = looked.restored
+    file = io.BytesIO()
+    contact_sheet(torch.stack([album.pictures for album in rows.values()]), file, rows=list(rows))
+    return file.getvalue()
+
+
+def _concept_rows(report: Report) -> Iterable[dict[str, object]]:
+    for name, concept in report.concepts.items():
+        low, high = concept.interval or (None, None)
+        yield {
+            "concept": name,
+            "kind": concept.kind,
+            "role": concept.role,
+            "n": concept.n,
+            "before": concept.before,
+            "after": concept.after,
+            "after_low": low,
+            "after_high": high,
+            "after_unseen": concept.unseen.after,
+            "erased": concept.erased,
+            "restored": concept.restored.after if concept.restored else None,
+            "pixel_distance": concept.pixel_distance,
+            "latent_distance": concept.latent_distance,
+            "perceptual_distance": concept.perceptual_distance,
+            "restored_pixel_distance": (
+                concept.restored.pixel_distance if concept.restored else None
+            ),
+        }
+
+
+def _picture_rows(everything: Sequence[Looked]) -> Iterable[dict[str, object]]:
+    """A row for each picture: what was asked, and what the judge took it for."""
+    for looked in everything:
+        states = {"before": looked.before, "after": looked.after, "restored": looked.restored}
+        for state, album in states.items():
+            for i, question in enumerate(looked.questions if album is not None else ()):
+                seen = album.recognised if album is not None else {}
+                yield {
+                    "concept": looked.subject.name,
+                    "role": looked.subject.role,
+                    "weights": state,
+                    "prompt": question.prompt,
+                    "seed": question.seed,
+                    "unseen_phrasing": question.unseen,
+                    "style": question.style,
+                    "object": question.object,
+                    "recognised_style": seen["style"][i] if "style" in seen else None,
+                    "recognised_object": seen["object"][i] if "object" in seen else None,
+                }
+
+
+def _table(rows: Iterable[dict[str, object]]) -> bytes:
+    lines = list(rows)
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return file.getvalue().encode()
+
+
+def _write(path: Path, data: bytes) -> None:
+    with new_file(path, len(data), force=True) as descriptor:
+        write_all(descriptor, data, 0)

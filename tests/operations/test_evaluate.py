@@ -1,0 +1,260 @@
+"""Evaluating on a small model with random weights: what is drawn, kept, drawn again and written."""
+
+import csv
+import io
+import json
+import shutil
+from base64 import b64decode
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from patch_spec.container import patch_bytes, read_patch
+from sepme_cli.errors import SystemFailure
+from sepme_cli.evaluation.page import data_uri
+from sepme_cli.evaluation.protocol import Drawing
+from sepme_cli.operations.apply import apply
+from sepme_cli.operations.erase import erase
+from sepme_cli.operations.evaluate import EvaluateResult, evaluate
+from sepme_cli.operations.sample import sample
+from sepme_cli.progress import Progress
+from sepme_cli.recipe import Item, Recipe
+from tests.evaluation.test_judges import save_classifier
+from tests.small_model import save_small_model
+
+DRAWING = Drawing(pictures=3, steps=2, guidance=3.0)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "model.safetensors"
+    save_small_model(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def patches(model: Path) -> list[Path]:
+    """Of a style and of an object."""
+    paths = [model.with_name("monet.sepme"), model.with_name("pond.sepme")]
+    for word, path in zip(["style:Monet", "object:pond"], paths, strict=True):
+        erase(model, [word], output=path)
+    return paths
+
+
+def run(model: Path, patches: list[Path], report: Path, drawing: Drawing = DRAWING, **options):
+    return evaluate(
+        model,
+        patches,
+        judge="tests.small_judge:judge",
+        report=report,
+        drawing=drawing,
+        device="cpu",
+        command="sepme evaluate m.safetensors 'two words.sepme'",
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def first(model: Path, patches: list[Path]) -> EvaluateResult:
+    return run(model, patches, model.with_name("report"))
+
+
+class Links(HTMLParser):
+    """What a page asks a browser to fetch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag not in ("script", "link", "iframe")
+        self.found += [value or "" for name, value in attrs if name in ("src", "href", "srcset")]
+
+
+def test_the_patch_says_what_its_concepts_are_and_the_judge_what_to_look_at(
+    first: EvaluateResult,
+) -> None:
+    assert {n: (c.role, c.kind) for n, c in first.concepts.items()} == {
+        "Monet": ("erased", "style"),
+        "pond": ("erased", "object"),
+        "Klimt": ("retained", "style"),
+        "tree": ("retained", "object"),
+    }
+    assert first.concepts["Monet"].restored is not None
+    assert first.concepts["Klimt"].restored is None
+    assert first.restored_identical
+    # Before and after of three concepts (Klimt and tree ask for the same), two put back in turn,
+    # and those two with everything restored.
+    assert first.drawn == (3 * 2 + 2 + 2) * 3
+    assert first.retained_same_domain.n == 2 * 3
+
+
+def test_the_page_needs_nothing_else_and_has_every_picture(first: EvaluateResult) -> None:
+    page = Path(first.page).read_text()
+    links = Links()
+    links.feed(page)
+    assert len(links.found) == (2 * 3 + 2 * 2) * 3
+    assert all(link.startswith("data:image/png;base64,") for link in links.found)
+    assert "url(" not in page
+    assert "prefers-color-scheme: dark" in page
+    assert "sepme evaluate m.safetensors &#x27;two words.sepme&#x27;" in page
+
+
+def test_json_and_csv_say_the_same(first: EvaluateResult) -> None:
+    folder = Path(first.report)
+    said = json.loads((folder / "report.json").read_text())
+    with (folder / "concepts.csv").open() as file:
+        rows = {row["concept"]: row for row in csv.DictReader(file)}
+    assert rows.keys() == said["concepts"].keys() == first.concepts.keys()
+    for name, concept in first.concepts.items():
+        assert said["concepts"][name]["pixel_distance"] == concept.pixel_distance
+        assert float(rows[name]["pixel_distance"]) == concept.pixel_distance
+        assert int(rows[name]["n"]) == concept.n == 3
+    with (folder / "pictures.csv").open() as file:
+        pictures = list(csv.DictReader(file))
+    assert len(pictures) == (4 * 2 + 2) * 3
+    mine = [p for p in pictures if p["concept"] == "Monet" and p["weights"] == "after"]
+    share = sum(p["recognised_style"] == "Monet" for p in mine) / 3
+    assert share == first.concepts["Monet"].after
+    sheet = Image.open(folder / "sheets" / "erased-monet.png")
+    assert sheet.size[1] == 3 * (16 + 2)
+
+
+def test_a_rerun_draws_what_is_missing_or_damaged_and_says_the_same(
+    model: Path, patches: list[Path], first: EvaluateResult, tmp_path: Path
+) -> None:
+    folder = tmp_path / "report"
+    shutil.copytree(first.report, folder)
+    page = Path(first.page).read_text().replace(first.report, str(folder))
+    with pytest.raises(SystemFailure, match="--force"):
+        run(model, patches, folder)
+    assert run(model, patches, folder, force=True).drawn == 0
+    kept = sorted((folder / "pictures").iterdir())
+    before = {path.name: path.read_bytes() for path in kept}
+    damaged = bytearray(kept[0].read_bytes())
+    damaged[len(damaged) // 2] ^= 0xFF
+    kept[0].write_bytes(damaged)
+    # One batch holds all three pictures of a concept, and is drawn as a whole.
+    again = run(model, patches, folder, force=True)
+    assert again.drawn == 3
+    kept[1].unlink()
+    kept[2].write_bytes(kept[2].read_bytes()[:-20])
+    assert run(model, patches, folder, force=True).drawn in (3, 6)
+    assert {path.name: path.read_bytes() for path in sorted((folder / "pictures").iterdir())} == (
+        before
+    )
+    assert (folder / "report.html").read_text() == page
+    assert run(model, patches, folder, replace(DRAWING, steps=1), force=True).drawn == first.drawn
+
+
+def test_an_interrupted_run_is_gone_on_with(
+    model: Path, patches: list[Path], first: EvaluateResult, tmp_path: Path
+) -> None:
+    class Interrupt(Progress):
+        def advance(self, steps: int = 1) -> None:
+            raise KeyboardInterrupt
+
+    report = tmp_path / "report"
+    with pytest.raises(KeyboardInterrupt):
+        run(model, patches, report, progress=Interrupt())
+    assert len(list((report / "pictures").iterdir())) == 3
+    rest = run(model, patches, report)
+    assert rest.drawn == first.drawn - 3
+    assert rest.concepts == first.concepts
+    assert (report / "report.html").read_text() == Path(first.page).read_text().replace(
+        first.report, str(report)
+    )
+
+
+def test_after_is_what_the_patched_checkpoint_draws(
+    model: Path, patches: list[Path], first: EvaluateResult, tmp_path: Path
+) -> None:
+    clean = tmp_path / "clean.safetensors"
+    apply(model, patches, clean)
+    with (Path(first.report) / "pictures.csv").open() as file:
+        asked = next(
+            row
+            for row in csv.DictReader(file)
+            if (row["concept"], row["weights"]) == ("Monet", "after")
+        )
+    sheet = tmp_path / "sheet.png"
+    seed = int(asked["seed"])
+    sample(clean, [asked["prompt"]], output=sheet, seed=seed, steps=2, guidance=3.0, device="cpu")
+    drawn = np.asarray(Image.open(sheet).convert("RGB"))[:16, -18:-2].astype(int)
+    kept = [
+        np.asarray(Image.open(path)).astype(int)
+        for path in (Path(first.report) / "pictures").iterdir()
+    ]
+    # A batch of another size may round the last bit of a pixel differently.
+    assert min(np.abs(picture - drawn).max() for picture in kept) <= 1
+
+
+def test_a_patch_that_does_nothing_is_not_erased(
+    model: Path, patches: list[Path], tmp_path: Path
+) -> None:
+    with patches[0].open("rb") as file:
+        whole = read_patch(file)
+    increment = whole.increments[0]
+    assert increment.shift is not None
+    nothing = replace(increment, shift=np.zeros_like(increment.shift))
+    path = tmp_path / "nothing.sepme"
+    path.write_bytes(patch_bytes(replace(whole, increments=(nothing,))))
+    result = run(model, [path], tmp_path / "report")
+    found = result.concepts["Monet"]
+    assert (found.erased, result.all_erased) == (False, False)
+    assert found.before == found.after
+    assert (found.pixel_distance, found.latent_distance) == (0.0, 0.0)
+
+
+def test_a_recipe_says_what_is_what_and_what_to_look_at(
+    model: Path, patches: list[Path], tmp_path: Path
+) -> None:
+    with patches[1].open("rb") as file:
+        whole = read_patch(file)
+    (increment,) = whole.increments
+    bare = replace(increment, concept="nave", slug="nave", prompts=("nave",))
+    path = tmp_path / "nave.sepme"
+    path.write_bytes(patch_bytes(replace(whole, increments=(bare,))))
+    recipe = Recipe((Item("nave", "object"),), protect=("style:Klimt", "object:arch"))
+    found = run(model, [path], tmp_path / "report", recipe=recipe)
+    assert {n: c.kind for n, c in found.concepts.items()} == {
+        "nave": "object",
+        "Klimt": "style",
+        "arch": "object",
+    }
+    assert (found.concepts["nave"].n, found.concepts["nave"].erased) == (0, None)
+    assert any("knows no object 'nave'" in warning for warning in found.warnings)
+
+
+def test_references_are_compared_on_what_a_vision_model_sees(
+    model: Path, patches: list[Path], first: EvaluateResult, tmp_path: Path
+) -> None:
+    save_classifier(tmp_path / "vit")
+    folder = Path(first.report) / "pictures"
+    found = run(
+        model, patches, tmp_path / "report", reference=folder, features=str(tmp_path / "vit")
+    ).reference
+    assert found is not None
+    assert (found.pictures, found.references) == (2 * 3, len(list(folder.iterdir())))
+    assert found.fid_before > 0
+
+
+def test_the_page_holds_large_pictures_made_smaller() -> None:
+    for side, kind, shown in ((100, "png", 100), (640, "jpeg", 256)):
+        head, _, data = data_uri(torch.rand(3, side, side)).partition(",")
+        assert head == f"data:image/{kind};base64"
+        assert Image.open(io.BytesIO(b64decode(data))).size == (shown, shown)
+
+
+def test_what_is_not_ours_in_the_folder_stays(
+    model: Path, patches: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(SystemFailure, match=r"thesis\.tex"):
+        run(model, patches, tmp_path, force=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
