@@ -95,7 +95,7 @@ def test_evaluating_tells_a_patch_that_works_from_one_that_does_nothing(tmp_path
     idle.write_bytes(patch_bytes(replace(whole, increments=(still,))))
 
     line = ["--judge", "examples.emoji.judging:judge", "--report", report, "--retain", "noto"]
-    line += ["--retain", "rocket", "--pictures", "6", "--steps", "12", "--guidance", "3"]
+    line += ["--retain", "rocket", "--pictures", "6", "--steps", "10", "--guidance", "3"]
     found = sepme("evaluate", MODEL, patch, *line)
     ink, noto, rocket = (found["concepts"][name] for name in ("ink", "noto", "rocket"))
     assert (ink["kind"], ink["before"], ink["erased"]) == ("style", 1.0, True)

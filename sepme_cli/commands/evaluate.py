@@ -77,7 +77,7 @@ def evaluate(
         AsKind,
         typer.Option(
             "--as",
-            help="What the erased concepts are, where the patch and the judge leave it open.",
+            help="What the erased concepts are, where neither the recipe nor the patch says it.",
         ),
     ] = "any",
     only: Annotated[

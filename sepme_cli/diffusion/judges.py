@@ -11,11 +11,15 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, CLIPModel
 from transformers.utils import cached_file
+from transformers.utils.logging import disable_progress_bar
 
 from patch_spec.text import slugify
 from sepme_cli.diffusion.tokenizer import has_tokenizer, tokenize
 from sepme_cli.erasure.prompts import Kind, kinds
 from sepme_cli.errors import UnsupportedError
+
+# Loading a judge is no stage of its own, and --quiet must hold.
+disable_progress_bar()
 
 _BATCH = 32
 _ASKED: Mapping[Kind, str] = {"style": "a picture in {} style", "object": "a picture of a {}"}

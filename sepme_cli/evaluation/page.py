@@ -73,7 +73,7 @@ def verdict(concepts: Mapping[str, ConceptFigures]) -> str:
         unjudged = f"whether {name} is erased cannot be told"
         return unjudged if erased is None else f"{name} is {'' if erased else 'not '}erased"
     count = sum(map(bool, meant.values()))
-    share = f"{count} of {len(meant)}" if count < len(meant) else f"all {count}"
+    share = f"{count} of {len(meant)}" if count < len(meant) else f"All {count}"
     return f"{share} concepts are erased"
 
 

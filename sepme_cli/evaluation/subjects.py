@@ -68,5 +68,8 @@ def _kind(name: str, said: AsKind, judge: Judge, warnings: list[str]) -> Kind:
     known = [kind for kind in kinds("any") if knows(judge, name, kind)]
     if len(known) == 1:
         return known[0]
-    warnings.append(f"{name!r} is taken for a style; say --as object or object:{name} if it is one")
+    warnings.append(
+        f"{name!r} is taken for a style; --as object says otherwise of what is erased, and "
+        f"object:{name} of what is retained"
+    )
     return "style"

@@ -93,10 +93,9 @@ def evaluate(
     Nothing but the folder `report` is written; pictures that lie there from a run before, with
     everything that decides them the same, are not drawn again. judge: see `load_judge`.
     only: of the patches, these concepts. retain: words that must stay, "style:noto"; some of what
-    `recipe` protects or the judge knows if left out. kind: what the erased concepts are, where
-    neither `recipe` nor the patch nor the judge tells. reference: a folder of pictures to tell
-    FID and KID from, on what the vision model `features` sees. lpips: measure that too.
-    command: that the report is made by, to be said in it.
+    `recipe` protects or the judge knows if left out. kind: of the erased concepts, where neither
+    `recipe` nor the patch says it. reference: pictures to tell FID and KID from, on what the
+    vision model `features` sees. lpips: measure that too. command: what to say made the report.
     Raises UsageError (no judge, a word both erased and retained), RefusedError (a model that is
     patched already), and what opening the checkpoint and the patches and writing raises.
     """
@@ -110,9 +109,9 @@ def evaluate(
         checkpoint = stack.enter_context(open_checkpoint(model, progress))
         lend_text_encoders(checkpoint, text_encoders, stack)
         warnings = _check(checkpoint, files, chosen)
-        erased, kept, offered = _words(chosen, kind, retain, recipe)
-        jury = load_judge(judge, [*erased, *(kept or offered)], where)
-        subjects, doubts = choose_subjects(erased, kept, offered, jury)
+        words = _words(chosen, kind, retain, recipe)
+        jury = load_judge(judge, [word for part in words for word in part], where)
+        subjects, doubts = choose_subjects(*words, jury)
         network = StableDiffusion.of(
             checkpoint,
             where,
@@ -129,13 +128,12 @@ def evaluate(
         gallery = Gallery(make_folder(report), network, drawing, key_of(network, facts))
         studio = Studio.plan(gallery, chosen, subjects)
         drawn = studio.draw(progress)
-        looked = studio.look(jury, progress)
-        told = _report(looked, jury, network, measures, [*warnings, *doubts])
+        told = _report(studio.look(jury, progress), jury, network, measures, facts)
         made = replace(
             told,
             command=command,
-            facts=facts,
             restored_identical=same_weights and studio.restores_pictures(),
+            warnings=(*warnings, *doubts, *told.warnings),
         )
         result = _result(report, model, files, made, drawn, time.monotonic() - started)
         write_report(report, made, page(made), asdict(result))
@@ -147,7 +145,7 @@ def _report(
     judge: Judge,
     network: StableDiffusion,
     measures: Measures,
-    warnings: Sequence[str],
+    facts: Sequence[tuple[str, str]],
 ) -> Report:
     """The figures of what was drawn."""
     names = _names([one.subject for one in looked])
@@ -160,7 +158,8 @@ def _report(
         summary=summary(looked, judge),
         reference=measures.compare(*_retained(looked)),
         looked=looked,
-        warnings=(*warnings, *_weak(concepts)),
+        warnings=_weak(concepts),
+        facts=facts,
     )
 
 
@@ -181,13 +180,13 @@ def _words(
 ) -> tuple[list[Word], list[Word], list[Word]]:
     """The erased concepts, what is to be retained, and what may be: with what each is said to be.
 
-    Of an erased concept the command line says it, or the recipe, or the patch's own prompts.
+    Of an erased concept the recipe says it, or the patch's own prompts, or else `kind`.
     """
     said: dict[str, AsKind] = {slugify(i.name): i.kind for i in recipe.concepts} if recipe else {}
     erased: dict[str, Word] = {}
     for part in chosen:
         slug = slugify(part.concept)
-        kinds = (kind, said.get(slug, "any"), kind_told(part.concept, part.prompts))
+        kinds = (said.get(slug, "any"), kind_told(part.concept, part.prompts), kind)
         erased[slug] = part.concept, next((each for each in kinds if each != "any"), "any")
     protect = recipe.protect if recipe else ()
     return (

@@ -90,6 +90,7 @@ def test_the_fields_of_the_contract(
 
 @pytest.mark.slow
 def test_the_fields_of_an_evaluation(tmp_path: Path, sepme: Run) -> None:
+    from tests.evaluation.test_judges import save_clip
     from tests.small_model import save_small_model
 
     model, patch, report = (tmp_path / name for name in ("model.safetensors", "p.sepme", "report"))
@@ -113,6 +114,8 @@ def test_the_fields_of_an_evaluation(tmp_path: Path, sepme: Run) -> None:
     assert "NOT erased" in said.out.decode()
     assert str(report / "report.html") in said.out.decode()
     assert sepme(*line, "--force", "-q").status == 0
+    line[line.index("--judge") + 1] = save_clip(tmp_path / "clip")
+    assert sepme(*line, "--force", "--json").json["concepts"]["Monet"]["n"] == 2
 
 
 def test_what_json_has_no_word_for_is_null_and_everything_is_ascii() -> None:
