@@ -80,27 +80,33 @@ class Canvas:
     def model(self) -> StableDiffusion:
         return StableDiffusion.of(self.checkpoint, torch.device("cpu"), self.dtype)
 
-    @cached_property
-    def stored(self) -> StableDiffusion:
-        """The weights as the file has them, which increments are added to."""
-        return StableDiffusion.of(self.checkpoint, torch.device("cpu"), torch.float16)
-
     def draw(self, captions: Sequence[Caption], increments: Sequence[Increment] = ()) -> Tensor:
         """Pictures [captions, 3, 64, 64], each with a seed of its own pair."""
+        with self.model.with_weights(self.patched(increments)):
+            return self.drawn(captions)
+
+    def patched(self, increments: Sequence[Increment]) -> dict[str, Tensor]:
+        """Every target's weight with increments added, fp16 as the file has it; none without."""
         stack = [(increment, 1.0) for increment in increments]
-        weights = {
-            name: torch.from_numpy(compose(layer.weight.data.numpy(), stack, name))
-            for name, layer in (self.stored.targets.items() if stack else ())
+        return {
+            target.name: torch.from_numpy(compose(target.read(), stack, target.name))
+            for target in (self.checkpoint.targets if stack else ())
         }
-        with self.model.with_weights(weights):
-            return draw_pictures(
-                self.model,
-                [c.text for c in captions],
-                [c.style * 100 + c.object for c in captions],
-                steps=STEPS,
-                guidance=GUIDANCE,
-                batch=64,
-            )
+
+    def drawn(self, captions: Sequence[Caption], rounds: Sequence[int] = ()) -> Tensor:
+        """Pictures [captions, 3, 64, 64] by the model as it stands. rounds: of each caption, which
+        of its pair's seeds; the first without."""
+        return draw_pictures(
+            self.model,
+            [c.text for c in captions],
+            [
+                c.style * 100 + c.object + 1000 * nth
+                for c, nth in zip(captions, rounds or [0] * len(captions), strict=True)
+            ],
+            steps=STEPS,
+            guidance=GUIDANCE,
+            batch=64,
+        )
 
     def judge(self, pictures: Tensor, captions: Sequence[Caption]) -> Verdict:
         return verdict(self._judge, pictures, captions)
