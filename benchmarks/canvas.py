@@ -22,6 +22,7 @@ from sepme_cli.checkpoints.reader import Checkpoint, open_checkpoint
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.sampler import draw_pictures
 from sepme_cli.erasure.concept import Protected
+from sepme_cli.erasure.prompts import Kind
 from sepme_cli.increments import compose
 
 MODEL = Path("examples/emoji-sd.safetensors")
@@ -47,8 +48,7 @@ UNSEEN = [
 ]
 
 
-def kind_of(concept: str) -> str:
-    """ "style" or "object"."""
+def kind_of(concept: str) -> Kind:
     return "style" if concept in STYLE_NAMES else "object"
 
 

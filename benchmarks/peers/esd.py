@@ -31,14 +31,14 @@ class ESD:
     steps of `batch` noisy pictures on them."""
 
     eta: float = 1.0
-    lr: float = 1e-4
+    lr: float = 3e-4
     guidance: float = 3.0
     rounds: int = 5
     drawn: int = 10
     steps: int = 20
     batch: int = 12
 
-    grid: ClassVar[Mapping[str, tuple[Any, ...]]] = {"lr": (1e-4, 3e-4, 1e-3)}
+    grid: ClassVar[Mapping[str, tuple[Any, ...]]] = {"lr": (3e-4, 1e-3)}
 
     def edit(self, request: Request) -> Edit:
         model = request.model

@@ -33,9 +33,6 @@ class Request:
         """The concepts as sepme is told them: "style:ink"."""
         return tuple(f"{kind_of(name)}:{name}" for name in self.names)
 
-    def kept(self, kind: str) -> tuple[str, ...]:
-        return self.retained.styles if kind == "style" else self.retained.objects
-
 
 @dataclass(frozen=True)
 class Edit:

@@ -27,8 +27,8 @@ _RIDGE = 1e-3
 
 @dataclass(frozen=True)
 class MACE:
-    """prior, fusion: lambda_1 and lambda_2, of one row each (the sums are means here, so that
-    they mean the same whatever the number of prompts)."""
+    """prior, fusion: lambda_1 and lambda_2, where every sum is a mean, so that they say the same
+    whatever the number of prompts."""
 
     prior: float = 0.1
     fusion: float = 0.1

@@ -10,7 +10,7 @@ from benchmarks.canvas import kind_of
 from benchmarks.peers.interface import Request
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.erasure.alignment import align
-from sepme_cli.erasure.prompts import Kind, phrases
+from sepme_cli.erasure.prompts import Kind, kinds, other, phrases
 
 #: Which rows of a prompt are edited: that of the last token of the concept's name (the "last
 #: subject token"), those from it to the end of the padding, all, or all but the name's own.
@@ -20,7 +20,7 @@ Toward = Literal["neutral", "sibling"]
 #: How it is asked for: its bare name, or sepme's phrases for it.
 Prompts = Literal["bare", "phrases"]
 
-_NEUTRAL: dict[str, str] = {"style": "art", "object": "thing"}
+_NEUTRAL: dict[Kind, str] = {"style": "art", "object": "thing"}
 
 
 def counterpart(request: Request, name: str, toward: Toward) -> str:
@@ -28,7 +28,7 @@ def counterpart(request: Request, name: str, toward: Toward) -> str:
     kind = kind_of(name)
     if toward == "neutral":
         return _NEUTRAL[kind]
-    kept = request.kept(kind)
+    kept = request.retained.of(kind)
     return kept[request.names.index(name) % len(kept)]
 
 
@@ -45,9 +45,9 @@ def concept_rows(
     """C and C* [n, d], float64: rows of the concept's prompts, and of the same with its
     counterpart."""
     kind = kind_of(name)
-    beside = request.kept("object" if kind == "style" else "style")[:16]
+    beside = request.retained.of(other(kind))[:16]
     instead = counterpart(request, name, toward)
-    mine, theirs = (asked(word, kind, prompts, beside) for word in (name, instead))  # type: ignore[arg-type]
+    mine, theirs = (asked(word, kind, prompts, beside) for word in (name, instead))
     rows, answers = [], []
     model = request.model
     states, other_states = (model.encode(texts).double() for texts in (mine, theirs))
@@ -66,9 +66,9 @@ def concept_rows(
 def kept_rows(request: Request, tokens: Tokens, prompts: Prompts) -> Tensor:
     """K [m, d], float64: rows of the prompts of every word that must stay."""
     model, found = request.model, []
-    for kind in ("style", "object"):
-        beside = request.kept("object" if kind == "style" else "style")[:4]
-        for name in request.kept(kind):
+    for kind in kinds("any"):
+        beside = request.retained.of(other(kind))[:4]
+        for name in request.retained.of(kind):
             texts = asked(name, kind, prompts, beside)
             states = model.encode(texts).double()
             for ids, state in zip(model.tokens(texts), states, strict=True):

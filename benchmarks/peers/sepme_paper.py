@@ -6,7 +6,7 @@ to be erased and the blank, one coefficient for every one of them. Minimised, fo
 itself: L_cor = sum(r' * r) / (h w d) of r = eps(x_t, c) - eps(x_t, blank), plus lambda times the
 increment's 2-norm, until its momentum L_mom is down to tau.
 "Zero" of a singular value is float32's, the embeddings' own precision: that is the tolerance that
-a null space of floats implies. What the words to be retained are, SepME does not ask.
+a null space of floats implies. SepME does not ask which other words are to be retained.
 x_0 are pictures that the original model draws of the concept; the original's predictions are
 computed once and eps'(x_t, blank) = eps(x_t, blank) is not computed at all, which changes nothing.
 """
@@ -82,7 +82,8 @@ class PublishedSepME:
             target: torch.zeros(len(weight), len(basis), requires_grad=True)
             for target, weight in model.stored_weights()
         }
-        optimiser = torch.optim.Adam(w.values(), lr=self.lr)
+        # Gradients carry beta, too: Adam's usual epsilon of 1e-8 would drown them.
+        optimiser = torch.optim.Adam(w.values(), lr=self.lr, eps=1e-15)
         generator = torch.Generator().manual_seed(0)
         followed: float | None = None
         for _ in range(self.steps):
