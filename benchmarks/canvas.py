@@ -23,7 +23,7 @@ from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.sampler import draw_pictures
 from sepme_cli.erasure.concept import Protected
 from sepme_cli.erasure.prompts import Kind
-from sepme_cli.increments import compose
+from sepme_cli.increments import Scaled, compose
 
 MODEL = Path("examples/emoji-sd.safetensors")
 STEPS, GUIDANCE = 20, 3.0
@@ -82,12 +82,11 @@ class Canvas:
 
     def draw(self, captions: Sequence[Caption], increments: Sequence[Increment] = ()) -> Tensor:
         """Pictures [captions, 3, 64, 64], each with a seed of its own pair."""
-        with self.model.with_weights(self.patched(increments)):
+        with self.model.with_weights(self.patched([(i, 1.0) for i in increments])):
             return self.drawn(captions)
 
-    def patched(self, increments: Sequence[Increment]) -> dict[str, Tensor]:
+    def patched(self, stack: Sequence[Scaled]) -> dict[str, Tensor]:
         """Every target's weight with increments added, fp16 as the file has it; none without."""
-        stack = [(increment, 1.0) for increment in increments]
         return {
             target.name: torch.from_numpy(compose(target.read(), stack, target.name))
             for target in (self.checkpoint.targets if stack else ())

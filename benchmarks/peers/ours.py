@@ -26,4 +26,5 @@ class Ours:
         increments = tuple(m.increment for m in made)
         base = request.model.checkpoint.base(text_encoders=True)
         patch = patch_bytes(Patch(base=base, increments=increments, tool="benchmark"))
-        return Edit(Canvas().patched(increments), stored=len(patch), increments=increments)
+        weights = Canvas().patched([(increment, 1.0) for increment in increments])
+        return Edit(weights, stored=len(patch), increments=increments)
