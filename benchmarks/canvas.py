@@ -22,7 +22,8 @@ from sepme_cli.checkpoints.reader import Checkpoint, open_checkpoint
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.sampler import draw_pictures
 from sepme_cli.erasure.concept import Protected
-from sepme_cli.increments import compose
+from sepme_cli.erasure.prompts import Kind
+from sepme_cli.increments import Scaled, compose
 
 MODEL = Path("examples/emoji-sd.safetensors")
 STEPS, GUIDANCE = 20, 3.0
@@ -47,8 +48,7 @@ UNSEEN = [
 ]
 
 
-def kind_of(concept: str) -> str:
-    """ "style" or "object"."""
+def kind_of(concept: str) -> Kind:
     return "style" if concept in STYLE_NAMES else "object"
 
 
@@ -80,27 +80,32 @@ class Canvas:
     def model(self) -> StableDiffusion:
         return StableDiffusion.of(self.checkpoint, torch.device("cpu"), self.dtype)
 
-    @cached_property
-    def stored(self) -> StableDiffusion:
-        """The weights as the file has them, which increments are added to."""
-        return StableDiffusion.of(self.checkpoint, torch.device("cpu"), torch.float16)
-
     def draw(self, captions: Sequence[Caption], increments: Sequence[Increment] = ()) -> Tensor:
         """Pictures [captions, 3, 64, 64], each with a seed of its own pair."""
-        stack = [(increment, 1.0) for increment in increments]
-        weights = {
-            name: torch.from_numpy(compose(layer.weight.data.numpy(), stack, name))
-            for name, layer in (self.stored.targets.items() if stack else ())
+        with self.model.with_weights(self.patched([(i, 1.0) for i in increments])):
+            return self.drawn(captions)
+
+    def patched(self, stack: Sequence[Scaled]) -> dict[str, Tensor]:
+        """Every target's weight with increments added, fp16 as the file has it; none without."""
+        return {
+            target.name: torch.from_numpy(compose(target.read(), stack, target.name))
+            for target in (self.checkpoint.targets if stack else ())
         }
-        with self.model.with_weights(weights):
-            return draw_pictures(
-                self.model,
-                [c.text for c in captions],
-                [c.style * 100 + c.object for c in captions],
-                steps=STEPS,
-                guidance=GUIDANCE,
-                batch=64,
-            )
+
+    def drawn(self, captions: Sequence[Caption], rounds: Sequence[int] = ()) -> Tensor:
+        """Pictures [captions, 3, 64, 64] by the model as it stands. rounds: of each caption, which
+        of its pair's seeds; the first without."""
+        return draw_pictures(
+            self.model,
+            [c.text for c in captions],
+            [
+                c.style * 100 + c.object + 1000 * nth
+                for c, nth in zip(captions, rounds or [0] * len(captions), strict=True)
+            ],
+            steps=STEPS,
+            guidance=GUIDANCE,
+            batch=64,
+        )
 
     def judge(self, pictures: Tensor, captions: Sequence[Caption]) -> Verdict:
         return verdict(self._judge, pictures, captions)

@@ -13,7 +13,7 @@ to docs/evidence.json, concept by concept, so that a run that was cut off goes o
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.canvas import ASKED, UNSEEN, Canvas, everything_but, kind_of, naming
+from benchmarks.results import Results, counts
 from examples.emoji.judging import OBJECT_NAMES, STYLE_NAMES, Caption
 from patch_spec.container import patch_bytes
 from patch_spec.manifest import Increment, Patch
@@ -51,25 +52,6 @@ def erase(
     if method == "closed-form":
         return [closed_form_increment(s, settings) for s in studies]
     return [made for s in studies for made in sepme_increments(model, [s], settings)]
-
-
-class Results:
-    """A JSON file that is written after every entry."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.entries: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-
-    def get(self, key: str, make: Callable[[], Any]) -> Any:
-        if key not in self.entries:
-            self.entries[key] = make()
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text(json.dumps(self.entries, indent=1, sort_keys=True) + "\n")
-        return self.entries[key]
-
-
-def counts(right: Tensor) -> list[int]:
-    return [int(right.sum()), len(right)]
 
 
 class Bench:

@@ -1,0 +1,56 @@
+"""The comparison's figures as Markdown."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks.choice import score
+from sepme_cli.evaluation.intervals import Proportion
+
+Rows = Sequence[Mapping[str, Any]]
+
+_FIGURES = (
+    ("erased", "erased"),
+    ("unseen phrasings", "unseen"),
+    ("kept, same kind", "same"),
+    ("kept, other kind", "other"),
+    ("of that beside an erased one", "beside"),
+)
+_HEAD = [name for name, _ in _FIGURES]
+_HEAD += ["harmonic mean", "restored", "seconds", "UNet passes", "KiB"]
+
+
+def print_table(title: str, methods: Mapping[str, Rows]) -> None:
+    """One row a method, counts pooled over its rows; costs are means."""
+    print(f"\n**{title}**\n")
+    print("| " + " | ".join(["", *_HEAD]) + " |")
+    print("|---" * (len(_HEAD) + 1) + "|")
+    for method, rows in methods.items():
+        if rows:
+            print("| " + " | ".join([method, *_cells(rows)]) + " |")
+
+
+def _cells(rows: Rows) -> list[str]:
+    shares = [
+        str(sum((Proportion(*row[figure]) for row in rows), Proportion(0, 0)))
+        for _, figure in _FIGURES
+    ]
+    seconds, passes, stored = (
+        sum(row[name] for row in rows) / len(rows) for name in ("seconds", "passes", "stored")
+    )
+    costs = [f"{seconds:.1f}", f"{passes:,.0f}", f"{stored / 1024:,.0f}"]
+    return [*shares, f"{100 * score(rows):.1f}", _restored(rows), *costs]
+
+
+def _restored(rows: Rows) -> str:
+    """How a concept comes back while the others stay out."""
+    found = [row["restored"] for row in rows if "restored" in row]
+    if not found:
+        return ""
+    if "bytes" in found[0]:
+        pixels = sum(back["pixels"] for back in found) / len(found)
+        exact = "yes" if all(back["bytes"] for back in found) else "no"
+        return f"{exact}; its pictures move by {pixels:.2f}/255"
+    if found[0]["left"] is None:
+        return "no"
+    left = sum(back["left"] for back in found) / len(found)
+    return f"no; {100 * left:.0f}% off"

@@ -1,0 +1,31 @@
+"""Other ways to erase concepts, each written from its published equations, to be measured against.
+
+Every peer is a frozen dataclass of its settings with `edit(request)`; see `interface`.
+"""
+
+from collections.abc import Mapping
+
+from benchmarks.peers.esd import ESD
+from benchmarks.peers.interface import Peer
+from benchmarks.peers.mace import MACE
+from benchmarks.peers.naive import Naive
+from benchmarks.peers.ours import Ours
+from benchmarks.peers.sepme_paper import PublishedSepME
+from benchmarks.peers.speed import SPEED
+from benchmarks.peers.uce import UCE
+
+#: Those that are tuned.
+PEERS: Mapping[str, Peer] = {
+    "naive": Naive(),
+    "uce": UCE(),
+    "mace": MACE(),
+    "speed": SPEED(),
+    "esd-x": ESD(),
+    "sepme-published": PublishedSepME(),
+}
+METHODS: Mapping[str, Peer | None] = {
+    "before": None,
+    **PEERS,
+    "sepme closed-form": Ours("closed-form"),
+    "sepme": Ours("sepme"),
+}

@@ -1,0 +1,103 @@
+"""ESD-x: Erasing Concepts from Diffusion Models (Gandikota et al. 2023, arXiv 2303.07345).
+
+The cross-attention is fine-tuned so that eps'(x_t, c) becomes what the original model predicts
+when it is guided away from the concept:
+eps(x_t, blank) - eta (eps(x_t, c) - eps(x_t, blank)),
+on x_t that the edited model itself draws of c. All parameters of all cross-attentions are trained
+(keys, values, queries, outputs), as the paper's ESD-x does. Of several concepts, each is drawn in
+turn. The paper draws anew for every step; here a drawing's steps are all used, some drawings at a
+time, and the learning rate is tuned for the small model.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from benchmarks.peers.interface import Edit, Request, overwritten
+from sepme_cli.diffusion.models import StableDiffusion
+from sepme_cli.diffusion.sampler import initial_noise
+
+_DDIM = 20
+
+
+@dataclass(frozen=True)
+class ESD:
+    """eta: how far away from the concept. rounds: of drawing `drawn` pictures and training `steps`
+    steps of `batch` noisy pictures on them."""
+
+    eta: float = 1.0
+    lr: float = 3e-4
+    guidance: float = 3.0
+    rounds: int = 5
+    drawn: int = 10
+    steps: int = 20
+    batch: int = 12
+
+    grid: ClassVar[Mapping[str, tuple[Any, ...]]] = {"lr": (3e-4, 1e-3)}
+
+    def edit(self, request: Request) -> Edit:
+        model = request.model
+        edited = {
+            name: value.clone().requires_grad_()
+            for name, value in model.unet.named_parameters()
+            if ".attn2." in name
+        }
+        optimiser = torch.optim.Adam(edited.values(), lr=self.lr)
+        contexts = model.condition([*request.names, ""]).states
+        generator = torch.Generator().manual_seed(0)
+        for nth in range(self.rounds):
+            seen = self._draw(model, edited, contexts, nth)
+            for _ in range(self.steps):
+                rows = torch.randint(len(seen[1]), (self.batch,), generator=generator)
+                loss = self._loss(model, edited, contexts, [part[rows] for part in seen])
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+        return overwritten({name: value.detach() for name, value in edited.items()})
+
+    @torch.no_grad()
+    def _draw(
+        self, model: StableDiffusion, edited: Mapping[str, Tensor], contexts: Tensor, nth: int
+    ) -> list[Tensor]:
+        """x_t [n, c, h, w], t [n] and which concept [n], at every step of some drawings."""
+        asked = torch.arange(nth * self.drawn, (nth + 1) * self.drawn)
+        x = initial_noise(model.latent_shape(), asked.tolist())
+        asked = asked % (len(contexts) - 1)
+        both = torch.cat([contexts[asked], contexts[-1:].expand(len(asked), -1, -1)])
+        model.schedule.set_timesteps(_DDIM)
+        seen: list[tuple[Tensor, Tensor, Tensor]] = []
+        for t in model.schedule.timesteps.tolist():
+            seen.append((x, torch.full((len(x),), t), asked))
+            told, blank = _predict(model, edited, torch.cat([x, x]), t, both).chunk(2)
+            x = model.schedule.step(blank + self.guidance * (told - blank), t, x).prev_sample
+        return [torch.cat(part) for part in zip(*seen, strict=True)]
+
+    def _loss(
+        self,
+        model: StableDiffusion,
+        edited: Mapping[str, Tensor],
+        contexts: Tensor,
+        batch: Sequence[Tensor],
+    ) -> Tensor:
+        x, t, asked = batch
+        told, blank = contexts[asked], contexts[-1:].expand(len(x), -1, -1)
+        with torch.no_grad():
+            both = torch.cat([told, blank])
+            original = model.unet(torch.cat([x, x]), torch.cat([t, t]), both).sample
+            concept, without = original.chunk(2)
+        target = without - self.eta * (concept - without)
+        with sdpa_kernel(SDPBackend.MATH):
+            return (_predict(model, edited, x, t, told) - target).pow(2).mean()
+
+
+def _predict(
+    model: StableDiffusion, edited: Mapping[str, Tensor], x: Tensor, t: Tensor | int, told: Tensor
+) -> Tensor:
+    """eps'(x_t, c) with the edited parameters in place of the original ones."""
+    predicted: Tensor = functional_call(model.unet, dict(edited), (x, t, told)).sample
+    return predicted

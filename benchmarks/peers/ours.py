@@ -1,0 +1,30 @@
+"""sepme itself, through what its commands call, with the settings it ships with."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from benchmarks.canvas import Canvas
+from benchmarks.evidence import erase
+from benchmarks.peers.interface import Edit, Request
+from patch_spec.container import patch_bytes
+from patch_spec.manifest import Patch
+from sepme_cli.erasure.settings import Settings
+
+
+@dataclass(frozen=True)
+class Ours:
+    """method: as `sepme erase --method` has it."""
+
+    method: Literal["closed-form", "sepme"]
+    settings: Settings = Settings()
+
+    grid: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+
+    def edit(self, request: Request) -> Edit:
+        made = erase(request.model, request.words, self.method, self.settings)
+        increments = tuple(m.increment for m in made)
+        base = request.model.checkpoint.base(text_encoders=True)
+        patch = patch_bytes(Patch(base=base, increments=increments, tool="benchmark"))
+        weights = Canvas().patched([(increment, 1.0) for increment in increments])
+        return Edit(weights, stored=len(patch), increments=increments)

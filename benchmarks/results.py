@@ -1,0 +1,28 @@
+"""What benchmarks write down: entries in a JSON file, and counts of right answers."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+
+class Results:
+    """A JSON file that is written after every entry."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.entries: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+
+    def get(self, key: str, make: Callable[[], Any]) -> Any:
+        if key not in self.entries:
+            self.entries[key] = make()
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text(json.dumps(self.entries, indent=1, sort_keys=True) + "\n")
+        return self.entries[key]
+
+
+def counts(right: Tensor) -> list[int]:
+    """right: bool [n]. Returns [how many, n]."""
+    return [int(right.sum()), len(right)]
