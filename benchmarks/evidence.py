@@ -50,7 +50,7 @@ def erase(
         model, [Item.parse(word) for word in words], everything_but(*names), (), settings
     )
     if method == "closed-form":
-        return [closed_form_increment(model, s, settings) for s in studies]
+        return [closed_form_increment(s, settings) for s in studies]
     return [made for s in studies for made in sepme_increments(model, [s], settings)]
 
 

@@ -122,7 +122,7 @@ protect:
 
 # method: closed-form        # or sepme, which optimises on pictures
 # settings:
-#   rank: 16
+#   rank: 8
 #   neighbours: 8            # also protect the common words nearest to each concept
 """
 """What `sepme recipe init` writes."""

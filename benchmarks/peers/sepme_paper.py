@@ -24,7 +24,7 @@ from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.moments import pictured_moments
 from sepme_cli.diffusion.predictor import EditedPredictor
 from sepme_cli.diffusion.sampler import draw_pictures
-from sepme_cli.erasure.concept import rows
+from sepme_cli.erasure.concept import Lexicon
 from sepme_cli.erasure.prompts import Phrase, with_articles
 from sepme_cli.erasure.representation import Sample
 from sepme_cli.erasure.settings import Settings
@@ -61,7 +61,8 @@ class PublishedSepME:
         for name in request.names:
             phrase = self._phrase(name)
             others = [self._phrase(other).text for other in request.names if other != name]
-            basis = null_space(rows(model, ["", phrase.without, *others])).float()
+            kept = ["", phrase.without, *others]
+            basis = null_space(Lexicon(model, kept).rows(kept)).float()
             learned = self._learn(model, self._moments(model, phrase), phrase, basis)
             parts[name] = {t: (w @ basis).double() for t, w in learned.items()}
             stored += 2 * (basis.numel() + sum(w.numel() for w in learned.values()))

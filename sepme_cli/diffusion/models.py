@@ -119,12 +119,12 @@ class StableDiffusion:
         """Token ids [len(prompts), positions] of the first text encoder, padded as it does."""
         return self.encoders[0].tokens(prompts)
 
-    def encode(self, prompts: Sequence[str]) -> Tensor:
+    def encode(self, prompts: Sequence[str], positions: int | None = None) -> Tensor:
         """e(c): hidden states of prompts [len(prompts), positions, width], one row a token.
 
         Of two text encoders the states stand side by side, each token's in its place.
         """
-        return condition(self.encoders, prompts, pooled=False).states
+        return condition(self.encoders, prompts, pooled=False, positions=positions).states
 
     @torch.no_grad()
     def ends(self, prompts: Sequence[str]) -> Tensor:

@@ -167,13 +167,18 @@ def text_config(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
 
 @torch.no_grad()
 def condition(
-    encoders: Sequence[TextEncoder], prompts: Sequence[str], *, pooled: bool
+    encoders: Sequence[TextEncoder],
+    prompts: Sequence[str],
+    *,
+    pooled: bool,
+    positions: int | None = None,
 ) -> Conditioning:
     """What a family's text encoders say of prompts: their states side by side.
 
-    pooled: also the last encoder's pooled output.
+    pooled: also the last encoder's pooled output. positions: the first ones alone, which do not
+    depend on the others; all if None.
     """
-    ids = [encoder.tokens(prompts).to(encoder.device) for encoder in encoders]
+    ids = [encoder.tokens(prompts)[:, :positions].to(encoder.device) for encoder in encoders]
     states = [
         torch.cat([encoder.states(part) for part in tokens.split(_BATCH)])
         for encoder, tokens in zip(encoders, ids, strict=True)

@@ -1,4 +1,4 @@
-"""The least-squares increment: no image, no UNet pass, one solve.
+"""The least-squares increment: no image, no UNet pass, one small solve a concept.
 
 One operator T serves every layer: dW = W @ T, so that a layer reads the concept's embeddings as
 if they were those of something else (UCE's objective, here under SepME's constraint).
@@ -7,30 +7,41 @@ if they were those of something else (UCE's objective, here under SepME's constr
 import torch
 from torch import Tensor
 
-from sepme_cli.erasure.subspace import Metric
+from sepme_cli.erasure.subspace import Ground
 
 
-def solve(concept: Tensor, instead: Tensor, cost: Metric) -> Tensor:
+def solve(
+    concept: Tensor, instead: Tensor, ground: Ground, insistence: float
+) -> tuple[Tensor, Tensor]:
     """The operator T [d, d] that minimises |C T^T - (C* - C)|^2 / n + tr(T M T^T).
 
     concept: C [n, d], the embeddings of the concept's prompts, one row a token. instead: C* [n, d],
-    row for row what they should act like. cost: the metric M; T's rows are combinations of its
-    admissible directions.
+    row for row what they should act like. M = B - insistence C^T C / n: the ground's cost B, less
+    what the concept itself is in it.
+    With K = C B^-1 C^T and a = (1 - insistence) / n (Woodbury):
+    T^T = B^-1 C^T (I + a K)^-1 (C* - C) / n.
+    Returns left [d, n] and right [n, d] with T = left @ right; the rows of right are admissible.
     """
-    c, wanted = concept.double() @ cost.null.T, (instead - concept).double()
-    found = torch.linalg.solve(c.T @ c / len(c) + cost.cost, c.T @ wanted / len(c))
-    return found.T @ cost.null
+    c, wanted = concept.double(), (instead - concept).double()
+    right = ground.solve(c)
+    count = len(c)
+    inner = torch.eye(count, dtype=torch.float64) + (1 - insistence) / count * (c @ right.T)
+    return torch.linalg.solve(inner, wanted / count).T, right
 
 
-def reduce(operator: Tensor, concept: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The operator's best part of at most that rank on the concept: reduced-rank regression.
+def reduce(left: Tensor, right: Tensor, concept: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The best part of T = left @ right of at most that rank on the concept: reduced-rank
+    regression.
 
     Returns (shift [d, r], basis [r, d]) with T near shift @ basis; the rows of basis are
     orthonormal and lie in the row space of T, so they are as admissible as T is.
     """
-    moved = concept.double() @ operator.T
-    _, values, outputs = torch.linalg.svd(moved, full_matrices=False)
-    kept = outputs[: min(rank, int((values > 1e-9 * values[0].clamp(min=1e-30)).sum()))]
-    rows = kept @ operator  # T restricted to the kept outputs
+    moved = (concept.double() @ right.T) @ left.T
+    # The singular vectors through the smaller Gram matrix: only the largest are wanted.
+    values, vectors = torch.linalg.eigh(moved @ moved.T)
+    found = int((values > 1e-18 * values[-1].clamp(min=1e-60)).sum())
+    rank = min(rank, found)
+    kept = torch.linalg.qr((vectors[:, len(values) - rank :].T @ moved).T)[0].T.flip(0)
+    rows = (kept @ left) @ right  # T restricted to the kept outputs
     q, r = torch.linalg.qr(rows.T)  # rows = r.T @ q.T
     return kept.T @ r.T, q.T

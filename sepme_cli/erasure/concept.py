@@ -1,6 +1,6 @@
 """What is to be erased and what must stay, as prompts and as rows of embeddings."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,6 +23,7 @@ from sepme_cli.recipe import Item, parse_word
 
 _PAIRS = 40
 _COMPANIONS = 16
+_PADDING = 24
 
 
 class TextEncoder(Protocol):
@@ -32,8 +33,8 @@ class TextEncoder(Protocol):
         """Token ids [len(prompts), positions], padded."""
         ...
 
-    def encode(self, prompts: Sequence[str]) -> Tensor:
-        """Hidden states [len(prompts), positions, d], one row a token."""
+    def encode(self, prompts: Sequence[str], positions: int | None = None) -> Tensor:
+        """Hidden states [len(prompts), positions, d], one row a token; of all positions if None."""
         ...
 
 
@@ -101,6 +102,12 @@ class Concept:
     def prompts(self) -> tuple[str, ...]:
         return tuple(phrase.text for phrase in self.phrases)
 
+    @property
+    def counterparts(self) -> tuple[tuple[str, ...], ...]:
+        """For each sibling its phrases; or the phrases without the concept."""
+        siblings = tuple(tuple(p.text for p in sibling) for sibling in self.siblings)
+        return siblings or (tuple(phrase.without for phrase in self.phrases),)
+
 
 def describe(item: Item, protected: Protected) -> Concept:
     """A concept under all of its names, with protected words of the other kind as companions.
@@ -124,27 +131,49 @@ def describe(item: Item, protected: Protected) -> Concept:
     return Concept(item.name, item.kind, tuple(found), tuple(complete))
 
 
-def rows(encoder: TextEncoder, prompts: Sequence[str]) -> Tensor:
-    """Every distinct embedding row of prompts: [n, d], float64; n is 0 without prompts."""
-    if not prompts:
-        return rows(encoder, [""])[:0]
-    states = encoder.encode(prompts).double().cpu()
-    return torch.unique(states.flatten(0, 1), dim=0)
+class Lexicon:
+    """The embeddings of many prompts, each encoded once.
 
+    Only the positions that some text needs are encoded, and a few of the padding behind it: no
+    token reads what comes after it, and paddings differ little from one another.
+    """
 
-def concept_rows(encoder: TextEncoder, concept: Concept) -> tuple[Tensor, Tensor]:
-    """C and C* [phrases * positions, d], float64: the concept's embeddings, and row for row what
-    they should act like."""
-    ids = encoder.tokens(concept.prompts)
-    states = encoder.encode(concept.prompts).double().cpu()
-    instead = [
-        _answers(encoder, ids, [phrase.text for phrase in sibling]) for sibling in concept.siblings
-    ] or [_answers(encoder, ids, [phrase.without for phrase in concept.phrases])]
-    return states.flatten(0, 1), torch.stack(instead).mean(0).flatten(0, 1)
+    def __init__(self, encoder: TextEncoder, prompts: Iterable[str]) -> None:
+        distinct = tuple(dict.fromkeys(prompts))
+        self._places = {prompt: place for place, prompt in enumerate(distinct)}
+        ids = encoder.tokens(distinct)
+        # The end of the text has the highest id.
+        length = min(ids.shape[1], int(ids.argmax(1).max()) + 1 + _PADDING)
+        self._ids = ids[:, :length]
+        self._states = encoder.encode(distinct, length).cpu()
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
 
-def _answers(encoder: TextEncoder, ids: Tensor, prompts: Sequence[str]) -> Tensor:
-    """The embeddings of prompts, rearranged to answer the tokens of ids [n, positions]."""
-    states = encoder.encode(prompts).double().cpu()
-    order = torch.stack([align(a, b) for a, b in zip(ids, encoder.tokens(prompts), strict=True)])
-    return torch.gather(states, 1, order[..., None].expand_as(states))
+    def tokens(self, prompts: Sequence[str]) -> Tensor:
+        """Token ids [len(prompts), positions]."""
+        return self._ids[[self._places[prompt] for prompt in prompts]]
+
+    def states(self, prompts: Sequence[str]) -> Tensor:
+        """e(c) [len(prompts), positions, d]."""
+        return self._states[[self._places[prompt] for prompt in prompts]]
+
+    def rows(self, prompts: Sequence[str]) -> Tensor:
+        """Every distinct embedding of prompts: [n, d], float64; n is 0 without prompts."""
+        return torch.unique(self.states(prompts).flatten(0, 1), dim=0).double()
+
+    def concept_rows(self, concept: Concept) -> tuple[Tensor, Tensor]:
+        """C and C* [n, d], float64: the concept's distinct embeddings, and row for row what they
+        should act like."""
+        ids = self.tokens(concept.prompts)
+        instead = [self._answers(ids, prompts) for prompts in concept.counterparts]
+        states = self.states(concept.prompts).flatten(0, 1)
+        both = torch.cat([states, torch.stack(instead).mean(0).flatten(0, 1)], 1)
+        rows, answers = torch.unique(both, dim=0).double().chunk(2, 1)
+        return rows, answers
+
+    def _answers(self, ids: Tensor, prompts: Sequence[str]) -> Tensor:
+        """The embeddings of prompts, rearranged to answer the tokens of ids [n, positions]."""
+        states, others = self.states(prompts), self.tokens(prompts)
+        order = torch.stack([align(a, b) for a, b in zip(ids, others, strict=True)])
+        return torch.gather(states, 1, order[..., None].expand_as(states))

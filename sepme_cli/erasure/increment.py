@@ -1,6 +1,6 @@
 """A concept's increment, from its embeddings to what can be written down."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,9 +9,8 @@ from torch import Tensor
 
 from patch_spec.grid import split_shift, split_up, to_grid
 from sepme_cli.erasure.closed_form import reduce, solve
-from sepme_cli.erasure.concept import Concept, TextEncoder, concept_rows, rows
 from sepme_cli.erasure.settings import Settings
-from sepme_cli.erasure.subspace import Weighing, metric
+from sepme_cli.erasure.subspace import Ground, energy
 from sepme_cli.errors import RefusedError
 
 #: The blank prompt, which every increment leaves exactly as it is.
@@ -27,73 +26,72 @@ class Admissible:
     """Where a concept's increment may act, and the closed form's answer there.
 
     shift [d, r], basis [r, d]: T = shift @ basis, float64, basis orthonormal and on the format's
-    grid. cost [r, r]: the metric in the basis. separability: the share of the way from the
-    concept's embeddings to what they should act like that T covers, 0 to 1; it is low where the
-    concept lies in what must stay. free: dimensions that no separable prompt takes.
+    grid. cost [r, r]: what acting costs, seen in the basis. separability: the share of the way
+    from the concept's embeddings to what they should act like that T covers, 0 to 1; it is low
+    where the concept lies in what must stay.
     """
 
     shift: Tensor
     basis: Tensor
     cost: Tensor
     separability: float
-    free: int
 
 
 def admissible(
-    encoder: TextEncoder,
-    concept: Concept,
-    separable: Sequence[str],
-    protected: Sequence[str],
-    settings: Settings,
+    name: str, concept: Tensor, instead: Tensor, ground: Ground, settings: Settings
 ) -> Admissible:
-    """Solve for the concept on the directions that it may use.
+    """Solve for a concept on the directions that it may use.
 
-    separable: prompts it must not change, beside the blank; protected: prompts it should change
-    little.
+    concept, instead: C and C* [n, d], see `solve`. ground: of this concept and the others.
     Raises RefusedError where the concept lies in what must stay: nothing is left to erase with.
     """
-    concept_states, instead = concept_rows(encoder, concept)
-    weighing = Weighing(
-        settings.tolerance, settings.insistence, settings.protection, settings.ridge
-    )
-    cost = metric(
-        concept_states,
-        rows(encoder, [BLANK]),
-        rows(encoder, [prompt for prompt in separable if prompt != BLANK]),
-        rows(encoder, protected),
-        weighing,
-    )
-    if not len(cost.null):
-        raise _nothing_left(concept, 0.0)
-    shift, basis = reduce(solve(concept_states, instead, cost), concept_states, settings.rank)
+    if not len(ground.null):
+        raise _nothing_left(name, 0.0)
+    left, right = solve(concept, instead, ground, settings.insistence)
+    shift, basis = reduce(left, right, concept, settings.rank)
     if not len(basis):
-        raise _nothing_left(concept, 0.0)
+        raise _nothing_left(name, 0.0)
     basis = torch.from_numpy(to_grid(basis.numpy()).astype(np.float64))
-    moved = concept_states @ basis.T @ shift.T
-    wanted = instead - concept_states
-    separability = 1 - float((moved - wanted).pow(2).sum() / wanted.pow(2).sum().clamp(min=1e-30))
+    seen = concept @ basis.T
+    wanted = instead - concept
+    missed = float((seen @ shift.T - wanted).pow(2).sum())
+    separability = 1 - missed / float(wanted.pow(2).sum().clamp(min=1e-30))
     if separability < LEAST_SEPARABILITY:
-        raise _nothing_left(concept, separability)
-    return Admissible(shift, basis, cost.of(basis), separability, len(cost.null))
+        raise _nothing_left(name, separability)
+    cost = basis @ ground.cost @ basis.T - settings.insistence * energy(seen)
+    return Admissible(shift, basis, cost, separability)
 
 
-def leakage(
-    encoder: TextEncoder, prompts: Sequence[str], layers: Iterable[tuple[Tensor, Tensor]]
-) -> float:
-    """The largest relative change of any prompt's keys and values, over all layers together.
+@dataclass(frozen=True)
+class Witnesses:
+    """Prompts whose keys and values must not change, and how large those are.
 
-    layers: W and dW [out, d] of each, looked at one at a time. max over prompts of
-    |dW e^T| / |W e^T|, Frobenius over the prompt's tokens.
+    states: [prompts, positions, d], float32. sizes: |W e^T|^2 of each prompt over all layers,
+    Frobenius over its tokens.
     """
-    states = encoder.encode(prompts).double().cpu()
-    whole = changed = torch.zeros(2 * [states.shape[-1]], dtype=torch.float64)
-    for weight, change in layers:
-        whole = whole + weight.double().cpu().T @ weight.double().cpu()
-        changed = changed + change.double().cpu().T @ change.double().cpu()
-    changes, sizes = (
-        torch.einsum("ptd,de,pte->p", states, gram, states) for gram in (changed, whole)
-    )
-    return float((changes.clamp(min=0) / sizes).sqrt().max())
+
+    prompts: tuple[str, ...]
+    states: Tensor
+    sizes: Tensor
+
+    @classmethod
+    def of(cls, prompts: Sequence[str], states: Tensor, gram: Tensor) -> "Witnesses":
+        """gram: sum of W^T W over all layers, [d, d]."""
+        states = states.float()
+        sizes = torch.stack([((one @ gram.float()) * one).sum() for one in states])
+        return cls(tuple(prompts), states, sizes)
+
+    def leakage(self, basis: Tensor, inner: Tensor, but: Collection[str] = ()) -> float:
+        """The largest relative change of any prompt's keys and values, over all layers together.
+
+        An increment's dW = F @ basis, with basis [r, d]; inner: the sum of F^T F over all layers,
+        [r, r]. but: prompts to leave out. max over prompts of |dW e^T| / |W e^T|.
+        """
+        seen = self.states @ basis.float().T
+        changes = ((seen @ inner.float()) * seen).sum((1, 2))
+        kept = torch.tensor([prompt not in but for prompt in self.prompts])
+        found = (changes.clamp(min=0) / self.sizes)[kept]
+        return float(found.max().sqrt()) if len(found) else 0.0
 
 
 def additive_factors(
@@ -111,9 +109,9 @@ def operator_factors(
     return split_shift(shift.numpy())
 
 
-def _nothing_left(concept: Concept, separability: float) -> RefusedError:
+def _nothing_left(name: str, separability: float) -> RefusedError:
     return RefusedError(
-        f"{concept.name!r} lies in what must stay as it is: nothing is left to erase it with. "
+        f"{name!r} lies in what must stay as it is: nothing is left to erase it with. "
         "Protect fewer words, or look for the concept's own name among them.",
         expected=f"separability of at least {LEAST_SEPARABILITY}",
         found=f"{separability:.3f}",

@@ -12,7 +12,7 @@ from sepme_cli.strict_yaml import Scalar
 _LEAST = {
     **{"steps": 1, "rank": 1, "batch_size": 1, "pictures": 2, "sampling_steps": 1},
     **{"neighbours": 0, "lr": 0, "norm": 0, "guidance": 0},
-    **{"tolerance": 0, "insistence": 0, "protection": 0, "ridge": 0},
+    **{"insistence": 0, "protection": 0, "ridge": 0},
 }
 _MOST = {"rank": limits.RANK}
 _DTYPES = ("fp32", "fp16", "bf16")
@@ -28,7 +28,7 @@ class Settings:
     momentum: alpha in L_mom. norm: lambda, the weight of the increment's norm.
     pictures: how many the original model draws of the concept. sampling_steps, guidance: how it
     draws them. start: how much of the closed form's answer the optimisation starts from, 0 being
-    the paper's. tolerance, insistence, protection, ridge: see `Weighing`.
+    the paper's. insistence, protection, ridge: see `Weighing`.
     neighbours: how many of the words nearest to a concept are protected beside those named.
     device: cpu, cuda, mps; None picks the best there is. dtype: what the networks compute in.
     """
@@ -36,7 +36,7 @@ class Settings:
     steps: int = 200
     lr: float = 0.02
     threshold: float = 0.1
-    rank: int = 16
+    rank: int = 4
     seed: int = 0
     batch_size: int = 32
     momentum: float = 0.9
@@ -45,9 +45,8 @@ class Settings:
     sampling_steps: int = 20
     guidance: float = 3.0
     start: float = 1.0
-    tolerance: float = 1e-2
-    insistence: float = 1e3
-    protection: float = 100.0
+    insistence: float = 3.0
+    protection: float = 3.0
     ridge: float = 1e-4
     neighbours: int = 0
     device: str | None = None

@@ -1,18 +1,22 @@
-"""Weight decoupling: where an increment may act so that nothing else is touched.
+"""Weight decoupling: where increments may act so that nothing else is touched.
 
 An increment dW [out, d] is added to layers that read text embeddings e [d]. It changes nothing
-for a prompt whose embeddings it maps to zero. Two strengths of that promise are kept apart:
+for a prompt whose embeddings it maps to zero (SepME, "weight decoupling": dW e_m^T = 0). That is
+kept in three strengths:
 
-- *separable*: dW e^T = 0 for the blank, exactly, and for the concepts erased beside this one or
-  before it along every direction in which they carry energy (SepME, "weight decoupling":
-  e_m S = 0). What is left of them below the tolerance weighs heavily.
-- *protected*: dW e^T is small for what should stay as it is, weighed against acting on the
-  concept. A hard constraint on all of it would exhaust the d dimensions and leave nothing to
-  erase with.
+- the blank prompt, by force: its embeddings are out of every increment's reach;
+- concepts erased beside this one or before it, dearly: acting on them costs `insistence` times
+  what acting on the concept gains;
+- what is protected, `protection` times, all of it together.
+
+A hard constraint on every token of every prompt would use up the d dimensions after a handful of
+concepts and leave nothing to erase with; a price lets the leakage grow smoothly instead. What it
+costs to act is one quadratic form for all concepts, so that it is factorised once.
 
 Everything here is float64 and knows neither networks nor files.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,62 +24,77 @@ from torch import Tensor
 
 #: What is below this share of the largest singular value is rounding, in float64.
 _EXACT = 1e-9
+#: What a direction must carry of the most that any does, to count as taken.
+_TAKEN = 1e-2
 
 
 @dataclass(frozen=True)
 class Weighing:
-    """What the admissible directions weigh against each other.
+    """What acting on a direction costs, beside the concept's own energy there.
 
-    tolerance: singular values of the separable rows below this share of the largest constrain
-    nothing by force. insistence: the weight, beside the concept's own, of what the tolerance let
-    through. protection: mu, the same for protected rows. ridge: lambda,
-    the weight of every direction as a share of the concept's mean energy a direction, so that
-    what nobody looked at stays too.
+    insistence: for the energy of each other concept. protection: for that of what is protected.
+    ridge: for every direction, as a share of the concepts' mean energy a direction, so that what
+    nobody looked at stays too.
     """
 
-    tolerance: float = 1e-2
-    insistence: float = 1e3
-    protection: float = 100.0
+    insistence: float = 3.0
+    protection: float = 3.0
     ridge: float = 1e-4
 
 
-def row_space(rows: Tensor, tolerance: float) -> Tensor:
+def row_space(rows: Tensor, tolerance: float = _EXACT) -> Tensor:
     """Orthonormal basis [k, d] of the span of rows [n, d], singular values above tolerance
     times the largest."""
     _, values, directions = torch.linalg.svd(rows.double(), full_matrices=False)
     return directions[values > tolerance * values.max().clamp(min=torch.finfo(values.dtype).tiny)]
 
 
-@dataclass(frozen=True)
-class Metric:
-    """What it costs to act on a direction: a quadratic form on the admissible directions.
+def energy(rows: Tensor) -> Tensor:
+    """The mean of e^T e over rows e: [d, d], zero without rows."""
+    wide = rows.double()
+    return wide.T @ wide / max(len(rows), 1)
 
-    null: [free, d], orthonormal: the admissible directions. cost: [free, free], positive, seen in
-    null.
+
+@dataclass(frozen=True)
+class Ground:
+    """What it costs to act, the same for all concepts that are erased together.
+
+    null: [free, d], orthonormal: the directions that the blank does not use. cost: [d, d], what
+    keeping everything costs, every concept counted as one of the others. factor: the Cholesky
+    factor of null cost null^T. ridge: what of the cost is the ridge's.
     """
 
     null: Tensor
     cost: Tensor
+    factor: Tensor
+    ridge: float
 
-    def of(self, basis: Tensor) -> Tensor:
-        """The cost of admissible directions, rows of basis [r, d], between each other: [r, r]."""
-        inside = basis @ self.null.T
-        return inside @ self.cost @ inside.T
+    @classmethod
+    def of(
+        cls, blank: Tensor, concepts: Sequence[Tensor], protected: Tensor, weighing: Weighing
+    ) -> "Ground":
+        """blank: rows [b, d]. concepts: each one's rows [n, d]. protected: rows [m, d]."""
+        taken = row_space(blank)
+        _, _, directions = torch.linalg.svd(taken, full_matrices=True)
+        null = directions[len(taken) :]
+        apart = torch.zeros(2 * [blank.shape[1]], dtype=torch.float64)
+        for rows in concepts:
+            apart += energy(rows)
+        ridge = weighing.ridge * float(apart.trace()) / max(len(concepts), 1) / len(apart)
+        cost = weighing.insistence * apart + weighing.protection * energy(protected)
+        cost += ridge * torch.eye(len(cost), dtype=torch.float64)
+        inside = null @ cost @ null.T
+        return cls(null, cost, torch.linalg.cholesky(inside), ridge)
 
+    def solve(self, rows: Tensor) -> Tensor:
+        """rows [n, d] times the inverse of the cost on the admissible directions: [n, d]."""
+        inside = self.null @ rows.double().T
+        return torch.cholesky_solve(inside, self.factor).T @ self.null
 
-def metric(
-    concept: Tensor, blank: Tensor, separable: Tensor, protected: Tensor, weighing: Weighing
-) -> Metric:
-    """The metric for erasing concept [n, d]: blank [b, d] rows are out of reach, separable [s, d]
-    rows nearly so, protected [m, d] rows are dear, and every direction costs the ridge."""
-    taken = row_space(blank, _EXACT)
-    if len(separable):
-        taken = row_space(torch.cat([taken, row_space(separable, weighing.tolerance)]), _EXACT)
-    _, _, directions = torch.linalg.svd(taken, full_matrices=True)
-    null = directions[len(taken) :]
-    energy = concept.double().pow(2).sum() / len(concept) / concept.shape[1]
-    cost = weighing.ridge * energy * torch.eye(len(null), dtype=torch.float64)
-    for kept, weight in ((separable, weighing.insistence), (protected, weighing.protection)):
-        inside = kept.double() @ null.T
-        cost = cost + weight * inside.T @ inside / max(len(kept), 1)
-    return Metric(null, cost)
+    @property
+    def taken(self) -> int:
+        """In how many dimensions something must stay as it is: the blank's, and those in which
+        the rest carries more than 1% of what it carries in any."""
+        held = torch.linalg.eigvalsh(self.null @ self.cost @ self.null.T) - self.ridge
+        strong = held > _TAKEN**2 * held.max() if len(held) else held
+        return len(self.cost) - len(self.null) + int(strong.sum())

@@ -155,7 +155,7 @@ def _made(
     joint: bool,
 ) -> list[Made]:
     if method == "closed-form":
-        return [closed_form_increment(seen.network, s, settings) for s in seen.studies]
+        return [closed_form_increment(s, settings) for s in seen.studies]
     pictures = None if images is None else load_pictures(images, seen.network.picture_size)
     groups = [seen.studies] if joint else [(study,) for study in seen.studies]
     return [

@@ -88,7 +88,7 @@ def outlook(
         # Before the study, which may refuse for the very reason that these give.
         for warning in around.warnings:
             progress.warn(warning)
-        prompts = [prompt for increment in before for prompt in increment.prompts]
+        prompts = [increment.prompts for increment in before]
         studies = study(network, recipe.concepts, around.protected, prompts, settings)
         seen = Outlook(network, base, around, tuple(studies))
         for warning in seen.warnings:

@@ -120,7 +120,7 @@ def plan_erasure(
         prediction=prediction,
         progress=progress,
     ) as seen:
-        parts = [closed_form_increment(seen.network, s, settings).increment for s in seen.studies]
+        parts = [closed_form_increment(s, settings).increment for s in seen.studies]
         seconds = time.monotonic() - started
         if images is not None:
             load_pictures(images, seen.network.picture_size)  # which the run would fail on
@@ -152,7 +152,7 @@ def _planned(
         rank=part.rank,
         separability=study.space.separability,
         leakage=part.measured.leakage,
-        taken=seen.base.width - study.space.free,
+        taken=study.shared.ground.taken,
         neighbours=seen.around.neighbours.get(part.concept, ()),
         drags=tuple(words),
     )

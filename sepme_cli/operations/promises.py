@@ -10,7 +10,6 @@ from sepme_cli.checkpoints.patches import PatchFile
 from sepme_cli.checkpoints.reader import Checkpoint, open_checkpoint
 from sepme_cli.erasure.prompts import with_articles
 from sepme_cli.errors import MismatchError
-from sepme_cli.increments import delta
 from sepme_cli.operations.matching import check_fits, match_base
 from sepme_cli.progress import Progress
 from sepme_cli.recipe import Item, Recipe
@@ -80,10 +79,8 @@ def kept_on(
             if not base.ok:
                 unchecked.append(f"{file.name}: leakage, which is of the model it was made from")
                 continue
-            progress.stage("encoding prompts", len(file.patch.increments))
-            for part in file.patch.increments:
-                yield from _leakage(checkpoint, file, part, unchecked)
-                progress.advance()
+            progress.stage("encoding prompts")
+            yield from _leakage(checkpoint, file, unchecked)
     unchecked.append("separability: a patch does not say what its concepts should act like")
 
 
@@ -105,27 +102,23 @@ def _base(checkpoint: Checkpoint, file: PatchFile) -> Check:
     return Check(name, True, f"the one it was made from, digest {file.patch.base.digest}")
 
 
-def _leakage(
-    checkpoint: Checkpoint, file: PatchFile, part: Increment, unchecked: list[str]
-) -> Iterator[Check]:
+def _leakage(checkpoint: Checkpoint, file: PatchFile, unchecked: list[str]) -> Iterator[Check]:
     import torch
 
     from sepme_cli.diffusion.devices import choose_dtype
+    from sepme_cli.diffusion.eraser import leakages
     from sepme_cli.diffusion.models import StableDiffusion
-    from sepme_cli.erasure.increment import leakage
 
-    name, recorded = f"{file.name}: leakage of {part.concept}", part.measured.leakage
-    if recorded is None or not part.separable_from:
-        unchecked.append(f"{name}: none is recorded")
-        return
+    parts = file.patch.increments
     # Embeddings in half precision are others; whatever else a tool may say, fp32 is the truest.
-    said = part.method.settings.get("dtype")
+    said = parts[0].method.settings.get("dtype")
     dtype = choose_dtype(str(said) if said in ("fp16", "bf16") else None)
     network = StableDiffusion.of(checkpoint, torch.device("cpu"), dtype)
-    layers = (
-        (weight, torch.from_numpy(delta(part, target, weight.numpy())))
-        for target, weight in network.stored_weights()
-    )
-    found = leakage(network, part.separable_from, layers)
-    ok = math.isclose(found, recorded, rel_tol=_RELATIVE, abs_tol=_ABSOLUTE)
-    yield Check(name, ok, f"recorded {recorded:.3g}, found {found:.3g}")
+    outside = tuple(dict.fromkeys(prompt for part in parts for prompt in part.separable_from))
+    for part, found in zip(parts, leakages(network, parts, outside), strict=True):
+        name, recorded = f"{file.name}: leakage of {part.concept}", part.measured.leakage
+        if recorded is None:
+            unchecked.append(f"{name}: none is recorded")
+            continue
+        ok = math.isclose(found, recorded, rel_tol=_RELATIVE, abs_tol=_ABSOLUTE)
+        yield Check(name, ok, f"recorded {recorded:.3g}, found {found:.3g}")

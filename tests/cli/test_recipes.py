@@ -11,7 +11,7 @@ from tests.cli.conftest import Run
 POLICY = """
 version: 1
 concepts: [{name: ink, kind: style, aliases: [sumi]}]
-settings: {rank: 3, tolerance: 0.3}
+settings: {rank: 3, ridge: 0.3}
 """
 
 
@@ -51,7 +51,7 @@ def test_options_override_the_settings_of_a_recipe_and_defaults_do_not(
         return dict(part.method.settings)
 
     plain, overridden = settings(), settings("--rank", "16", "--seed", "0")
-    assert (plain["rank"], plain["tolerance"]) == (3, 0.3)
+    assert (plain["rank"], plain["ridge"]) == (3, 0.3)
     assert overridden == {**plain, "rank": 16}
 
 

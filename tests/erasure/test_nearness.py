@@ -65,7 +65,7 @@ def test_what_all_words_have_in_common_brings_none_together() -> None:
 def test_drag_is_the_relative_change_of_keys_and_values() -> None:
     ends, layers = rows(4, 6, 0).float(), [rows(5, 6, 1), rows(3, 6, 2)]
     spaces = [
-        Admissible(rows(6, 2, seed), rows(2, 6, seed + 1), torch.eye(2), 1.0, 6) for seed in (3, 5)
+        Admissible(rows(6, 2, seed), rows(2, 6, seed + 1), torch.eye(2), 1.0) for seed in (3, 5)
     ]
     found = drag(spaces, ends, layers)
     for space, row in zip(spaces, found, strict=True):

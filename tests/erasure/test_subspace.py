@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sepme_cli.erasure.subspace import Weighing, metric, row_space
+from sepme_cli.erasure.subspace import Ground, Weighing, row_space
 
 
 def rows(count: int, width: int, seed: int) -> torch.Tensor:
@@ -10,62 +10,62 @@ def rows(count: int, width: int, seed: int) -> torch.Tensor:
     )
 
 
+def unit(*places: int, width: int = 6) -> torch.Tensor:
+    return torch.eye(width, dtype=torch.float64)[list(places)]
+
+
+NONE = rows(0, 6, 9)
+
+
 def test_row_space_spans_the_rows_and_nothing_else() -> None:
     given = rows(3, 8, 0)
     given = torch.cat([given, given[:1] + given[1:2]])
-    basis = row_space(given, 1e-9)
+    basis = row_space(given)
     assert basis.shape == (3, 8)
     torch.testing.assert_close(basis @ basis.T, torch.eye(3, dtype=torch.float64))
     torch.testing.assert_close(given @ basis.T @ basis, given)
 
 
-def test_row_space_leaves_out_what_carries_no_energy() -> None:
-    strong, weak = torch.eye(2, 5, dtype=torch.float64)
-    given = torch.stack([strong, 1e-3 * weak])
-    assert len(row_space(given, 1e-2)) == 1
-    assert len(row_space(given, 1e-4)) == 2
-
-
-NONE = rows(0, 6, 9)
-LAST = torch.eye(6, dtype=torch.float64)[5:]
-
-
-def test_admissible_directions_see_neither_the_blank_nor_the_separable_rows() -> None:
-    blank, separable = rows(3, 12, 1), rows(4, 12, 11)
-    found = metric(rows(5, 12, 2), blank, separable, rows(6, 12, 3), Weighing(tolerance=1e-9))
-    assert found.null.shape == (5, 12)
-    for kept in (blank, separable):
-        assert (kept @ found.null.T).abs().max() < 1e-12
-
-
-def test_the_blank_is_exact_whatever_the_tolerance() -> None:
+def test_the_blank_is_out_of_reach_however_little_energy_it_has() -> None:
     blank = torch.cat([rows(1, 6, 1), 1e-5 * rows(1, 6, 2)])
-    found = metric(rows(5, 6, 3), blank, NONE, NONE, Weighing(tolerance=0.5))
-    assert (blank @ found.null.T).abs().max() < 1e-15
+    ground = Ground.of(blank, [rows(5, 6, 3)], NONE, Weighing())
+    assert ground.null.shape == (4, 6)
+    assert (blank @ ground.null.T).abs().max() < 1e-12
+    assert (blank @ ground.solve(rows(3, 6, 4)).T).abs().max() < 1e-9
 
 
-def test_what_the_tolerance_lets_through_is_dear() -> None:
-    separable = torch.diag(torch.tensor([1.0, 1e-3, 0, 0, 0, 0], dtype=torch.float64))[:2]
-    found = metric(rows(5, 6, 4), LAST, separable, NONE, Weighing(tolerance=0.1, insistence=1e8))
-    cost = found.of(torch.eye(6, dtype=torch.float64)[1:3])
-    assert cost[0, 0] > 1000 * cost[1, 1] > 0
+def test_solving_is_the_inverse_of_the_cost_where_it_may_act() -> None:
+    ground = Ground.of(unit(5), [rows(5, 6, 4), rows(4, 6, 5)], rows(2, 6, 6), Weighing())
+    given = rows(3, 6, 7)
+    solved = ground.solve(given)
+    torch.testing.assert_close((solved @ ground.cost)[:, :5], given[:, :5])
+    assert not solved[:, 5].any()
 
 
-def test_protected_directions_cost_more() -> None:
-    protected = torch.eye(6, dtype=torch.float64)[:1]
-    found = metric(rows(5, 6, 4), LAST, NONE, protected, Weighing())
-    cost = found.of(torch.eye(6, dtype=torch.float64)[:2])
-    assert cost[0, 0] > 1000 * cost[1, 1] > 0
+@pytest.mark.parametrize(
+    ("concepts", "protected"), [([unit(0)], NONE), ([1e-9 * unit(1)], unit(0))]
+)
+def test_what_must_stay_is_dear(concepts: list[torch.Tensor], protected: torch.Tensor) -> None:
+    ground = Ground.of(unit(5), concepts, protected, Weighing())
+    cost = (ground.cost.diagonal()[:2]).tolist()
+    assert cost[0] > 1000 * cost[1] > 0
 
 
 def test_no_direction_is_left_when_the_blank_spans_everything() -> None:
-    found = metric(rows(3, 6, 5), torch.eye(6, dtype=torch.float64), NONE, NONE, Weighing())
-    assert found.null.shape == (0, 6)
+    ground = Ground.of(unit(*range(6)), [rows(3, 6, 5)], NONE, Weighing())
+    assert ground.null.shape == (0, 6)
+    assert ground.taken == 6
+
+
+def test_dimensions_are_taken_by_what_carries_energy() -> None:
+    weak = 1e-3 * unit(1)
+    ground = Ground.of(unit(5), [torch.cat([unit(0), weak])], unit(2), Weighing(protection=300.0))
+    assert ground.taken == 3
 
 
 @pytest.mark.parametrize("factor", [1e-3, 1.0, 1e3])
-def test_the_ridge_is_relative_to_the_embeddings_scale(factor: float) -> None:
+def test_the_cost_is_relative_to_the_embeddings_scale(factor: float) -> None:
     concept = rows(5, 6, 7)
-    one = metric(concept, LAST, NONE, NONE, Weighing()).cost
-    other = metric(factor * concept, LAST, NONE, NONE, Weighing()).cost
+    one = Ground.of(unit(5), [concept], NONE, Weighing()).cost
+    other = Ground.of(unit(5), [factor * concept], NONE, Weighing()).cost
     torch.testing.assert_close(other, factor**2 * one)

@@ -24,7 +24,6 @@ QUICK = Settings(
     batch_size=16,
     threshold=-9.0,
     start=0.0,
-    tolerance=0.3,
     insistence=1.0,
     protection=1.0,
 )

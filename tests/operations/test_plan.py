@@ -21,7 +21,7 @@ from sepme_cli.operations.vocabulary import vocabulary
 from sepme_cli.recipe import Item, Recipe
 
 # In a random text encoder, 64 wide, a concept's prompts fill the space: insist less.
-ROOMY = Settings(rank=4, tolerance=0.3, insistence=1.0, protection=1.0)
+ROOMY = Settings(rank=4, insistence=1.0, protection=1.0)
 NEIGHBOURLY = replace(ROOMY, neighbours=3)
 
 
@@ -51,7 +51,8 @@ def test_the_dimensions_taken_are_those_of_what_must_not_change(small_model: Pat
     alone = plan_erasure(small_model, ["ink"], settings=ROOMY)
     both = plan_erasure(small_model, ["ink", "cat"], settings=ROOMY)
     assert alone.width == 64
-    assert 0 < alone.concepts[0].taken < both.concepts[0].taken < 64
+    # The blank alone takes 16.
+    assert 16 < alone.concepts[0].taken <= both.concepts[0].taken <= 64
 
 
 def test_what_is_protected_is_not_among_what_is_dragged_along(small_model: Path) -> None:

@@ -21,7 +21,7 @@ POLICY = """
 version: 1
 concepts: [{name: ink, kind: style, aliases: [sumi], prompts: ["{c}!"]}, {name: cat, kind: object}]
 method: closed-form
-settings: {rank: 3, tolerance: 0.3, insistence: 1.0, protection: 1.0}
+settings: {rank: 3, insistence: 1.0, protection: 1.0}
 """
 
 
