@@ -93,7 +93,17 @@ def study(
     _check_not_protected(items, protected)
     # What a concept comes to act like must not move itself.
     kept = protected.beside((item.like, item.kind) for item in items if item.like is not None)
-    concepts = [describe(item, kept) for item in items]
+    return study_concepts(model, [describe(item, kept) for item in items], kept, known, settings)
+
+
+def study_concepts(
+    model: StableDiffusion,
+    concepts: Sequence[Concept],
+    kept: Protected,
+    known: Sequence[Sequence[str]],
+    settings: Settings,
+) -> list[Study]:
+    """The same for concepts that are described already."""
     groups = [concept.prompts for concept in concepts] + [tuple(prompts) for prompts in known]
     apart = _all([BLANK], *groups)
     dear = tuple(prompt for prompt in kept.prompts() if prompt not in {*apart})
