@@ -151,15 +151,14 @@ def main(stage: str, method: str = "", name: str = "") -> None:
     if stage == "run":
         run(method, [name] if name else list(ABLATIONS[method]))
         return
-    for each, ablations in ABLATIONS.items():
-        rows = {name: found(each, name) for name in ablations}
-        rows = {name: values for name, values in rows.items() if values}
-        defaults = {name: default_of(each, name) for name in rows}
-        if stage == "table" and rows:
-            print(table(each, rows, defaults))
-        elif rows:
+    for each in [method] if method else ABLATIONS:
+        every = {name: values for name in ABLATIONS[each] if (values := found(each, name))}
+        defaults = {name: default_of(each, name) for name in every}
+        if stage == "table":
+            print(table(each, every, defaults))
+        elif every:
             PLOTS.mkdir(parents=True, exist_ok=True)
-            plot(each, rows, defaults, PLOTS / f"ablations-{each}.png")
+            plot(each, every, defaults, PLOTS / f"ablations-{each}.png")
 
 
 if __name__ == "__main__":

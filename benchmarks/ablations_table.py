@@ -86,7 +86,7 @@ def _recognised(name: str, values: Mapping[Any, Any], state: str, default: Any) 
 
 def _restored(values: Mapping[Any, Any], default: Any) -> Panel:
     pixels = [rows["five"].get("restored", {}).get("pixels", _NOTHING) for rows in values.values()]
-    return _panel("", values, {"restored one's pixels": pixels}, default)
+    return _panel("", values, {"_restored": pixels}, default)
 
 
 def _panel(

@@ -18,7 +18,7 @@ _MARKS = "osD^v"
 @dataclass(frozen=True)
 class Panel:
     """values: labels along x, evenly spaced. lines: name -> a figure for each value. marked: which
-    value a thin vertical line stands at, if any."""
+    value has a grey bar behind it, if any."""
 
     title: str
     values: Sequence[str]
@@ -30,7 +30,7 @@ def small_multiples(
     rows: Sequence[Sequence[Panel]], file: Path, *, labels: Sequence[str], height: float = 1.9
 ) -> None:
     """Draw rows of panels to a PNG; the panels of a row share their y axis and its label, and all
-    that have the same lines share one legend, above."""
+    share one legend, above. A line whose name begins with "_" is not in it."""
     across = max(map(len, rows))
     figure, axes = pyplot.subplots(
         len(rows),
@@ -52,7 +52,12 @@ def small_multiples(
         for handle, text in zip(*drawn[0].get_legend_handles_labels(), strict=True)
     }
     figure.legend(
-        handles.values(), handles, loc="outside upper center", ncols=5, fontsize=8, frameon=False
+        handles.values(),
+        handles,
+        loc="outside upper center",
+        ncols=across,
+        fontsize=8,
+        frameon=False,
     )
     figure.savefig(file, dpi=130, metadata={"Software": None})
     pyplot.close(figure)
