@@ -31,6 +31,11 @@ from sepme_cli.errors import RefusedError
 from sepme_cli.progress import SILENT, Progress
 from sepme_cli.recipe import Item
 
+_PROMPTS = 600
+"""About how many prompts all concepts of a patch have together, so that a hundred concepts are
+encoded in seconds; but each has some."""
+_FEWEST = 6
+
 
 @dataclass(frozen=True)
 class Study:
@@ -93,7 +98,8 @@ def study(
     _check_not_protected(items, protected)
     # What a concept comes to act like must not move itself.
     kept = protected.beside((item.like, item.kind) for item in items if item.like is not None)
-    concepts = [describe(item, kept) for item in items]
+    most = max(_FEWEST, _PROMPTS // max(1, len(items)))
+    concepts = [describe(item, kept, most) for item in items]
     groups = [concept.prompts for concept in concepts] + [tuple(prompts) for prompts in known]
     apart = _all([BLANK], *groups)
     dear = tuple(prompt for prompt in kept.prompts() if prompt not in {*apart})

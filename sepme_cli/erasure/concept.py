@@ -109,20 +109,20 @@ class Concept:
         return siblings or (tuple(phrase.without for phrase in self.phrases),)
 
 
-def describe(item: Item, protected: Protected) -> Concept:
+def describe(item: Item, protected: Protected, most: int | None = None) -> Concept:
     """A concept under all of its names, with protected words of the other kind as companions.
 
     Its siblings are what it should act like where that is said, else the protected words of its
-    kind.
+    kind. most: phrases of either kind, for each name.
     """
     found: list[Phrase] = []
     siblings: dict[str, list[Phrase]] = {}
     for each in kinds(item.kind):
         beside = protected.of(other(each))[:_COMPANIONS]
         for name in item.names:
-            found += phrases(name, each, beside)
+            found += phrases(name, each, beside, most)
             for sibling in (item.like,) if item.like else protected.of(each):
-                siblings.setdefault(sibling, []).extend(phrases(sibling, each, beside))
+                siblings.setdefault(sibling, []).extend(phrases(sibling, each, beside, most))
     for prompt in item.prompts:
         found.append(renamed(prompt, item.name, item.name))
         for sibling, answers in siblings.items():
