@@ -23,7 +23,7 @@ from sepme_cli.recipe import Item, parse_word
 
 _PAIRS = 40
 _COMPANIONS = 16
-_PADDING = 24
+_PADDING = 2
 
 
 class TextEncoder(Protocol):
