@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from benchmarks.canvas import Canvas
-from benchmarks.evidence import erase
+from benchmarks.evidence import erase, patch_of
 from benchmarks.peers.interface import Edit, Request
 from patch_spec.container import patch_bytes
-from patch_spec.manifest import Patch
 from sepme_cli.erasure.settings import Settings
 
 
@@ -24,7 +23,6 @@ class Ours:
     def edit(self, request: Request) -> Edit:
         made = erase(request.model, request.words, self.method, self.settings)
         increments = tuple(m.increment for m in made)
-        base = request.model.checkpoint.base(text_encoders=True)
-        patch = patch_bytes(Patch(base=base, increments=increments, tool="benchmark"))
+        patch = patch_bytes(patch_of(request.model.checkpoint, increments))
         weights = Canvas().patched([(increment, 1.0) for increment in increments])
         return Edit(weights, stored=len(patch), increments=increments)

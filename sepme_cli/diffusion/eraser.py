@@ -304,8 +304,6 @@ def _description(
         "slug": slugify(study.concept.name),
         "rank": len(study.space.basis),
         "prompts": study.concept.prompts,
-        "separable_from": study.separable,
-        "protected": study.protected,
         "method": Method(method, settings.recorded()),
         "measured": measured,
     }

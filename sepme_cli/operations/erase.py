@@ -122,9 +122,12 @@ def erase(
         progress=progress,
     ) as seen:
         made = _made(seen, method, images, settings, progress, joint=joint)
+    kept = seen.studies[0]  # what one keeps beside the others' prompts, all keep
     patch = Patch(
         base=seen.base,
         increments=tuple(m.increment for m in made),
+        separable_from=kept.separable,
+        protected=kept.protected,
         tool=f"sepme {__version__}",
         created=_created(),
         recipe=None if recipe is None else recipe.digest,

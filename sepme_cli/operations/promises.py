@@ -114,8 +114,8 @@ def _leakage(checkpoint: Checkpoint, file: PatchFile, unchecked: list[str]) -> I
     said = parts[0].method.settings.get("dtype")
     dtype = choose_dtype(str(said) if said in ("fp16", "bf16") else None)
     network = StableDiffusion.of(checkpoint, torch.device("cpu"), dtype)
-    outside = tuple(dict.fromkeys(prompt for part in parts for prompt in part.separable_from))
-    for part, found in zip(parts, leakages(network, parts, outside), strict=True):
+    found_again = leakages(network, parts, file.patch.separable_from)
+    for part, found in zip(parts, found_again, strict=True):
         name, recorded = f"{file.name}: leakage of {part.concept}", part.measured.leakage
         if recorded is None:
             unchecked.append(f"{name}: none is recorded")

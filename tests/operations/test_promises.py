@@ -84,6 +84,15 @@ def test_so_does_an_increment_that_does_more_than_it_says(
     assert failed(verify([lying], model=small_model)) == ["leakage of cat"]
 
 
+def test_so_does_a_promise_that_is_not_kept(small_model: Path, patch: Path, tmp_path: Path) -> None:
+    both = changed(patch, tmp_path, separable_from=("", "a cat drawn in ink"))
+    assert failed(verify([both], model=small_model)) == ["leakage of cat", "leakage of ink"]
+    first, _ = read_patch(patch).increments
+    other = first_changed(patch, prompts=(*first.prompts, "two drawings in ink"))
+    to_the_other = changed(patch, tmp_path, increments=other)
+    assert failed(verify([to_the_other], model=small_model)) == ["leakage of ink"]
+
+
 def test_what_is_not_recorded_is_not_checked(
     small_model: Path, patch: Path, tmp_path: Path
 ) -> None:
@@ -115,7 +124,7 @@ def test_a_model_without_its_text_encoder_cannot_tell(tmp_path: Path) -> None:
 
     base = base_of(model)
     part = additive(base, "Monet", seed=1)
-    part = replace(part, measured=replace(part.measured, leakage=0.1), separable_from=("",))
+    part = replace(part, measured=replace(part.measured, leakage=0.1))
     make_patch(tmp_path / "monet.sepme", base, part)
     with pytest.raises(UnsupportedError):
         verify([tmp_path / "monet.sepme"], model=model)
