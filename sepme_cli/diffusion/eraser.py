@@ -138,7 +138,7 @@ def leakages(
     gram = _gram(weight for _, weight in model.stored_weights())
     witnesses = Witnesses.of(apart, Lexicon(model, apart).states(apart), gram)
     return [
-        witnesses.leakage(torch.from_numpy(part.basis), _inner(part, gram), frozenset(part.prompts))
+        witnesses.leakage(torch.tensor(part.basis), _inner(part, gram), frozenset(part.prompts))
         for part in increments
     ]
 
