@@ -42,13 +42,15 @@ class Study:
     """A concept, and where what must stay leaves its increment room to act.
 
     separable: prompts outside of the patch that it does not change. protected: prompts it changes
-    little. shared: what it has in common with the concepts that are erased beside it.
+    little. like: the word it is to act like, None for nothing in its place. shared: what it has in
+    common with the concepts that are erased beside it.
     """
 
     concept: Concept
     separable: tuple[str, ...]
     protected: tuple[str, ...]
     space: Admissible
+    like: str | None
     shared: "Shared" = field(repr=False)
 
     @property
@@ -64,9 +66,10 @@ class Study:
 
 @dataclass(frozen=True)
 class Made:
-    """An increment and the seconds it took."""
+    """An increment, what the concept acts like with it, and the seconds it took."""
 
     increment: Increment
+    like: str | None
     seconds: float
 
 
@@ -103,12 +106,14 @@ def study(
     groups = [concept.prompts for concept in concepts] + [tuple(prompts) for prompts in known]
     apart = _all([BLANK], *groups)
     dear = tuple(prompt for prompt in kept.prompts() if prompt not in {*apart})
-    answers = (prompt for c in concepts for sibling in c.counterparts for prompt in sibling)
+    answers = (
+        prompt for c in concepts for phrases in c.counterparts.values() for prompt in phrases
+    )
     words = Lexicon(model, chain(apart, dear, answers))
-    wanted = [words.concept_rows(concept) for concept in concepts]
+    wanted = [words.wanted(concept) for concept in concepts]
     ground = Ground.of(
         model.encode([BLANK])[0].cpu(),
-        [rows for rows, _ in wanted] + [words.rows(prompts) for prompts in known],
+        [one.concept for one in wanted] + [words.rows(prompts) for prompts in known],
         words.rows(dear),
         Weighing(settings.insistence, settings.protection, settings.ridge),
     )
@@ -120,10 +125,11 @@ def study(
             concept,
             outside,
             dear,
-            admissible(concept.name, rows, instead, ground, settings),
+            admissible(concept.name, one, ground, settings),
+            one.like,
             shared,
         )
-        for concept, (rows, instead) in zip(concepts, wanted, strict=True)
+        for concept, one in zip(concepts, wanted, strict=True)
     ]
 
 
@@ -193,7 +199,7 @@ def closed_form_increment(study: Study, settings: Settings) -> Made:
         up={},
         shift=shift,
     )
-    return Made(increment, time.monotonic() - started)
+    return Made(increment, study.like, time.monotonic() - started)
 
 
 def _leakage(study: Study, inner: Tensor) -> float:
@@ -217,7 +223,7 @@ def sepme_increments(
     outcomes = optimise(tasks, settings, progress)
     seconds = (time.monotonic() - started) / len(studies)
     return [
-        Made(_additive(study, outcome, settings), seconds)
+        Made(_additive(study, outcome, settings), study.like, seconds)
         for study, outcome in zip(studies, outcomes, strict=True)
     ]
 
@@ -304,6 +310,6 @@ def _description(
         "slug": slugify(study.concept.name),
         "rank": len(study.space.basis),
         "prompts": study.concept.prompts,
-        "method": Method(method, settings.recorded()),
+        "method": Method(method, {**settings.recorded(), "like": study.like}),
         "measured": measured,
     }
