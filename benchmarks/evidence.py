@@ -28,6 +28,7 @@ from benchmarks.results import Results, counts
 from examples.emoji.judging import OBJECT_NAMES, STYLE_NAMES, Caption
 from patch_spec.container import patch_bytes
 from patch_spec.manifest import Increment, Patch
+from sepme_cli.checkpoints.reader import Checkpoint
 from sepme_cli.diffusion.eraser import (
     Made,
     Study,
@@ -73,6 +74,17 @@ def make_increments(
     if method == "closed-form":
         return [closed_form_increment(s, settings) for s in studies]
     return [made for s in studies for made in sepme_increments(model, [s], settings)]
+
+
+def patch_of(checkpoint: Checkpoint, increments: Sequence[Increment]) -> Patch:
+    """What `sepme erase` would write."""
+    return Patch(
+        base=checkpoint.base(text_encoders=True),
+        increments=tuple(increments),
+        separable_from=("",),
+        protected=everything_but(*(part.concept for part in increments)).prompts(),
+        tool="benchmark",
+    )
 
 
 class Bench:
@@ -123,17 +135,13 @@ class Bench:
                 "kept": float(change[~mine].mean()),
             },
             "seconds": seconds,
-            "bytes": len(patch_bytes(self.patch([made.increment]))),
+            "bytes": len(patch_bytes(patch_of(self.canvas.checkpoint, [made.increment]))),
             "rank": made.increment.rank,
             "steps": measured.steps,
             "correlation": [measured.correlation_start, measured.correlation_end],
             "leakage": measured.leakage,
             "separability": measured.separability,
         }
-
-    def patch(self, increments: Sequence[Increment]) -> Patch:
-        base = self.canvas.checkpoint.base(text_encoders=True)
-        return Patch(base=base, increments=tuple(increments), tool="benchmark")
 
 
 def alone(method: str, settings: Settings) -> None:

@@ -65,7 +65,7 @@ def small_multiples(
 
 def _draw(axis: Axes, panel: Panel) -> None:
     if panel.marked is not None:
-        axis.axvline(panel.marked, color="#bbbbbb", linewidth=4, zorder=0)
+        axis.axvline(panel.marked, color="#dddddd", linewidth=4, zorder=0)
     places = range(len(panel.values))
     for i, (name, figures) in enumerate(panel.lines.items()):
         axis.plot(

@@ -90,8 +90,6 @@ def increment(base: Base, concept: str, kind: str, seed: int) -> Increment:
         "kind": kind,
         "rank": RANK,
         "prompts": (concept,),
-        "separable_from": ("",),
-        "protected": (),
         "method": Method("random", {}),
         "measured": Measured(),
         "basis": to_grid(np.linalg.qr(rng.standard_normal((base.width, RANK)))[0].T),
@@ -117,7 +115,9 @@ def make_patches(scene: Scene) -> None:
         "three": [increment(base, f"c{i}", "operator", 3 + i) for i in range(3)],
     }
     for name, increments in made.items():
-        patch = Patch(base=base, increments=tuple(increments), tool="benchmark")
+        patch = Patch(
+            base=base, increments=tuple(increments), separable_from=("",), tool="benchmark"
+        )
         Path(scene.patch(name)).write_bytes(patch_bytes(patch))
 
 

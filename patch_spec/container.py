@@ -55,6 +55,8 @@ def read_patch(source: Source) -> Patch:
     return Patch(
         base=manifest.base,
         increments=increments,
+        separable_from=manifest.separable_from,
+        protected=manifest.protected,
         tool=manifest.tool,
         created=manifest.created,
         recipe=manifest.recipe,

@@ -20,19 +20,15 @@ from patch_spec.records import Fields, as_integer
 Kind = Literal["additive", "operator"]
 KINDS: tuple[Kind, ...] = ("additive", "operator")
 
-_COMMON = (
-    *("concept", "slug", "digest", "kind", "rank"),
-    *("prompts", "separable_from", "protected", "method", "measured"),
-)
+_COMMON = ("concept", "slug", "digest", "kind", "rank", "prompts", "method", "measured")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
     """All that a manifest says of an increment but its digest.
 
-    prompts: what stands for the concept. separable_from: prompts whose keys and values it does
-    not change ("" is the blank). protected: prompts it was made to change little.
-    exponents: of an additive increment, by target. shift_exponent: of an operator, else 0.
+    prompts: what stands for the concept. exponents: of an additive increment, by target.
+    shift_exponent: of an operator, else 0.
     """
 
     concept: str
@@ -40,8 +36,6 @@ class Description:
     kind: Kind
     rank: int
     prompts: tuple[str, ...]
-    separable_from: tuple[str, ...]
-    protected: tuple[str, ...]
     method: Method
     measured: Measured
     exponents: Mapping[str, int]
@@ -60,8 +54,6 @@ class Description:
             "kind": self.kind,
             "rank": self.rank,
             "prompts": list(self.prompts),
-            "separable_from": list(self.separable_from),
-            "protected": list(self.protected),
             "method": self.method.to_json(),
             "measured": self.measured.to_json(),
             **scale,
@@ -89,9 +81,7 @@ class Summary(Description):
             slug=fields.slug("slug"),
             kind=cast(Kind, fields.choice("kind", KINDS)),
             rank=fields.integer("rank", 1, limits.RANK),
-            prompts=fields.prompts("prompts", least=1, shortest=1),
-            separable_from=fields.prompts("separable_from"),
-            protected=fields.prompts("protected"),
+            prompts=fields.prompts("prompts", limits.PROMPTS, least=1, shortest=1),
             method=Method.from_json(fields.members["method"], fields.place("method")),
             measured=Measured.from_json(fields.members["measured"], fields.place("measured")),
             exponents={} if operator else _exponents(fields),

@@ -18,8 +18,11 @@ SLUG_LENGTH = 64
 TARGET_BYTES = 255
 
 # Counts.
-INCREMENTS = 256
+INCREMENTS = 1024
 PROMPTS = 4096
+"""That stand for one concept."""
+KEPT_PROMPTS = 65536
+"""That a patch keeps: those of 1024 concepts that were taken out before, 64 of each."""
 TARGETS = 1024
 TEXT_ENCODERS = 4
 SETTINGS = 64

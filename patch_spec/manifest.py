@@ -36,17 +36,23 @@ __all__ = [
 
 FORMAT = "sepme-patch"
 
+_FIELDS = ("base", "increments", "separable_from", "protected", "tool", "created", "recipe")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """All that a patch says, without its factors.
 
+    separable_from: prompts that no increment changes the keys and values of ("" is the blank),
+    beside those of the other increments. protected: prompts that all were made to change little.
     tool: what wrote it, "sepme 0.1.0". created: "2024-01-31T00:00:00Z", only where the maker
     fixed the time. recipe: the SHA-256 of the recipe it was made by.
     """
 
     base: Base
     increments: tuple[Summary, ...]
+    separable_from: tuple[str, ...]
+    protected: tuple[str, ...]
     tool: str
     created: str | None = None
     recipe: str | None = None
@@ -56,6 +62,8 @@ class Manifest:
         return {
             "base": self.base.to_json(),
             "increments": [summary.to_json() for summary in self.increments],
+            "separable_from": list(self.separable_from),
+            "protected": list(self.protected),
             "tool": self.tool,
             "created": self.created,
             "recipe": self.recipe,
@@ -68,8 +76,7 @@ class Manifest:
     @classmethod
     def from_text(cls, text: str) -> Self:
         """A manifest from its canonical JSON; FormatError, rules J1 to J9, P1 and P2."""
-        record = load_record(text.encode(), FORMAT)
-        fields = Fields(record, ("base", "increments", "tool", "created", "recipe"), "manifest")
+        fields = Fields(load_record(text.encode(), FORMAT), _FIELDS, "manifest")
         entries = fields.sequence("increments", limits.INCREMENTS, least=1)
         return cls(
             base=Base.from_json(fields.members["base"]),
@@ -77,6 +84,8 @@ class Manifest:
                 Summary.from_json(entry, f"increments[{index}]")
                 for index, entry in enumerate(entries)
             ),
+            separable_from=fields.prompts("separable_from", limits.KEPT_PROMPTS),
+            protected=fields.prompts("protected", limits.KEPT_PROMPTS),
             tool=fields.word("tool"),
             created=fields.optional("created", lambda name: _moment(fields, name)),
             recipe=fields.optional("recipe", fields.digest),
@@ -85,10 +94,15 @@ class Manifest:
 
 @dataclass(frozen=True, kw_only=True)
 class Patch:
-    """A base and the increments made from it, which are kept in the order of their slugs."""
+    """A base and the increments made from it, which are kept in the order of their slugs.
+
+    The rest is as of a `Manifest`.
+    """
 
     base: Base
     increments: tuple[Increment, ...]
+    separable_from: tuple[str, ...] = ()
+    protected: tuple[str, ...] = ()
     tool: str
     created: str | None = None
     recipe: str | None = None
@@ -103,6 +117,8 @@ class Patch:
         return Manifest(
             base=self.base,
             increments=tuple(increment.summary() for increment in self.increments),
+            separable_from=self.separable_from,
+            protected=self.protected,
             tool=self.tool,
             created=self.created,
             recipe=self.recipe,

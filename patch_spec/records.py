@@ -99,12 +99,14 @@ class Fields:
             )
         return value
 
-    def prompts(self, name: str, *, least: int = 0, shortest: int = 0) -> tuple[str, ...]:
-        """A list of texts, each of `shortest` to 2000 bytes."""
+    def prompts(
+        self, name: str, most: int, *, least: int = 0, shortest: int = 0
+    ) -> tuple[str, ...]:
+        """A list of `least` to `most` texts, each of `shortest` to 2000 bytes."""
         where = self.place(name)
         return tuple(
             check_text(as_text(item, where), limits.PROMPT_BYTES, least=shortest, where=where)
-            for item in self.sequence(name, limits.PROMPTS, least=least)
+            for item in self.sequence(name, most, least=least)
         )
 
     def integer(self, name: str, low: int, high: int) -> int:

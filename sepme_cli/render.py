@@ -1,7 +1,7 @@
 """Results as a person reads them: names and values below each other, and tables."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
@@ -33,19 +33,24 @@ LISTED = 12
 
 def erase(result: "EraseResult") -> RenderableType:
     """The increments, one a row, and where the patch is."""
-    table = new_table("concept", "rank", "steps", "stopped", "correlation", "leakage", "time")
+    table = new_table(
+        *("concept", "acts like", "separability", "leakage"),
+        *("rank", "steps", "stopped", "correlation", "time"),
+    )
     for increment in result.increments:
         correlation = increment.correlation
         add_row(
             table,
             increment.concept,
+            increment.like,
+            increment.separability,
+            increment.leakage,
             increment.rank,
             increment.steps,
             increment.stopped,
             None
             if correlation.end is None
             else f"{cell_text(correlation.start)} to {cell_text(correlation.end)}",
-            increment.leakage,
             duration(increment.seconds),
         )
     written = fields(
@@ -271,18 +276,27 @@ def _patch(result: "PatchInfo", whole: bool) -> RenderableType:
             measured["separability"],
             part["digest"][:12],
         )
-    prompts = (("", prompt) for part in manifest["increments"] for prompt in part["prompts"])
+    prompts = [prompt for part in manifest["increments"] for prompt in part["prompts"]]
+    lists = {"prompts": prompts, "separable from": manifest["separable_from"]}
+    lists["protected"] = manifest["protected"]
     return Group(
         fields(
             ("file", f"{result.file}{amount}"),
             ("kind", f"patch, by {manifest['tool']}"),
             ("for", f"{base['family']}, {counted(len(base['targets']), 'weight')}"),
             ("recipe", manifest["recipe"]),
-            *((("prompts", ""), *prompts) if whole else ()),
+            *(row for name in lists for row in _listed(name, lists[name]) if whole),
         ),
         "",
         table,
     )
+
+
+def _listed(name: str, prompts: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """A name, and prompts below each other."""
+    if prompts:
+        yield name, ""
+        yield from (("", prompt or "the blank prompt") for prompt in prompts)
 
 
 def _percent(share: float | None) -> str:

@@ -247,15 +247,14 @@ def described(concept: str, kind: str, rank: int) -> dict[str, Any]:
         "kind": kind,
         "rank": rank,
         "prompts": (concept,),
-        "separable_from": ("",),
-        "protected": (),
         "method": Method("random", {"seed": 0}),
         "measured": Measured(),
     }
 
 
 def make_patch(path: Path, base: Base, *increments: Increment) -> Path:
-    path.write_bytes(patch_bytes(Patch(base=base, increments=increments, tool="test 1")))
+    patch = Patch(base=base, increments=increments, separable_from=("",), tool="test 1")
+    path.write_bytes(patch_bytes(patch))
     return path
 
 

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from benchmarks.canvas import Canvas
-from benchmarks.evidence import erase
+from benchmarks.evidence import erase, patch_of
 from benchmarks.peers.interface import Edit, Request
 from patch_spec.container import patch_bytes
-from patch_spec.manifest import Patch
 from sepme_cli.diffusion.eraser import Made
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.erasure.settings import Settings
@@ -32,7 +31,6 @@ class Ours:
 def edit_of(model: StableDiffusion, made: Sequence[Made]) -> Edit:
     """What one patch of all these increments does."""
     increments = tuple(m.increment for m in made)
-    base = model.checkpoint.base(text_encoders=True)
-    patch = patch_bytes(Patch(base=base, increments=increments, tool="benchmark"))
+    patch = patch_bytes(patch_of(model.checkpoint, increments))
     weights = Canvas().patched([(increment, 1.0) for increment in increments])
     return Edit(weights, stored=len(patch), increments=increments)

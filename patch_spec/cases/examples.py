@@ -80,8 +80,6 @@ def additive() -> Increment:
         kind="additive",
         rank=2,
         prompts=("Monet", "a painting by Monet"),
-        separable_from=("", "Van Gogh"),
-        protected=("a painting",),
         method=Method("sepme", {"lr": 0.02, "seed": 0, "neutral": None, "joint": False}),
         measured=Measured(
             correlation_start=1.0,
@@ -101,8 +99,6 @@ def small() -> Increment:
     return replace(
         additive(),
         prompts=("Monet",),
-        separable_from=("",),
-        protected=(),
         method=Method("sepme", {"lr": 0.02, "seed": 0}),
         measured=Measured(),
         up={KEY: additive().up[KEY]},
@@ -119,9 +115,7 @@ def operator() -> Increment:
         kind="operator",
         rank=3,
         prompts=("葛飾北斎", "a print by Hokusaï 🌊"),
-        separable_from=("",),
-        protected=(),
-        method=Method("closed-form", {"mu": 100, "ridge": 1e-3, "to": "a print"}),
+        method=Method("closed-form", {"mu": 10, "ridge": 1e-3, "to": "a print"}),
         measured=Measured(separability=0.75),
         exponents={},
         shift_exponent=exponent,
@@ -147,13 +141,21 @@ def extremes() -> Increment:
 
 
 def patch(*increments: Increment) -> Patch:
-    """A patch with these increments."""
-    return Patch(base=base(), increments=increments, tool=TOOL)
+    """A patch with these increments, and prompts that they keep."""
+    return Patch(
+        base=base(),
+        increments=increments,
+        separable_from=("", "Van Gogh"),
+        protected=("a painting",),
+        tool=TOOL,
+    )
 
 
 def small_patch(*increments: Increment) -> Patch:
     """A patch with these increments, or `small`, whose base has one target."""
-    return Patch(base=base(KEY), increments=increments or (small(),), tool=TOOL)
+    return Patch(
+        base=base(KEY), increments=increments or (small(),), separable_from=("",), tool=TOOL
+    )
 
 
 def stack() -> StackRecord:

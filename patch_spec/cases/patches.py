@@ -90,8 +90,8 @@ def _factors() -> Iterator[Invalid]:
     yield Invalid("V3", "shift-between", _with_value("shift", 0.5 + 2.0**-24))
     good = assemble(small_patch())
     yield Invalid("V5", "bit-flipped", good[:-2] + bytes([good[-2] ^ 1]) + good[-1:])
-    promise = put("increments", 0, "separable_from", to=["", "Degas"])
-    yield Invalid("V5", "promise-added", with_manifest(promise))
+    prompt = put("increments", 0, "prompts", to=["Monet", "Degas"])
+    yield Invalid("V5", "prompt-added", with_manifest(prompt))
 
 
 def _with_value(factor: str, value: float) -> bytes:

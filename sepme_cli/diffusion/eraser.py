@@ -31,19 +31,26 @@ from sepme_cli.errors import RefusedError
 from sepme_cli.progress import SILENT, Progress
 from sepme_cli.recipe import Item
 
+_PROMPTS = 600
+"""About how many prompts all concepts of a patch have together, so that a hundred concepts are
+encoded in seconds; but each has some."""
+_FEWEST = 6
+
 
 @dataclass(frozen=True)
 class Study:
     """A concept, and where what must stay leaves its increment room to act.
 
     separable: prompts outside of the patch that it does not change. protected: prompts it changes
-    little. shared: what it has in common with the concepts that are erased beside it.
+    little. like: the word it is to act like, None for nothing in its place. shared: what it has in
+    common with the concepts that are erased beside it.
     """
 
     concept: Concept
     separable: tuple[str, ...]
     protected: tuple[str, ...]
     space: Admissible
+    like: str | None
     shared: "Shared" = field(repr=False)
 
     @property
@@ -59,9 +66,10 @@ class Study:
 
 @dataclass(frozen=True)
 class Made:
-    """An increment and the seconds it took."""
+    """An increment, what the concept acts like with it, and the seconds it took."""
 
     increment: Increment
+    like: str | None
     seconds: float
 
 
@@ -93,7 +101,9 @@ def study(
     _check_not_protected(items, protected)
     # What a concept comes to act like must not move itself.
     kept = protected.beside((item.like, item.kind) for item in items if item.like is not None)
-    return study_concepts(model, [describe(item, kept) for item in items], kept, known, settings)
+    most = max(_FEWEST, _PROMPTS // max(1, len(items)))
+    concepts = [describe(item, kept, most) for item in items]
+    return study_concepts(model, concepts, kept, known, settings)
 
 
 def study_concepts(
@@ -107,12 +117,14 @@ def study_concepts(
     groups = [concept.prompts for concept in concepts] + [tuple(prompts) for prompts in known]
     apart = _all([BLANK], *groups)
     dear = tuple(prompt for prompt in kept.prompts() if prompt not in {*apart})
-    answers = (prompt for c in concepts for sibling in c.counterparts for prompt in sibling)
+    answers = (
+        prompt for c in concepts for phrases in c.counterparts.values() for prompt in phrases
+    )
     words = Lexicon(model, chain(apart, dear, answers))
-    wanted = [words.concept_rows(concept) for concept in concepts]
+    wanted = [words.wanted(concept) for concept in concepts]
     ground = Ground.of(
         model.encode([BLANK])[0].cpu(),
-        [rows for rows, _ in wanted] + [words.rows(prompts) for prompts in known],
+        [one.concept for one in wanted] + [words.rows(prompts) for prompts in known],
         words.rows(dear),
         Weighing(settings.insistence, settings.protection, settings.ridge),
     )
@@ -124,10 +136,11 @@ def study_concepts(
             concept,
             outside,
             dear,
-            admissible(concept.name, rows, instead, ground, settings),
+            admissible(concept.name, one, ground, settings),
+            one.like,
             shared,
         )
-        for concept, (rows, instead) in zip(concepts, wanted, strict=True)
+        for concept, one in zip(concepts, wanted, strict=True)
     ]
 
 
@@ -142,7 +155,7 @@ def leakages(
     gram = _gram(weight for _, weight in model.stored_weights())
     witnesses = Witnesses.of(apart, Lexicon(model, apart).states(apart), gram)
     return [
-        witnesses.leakage(torch.from_numpy(part.basis), _inner(part, gram), frozenset(part.prompts))
+        witnesses.leakage(torch.tensor(part.basis), _inner(part, gram), frozenset(part.prompts))
         for part in increments
     ]
 
@@ -197,7 +210,7 @@ def closed_form_increment(study: Study, settings: Settings) -> Made:
         up={},
         shift=shift,
     )
-    return Made(increment, time.monotonic() - started)
+    return Made(increment, study.like, time.monotonic() - started)
 
 
 def _leakage(study: Study, inner: Tensor) -> float:
@@ -221,7 +234,7 @@ def sepme_increments(
     outcomes = optimise(tasks, settings, progress)
     seconds = (time.monotonic() - started) / len(studies)
     return [
-        Made(_additive(study, outcome, settings), seconds)
+        Made(_additive(study, outcome, settings), study.like, seconds)
         for study, outcome in zip(studies, outcomes, strict=True)
     ]
 
@@ -308,8 +321,6 @@ def _description(
         "slug": slugify(study.concept.name),
         "rank": len(study.space.basis),
         "prompts": study.concept.prompts,
-        "separable_from": study.separable,
-        "protected": study.protected,
-        "method": Method(method, settings.recorded()),
+        "method": Method(method, {**settings.recorded(), "like": study.like}),
         "measured": measured,
     }

@@ -37,7 +37,7 @@ class Correlation:
 
 @dataclass(frozen=True)
 class IncrementSummary:
-    """One concept's increment: what was done and what was measured."""
+    """One concept's increment: what was done and what was measured. like: what it acts like now."""
 
     concept: str
     slug: str
@@ -49,6 +49,7 @@ class IncrementSummary:
     correlation: Correlation
     leakage: float | None
     separability: float | None
+    like: str | None
     seconds: float
 
 
@@ -122,9 +123,12 @@ def erase(
         progress=progress,
     ) as seen:
         made = _made(seen, method, images, settings, progress, joint=joint)
+    kept = seen.studies[0]  # what one keeps beside the others' prompts, all keep
     patch = Patch(
         base=seen.base,
         increments=tuple(m.increment for m in made),
+        separable_from=kept.separable,
+        protected=kept.protected,
         tool=f"sepme {__version__}",
         created=_created(),
         recipe=None if recipe is None else recipe.digest,
@@ -201,5 +205,6 @@ def _summary(made: Made) -> IncrementSummary:
         correlation=Correlation(measured.correlation_start, measured.correlation_end),
         leakage=measured.leakage,
         separability=measured.separability,
+        like=made.like,
         seconds=made.seconds,
     )

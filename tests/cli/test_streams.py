@@ -72,6 +72,12 @@ def test_inspect_reads_a_patch_from_a_pipe(here: Path, sepme: Run) -> None:
     assert piped["manifest"] == named["manifest"]
 
 
+def test_inspect_lists_what_a_patch_keeps_once_and_only_when_asked(here: Path, sepme: Run) -> None:
+    brief, whole = (sepme("inspect", "both.sepme", *more).out for more in ([], ["-v"]))
+    assert (brief.count(b"the blank prompt"), whole.count(b"the blank prompt")) == (0, 1)
+    assert b"separable from" in whole and b"protected" not in whole
+
+
 def test_warnings_are_in_the_json(here: Path, scene: Path, sepme: Run) -> None:
     cousin = scene / "cousin.safetensors"
     done = sepme("apply", cousin, "monet.sepme", "-o", "out", "--json").json

@@ -44,7 +44,7 @@ def test_a_check_foretells_the_run(small_model: Path) -> None:
     assert plan.crowded[0].concepts == ("ink", "gloss")
     for planned in plan.concepts:
         assert len(planned.neighbours) == 3
-        assert set(planned.neighbours) <= set(ink.protected)
+        assert set(planned.neighbours) <= set(patch.protected)
 
 
 def test_the_dimensions_taken_are_those_of_what_must_not_change(small_model: Path) -> None:

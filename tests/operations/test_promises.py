@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from patch_spec.container import patch_bytes, read_patch
 from patch_spec.manifest import Increment, Patch
@@ -84,6 +86,15 @@ def test_so_does_an_increment_that_does_more_than_it_says(
     assert failed(verify([lying], model=small_model)) == ["leakage of cat"]
 
 
+def test_so_does_a_promise_that_is_not_kept(small_model: Path, patch: Path, tmp_path: Path) -> None:
+    both = changed(patch, tmp_path, separable_from=("", "a cat drawn in ink"))
+    assert failed(verify([both], model=small_model)) == ["leakage of cat", "leakage of ink"]
+    first, _ = read_patch(patch).increments
+    other = first_changed(patch, prompts=(*first.prompts, "two drawings in ink"))
+    to_the_other = changed(patch, tmp_path, increments=other)
+    assert failed(verify([to_the_other], model=small_model)) == ["leakage of ink"]
+
+
 def test_what_is_not_recorded_is_not_checked(
     small_model: Path, patch: Path, tmp_path: Path
 ) -> None:
@@ -94,19 +105,34 @@ def test_what_is_not_recorded_is_not_checked(
     assert any("leakage of cat" in what for what in result.unchecked)
 
 
-def test_another_model_fails(patch: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other.safetensors"
-    save_small_model(other, seed=1)
+def test_an_operator_fits_a_fine_tune_and_nothing_with_another_text_encoder(
+    small_model: Path, patch: Path, tmp_path: Path
+) -> None:
+    tensors = load_file(small_model)
+    generator = torch.Generator().manual_seed(0)
+    for name, value in tensors.items():
+        if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")):
+            value += 0.1 * value.std() * torch.randn(value.shape, generator=generator)
+    save_file(tensors, tuned := tmp_path / "tuned.safetensors")
+    result = verify([patch], model=tuned)
+    assert failed(result) == []
+    assert any("which operators fit" in check.detail for check in result.checks)
+    additive = tmp_path / "additive.sepme"
+    quick = Settings(steps=2, pictures=2, sampling_steps=2, batch_size=2, insistence=1.0)
+    erase(small_model, ["ink"], method="sepme", settings=quick, output=additive)
+    assert "model" in failed(verify([additive], model=tuned))
+
+    save_small_model(other := tmp_path / "other.safetensors", seed=1)
     result = verify([patch], model=other)
-    assert failed(result) == ["model"]
-    assert any("leakage" in what for what in result.unchecked)
+    assert "model" in failed(result)
+    assert {check.name.split(": ")[-1] for check in result.checks} > {"leakage of ink"}
 
 
 def test_another_text_encoder_fails(small_model: Path, patch: Path, tmp_path: Path) -> None:
     base = read_patch(patch).base
     encoders: Mapping[str, str] = {name: "0" * 64 for name in base.text_encoders}
     other = changed(patch, tmp_path, base=replace(base, text_encoders=encoders))
-    assert failed(verify([other], model=small_model)) == ["model"]
+    assert "model" in failed(verify([other], model=small_model))
 
 
 def test_a_model_without_its_text_encoder_cannot_tell(tmp_path: Path) -> None:
@@ -115,7 +141,7 @@ def test_a_model_without_its_text_encoder_cannot_tell(tmp_path: Path) -> None:
 
     base = base_of(model)
     part = additive(base, "Monet", seed=1)
-    part = replace(part, measured=replace(part.measured, leakage=0.1), separable_from=("",))
+    part = replace(part, measured=replace(part.measured, leakage=0.1))
     make_patch(tmp_path / "monet.sepme", base, part)
     with pytest.raises(UnsupportedError):
         verify([tmp_path / "monet.sepme"], model=model)

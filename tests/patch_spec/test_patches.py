@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from patch_spec import limits
 from patch_spec.canonical import canonical_json
 from patch_spec.cases.examples import (
     KEY,
@@ -19,12 +20,14 @@ from patch_spec.cases.examples import (
     operator,
     patch,
     small_patch,
+    stack,
 )
 from patch_spec.cases.tools import raw
 from patch_spec.container import patch_bytes, patch_digest, read_manifest, read_patch
 from patch_spec.errors import FormatError
 from patch_spec.grid import GRID
 from patch_spec.manifest import Base, Increment, Manifest, Measured, Method, Patch, Summary
+from patch_spec.stack import StackEntry, StackRecord
 from patch_spec.text import unique_slug
 from tests.patch_spec.strategies import digests, texts
 
@@ -54,8 +57,6 @@ def increments(draw, slug, concept):
         kind="operator" if is_operator else "additive",
         rank=rank,
         prompts=tuple(draw(st.lists(texts, min_size=1, max_size=2))),
-        separable_from=tuple(draw(st.lists(texts | st.just(""), max_size=2))),
-        protected=tuple(draw(st.lists(texts | st.just(""), max_size=2))),
         method=Method(draw(texts), draw(some_settings)),
         measured=Measured(
             *(draw(maybe) for _ in range(4)),
@@ -81,6 +82,8 @@ def patches(draw):
     return Patch(
         base=base(),
         increments=tuple(draw(increments(*pair)) for pair in zip(slugs, concepts, strict=True)),
+        separable_from=tuple(draw(st.lists(texts | st.just(""), max_size=2))),
+        protected=tuple(draw(st.lists(texts | st.just(""), max_size=2))),
         tool=draw(texts),
         created=draw(st.none() | st.just("2024-02-29T23:59:59Z")),
         recipe=draw(st.none() | digests),
@@ -93,6 +96,7 @@ def test_what_is_written_is_read(made):
     data = patch_bytes(made)
     again = read_patch(data)
     assert again == made
+    assert (again.separable_from, again.protected) == (made.separable_from, made.protected)
     assert patch_bytes(again) == data
     assert Manifest.from_text(made.manifest.to_text()) == made.manifest == read_manifest(data)
     assert Base.from_json(made.base.to_json()) == made.base
@@ -144,8 +148,6 @@ def test_a_digest_covers_everything_but_the_slug():
         {"concept": "Manet"},
         {"rank": 3},
         {"prompts": ("Manet",)},
-        {"separable_from": ()},
-        {"protected": ()},
         {"method": replace(one.method, name="other")},
         {"measured": Measured()},
         {"exponents": dict.fromkeys(one.exponents, 0)},
@@ -191,6 +193,24 @@ def test_nothing_is_written_that_could_not_be_read(change, rule):
     with pytest.raises(FormatError) as caught:
         patch_bytes(patch(replace(additive(), **change)))
     assert caught.value.rule == rule
+
+
+@pytest.mark.parametrize("name", ["separable_from", "protected"])
+def test_a_patch_keeps_as_many_prompts_as_it_may(name):
+    full = replace(small_patch(), **{name: ("a picture",) * limits.KEPT_PROMPTS})
+    assert read_manifest(patch_bytes(full)) == full.manifest
+    with pytest.raises(FormatError) as caught:
+        patch_bytes(replace(full, **{name: (*getattr(full, name), "")}))
+    assert (caught.value.rule, caught.value.where) == ("J7", f"manifest.{name}")
+
+
+def test_a_patch_has_as_many_increments_as_a_checkpoint():
+    parts = [replace(operator(), concept=str(n), slug=str(n)) for n in range(limits.INCREMENTS)]
+    full = patch(*parts)
+    assert read_patch(patch_bytes(full)) == full
+    entries = tuple(StackEntry(part.digest, part.concept, part.slug, 1.0) for part in parts)
+    record = replace(stack(), entries=entries)
+    assert StackRecord.from_metadata(record.to_metadata()) == record
 
 
 class Pipe(io.RawIOBase):
