@@ -93,7 +93,7 @@ class Variant:
         return replace(
             concept,
             phrases=concept.phrases[: self.prompts],
-            siblings=tuple(sibling[: self.prompts] for sibling in concept.siblings),
+            siblings={n: s[: self.prompts] for n, s in concept.siblings.items()},
         )
 
     def with_value(self, name: str, value: Any) -> "Variant":
