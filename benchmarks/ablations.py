@@ -29,7 +29,7 @@ from benchmarks.evidence import make_increments
 from benchmarks.peers.interface import Edit, Request
 from benchmarks.peers.ours import edit_of
 from benchmarks.results import Results
-from sepme_cli.diffusion.eraser import study_concepts
+from sepme_cli.diffusion.study import study_concepts
 from sepme_cli.erasure.concept import Concept, Protected, describe
 from sepme_cli.erasure.settings import Settings
 from sepme_cli.errors import RefusedError

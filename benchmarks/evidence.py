@@ -31,12 +31,11 @@ from patch_spec.manifest import Increment, Patch
 from sepme_cli.checkpoints.reader import Checkpoint
 from sepme_cli.diffusion.eraser import (
     Made,
-    Study,
     closed_form_increment,
     sepme_increments,
-    study,
 )
 from sepme_cli.diffusion.models import StableDiffusion
+from sepme_cli.diffusion.study import Study, study
 from sepme_cli.erasure.settings import Settings
 from sepme_cli.evaluation.sheets import contact_sheet
 from sepme_cli.recipe import Item

@@ -30,8 +30,9 @@ from benchmarks.speed import SEPME, measured
 from examples.emoji.canvas import STYLES, load_icons
 from patch_spec.container import patch_bytes
 from patch_spec.manifest import Patch
-from sepme_cli.diffusion.eraser import closed_form_increment, study
+from sepme_cli.diffusion.eraser import closed_form_increment
 from sepme_cli.diffusion.models import StableDiffusion
+from sepme_cli.diffusion.study import study
 from sepme_cli.erasure.settings import Settings
 from sepme_cli.operations.vocabulary import vocabulary
 from sepme_cli.recipe import Item

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from patch_spec.increment import Increment
 from patch_spec.text import slugify
-from sepme_cli.diffusion.eraser import Study, closed_form_increment, expected_seconds
+from sepme_cli.diffusion.eraser import closed_form_increment, expected_seconds
 from sepme_cli.diffusion.models import Prediction
 from sepme_cli.diffusion.pictures import load_pictures
+from sepme_cli.diffusion.study import Study
 from sepme_cli.erasure.drag import drag
 from sepme_cli.erasure.nearness import holds
 from sepme_cli.erasure.prompts import AsKind, Kind, kinds

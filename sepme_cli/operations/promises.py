@@ -118,8 +118,8 @@ def _leakage(
     import torch
 
     from sepme_cli.diffusion.devices import choose_dtype
-    from sepme_cli.diffusion.eraser import leakages
     from sepme_cli.diffusion.models import StableDiffusion
+    from sepme_cli.diffusion.study import leakages
 
     parts = file.patch.increments
     # Embeddings in half precision are others; whatever else a tool may say, fp32 is the truest.
