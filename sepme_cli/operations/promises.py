@@ -10,7 +10,7 @@ from patch_spec.increment import Increment
 from sepme_cli.checkpoints.patches import PatchFile
 from sepme_cli.checkpoints.reader import Checkpoint, open_checkpoint
 from sepme_cli.erasure.prompts import with_articles
-from sepme_cli.errors import MismatchError
+from sepme_cli.errors import MismatchError, UnsupportedError
 from sepme_cli.operations.matching import check_fits, match_base
 from sepme_cli.progress import Progress
 from sepme_cli.recipe import Item, Recipe
@@ -90,7 +90,12 @@ def kept_on(
             own, check = _model(checkpoint, file, base)
             yield check
             progress.stage("encoding prompts")
-            yield from _leakage(checkpoint, file, unchecked, own=own)
+            try:
+                yield from _leakage(checkpoint, file, unchecked, own=own)
+            except UnsupportedError as error:
+                if check.ok:
+                    raise
+                unchecked.append(f"{file.name}: leakage: {error.message}")
     unchecked.append("separability: a patch does not say what its concepts should act like")
 
 
