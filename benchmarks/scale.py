@@ -182,10 +182,14 @@ def table() -> str:
     return "\n".join(lines)
 
 
-if __name__ == "__main__":
-    stage, *rest = sys.argv[1:]
+def main(stage: str, model: str = "", rounds: str = "3") -> None:
     if stage == "speed":
-        speed(Path(rest[0]), int(rest[1]) if len(rest) > 1 else 3)
+        speed(Path(model), int(rounds))
     elif stage == "curve":
         curve()
-    print(table())
+    else:
+        print(table())
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
