@@ -15,6 +15,7 @@ from sepme_cli.erasure.concept import Concept, Lexicon, Protected, describe
 from sepme_cli.erasure.increment import (
     BLANK,
     GOOD_SEPARABILITY,
+    LEAST_SEPARABILITY,
     Admissible,
     Witnesses,
     admissible,
@@ -56,9 +57,10 @@ class Study:
         """What a user should know before the work begins."""
         if self.space.separability >= GOOD_SEPARABILITY:
             return None
+        most = self.space.separability < LEAST_SEPARABILITY
         return (
             f"{self.concept.name!r} is hard to tell from what must stay (separability "
-            f"{self.space.separability:.2f} of 1): part of it may remain"
+            f"{self.space.separability:.2f} of 1): {'most' if most else 'part'} of it may remain"
         )
 
 
@@ -125,7 +127,7 @@ def study_concepts(
             concept,
             outside,
             dear,
-            admissible(concept.name, one, ground, settings),
+            admissible(concept.name, one, ground, settings, alone=len(concepts) == 1),
             one.like,
             shared,
         )

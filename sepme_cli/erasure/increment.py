@@ -38,11 +38,14 @@ class Admissible:
     separability: float
 
 
-def admissible(name: str, wanted: Wanted, ground: Ground, settings: Settings) -> Admissible:
+def admissible(
+    name: str, wanted: Wanted, ground: Ground, settings: Settings, *, alone: bool
+) -> Admissible:
     """Solve for a concept on the directions that it may use.
 
-    ground: of this concept and the others.
+    ground: of this concept and the others. alone: no other is erased beside it.
     Raises RefusedError where the concept lies in what must stay: nothing is left to erase with.
+    Among others that is no reason to erase none of them; its separability tells.
     """
     concept, instead = wanted.concept, wanted.instead
     if not len(ground.null):
@@ -56,7 +59,7 @@ def admissible(name: str, wanted: Wanted, ground: Ground, settings: Settings) ->
     way = instead - concept
     missed = float((seen @ shift.T - way).pow(2).sum())
     separability = 1 - missed / float(way.pow(2).sum().clamp(min=1e-30))
-    if separability < LEAST_SEPARABILITY:
+    if separability < LEAST_SEPARABILITY and alone:
         raise _nothing_left(name, separability)
     cost = basis @ ground.cost @ basis.T - settings.insistence * energy(seen)
     return Admissible(shift, basis, cost, separability)

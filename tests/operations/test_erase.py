@@ -249,6 +249,24 @@ def test_the_closed_form_maps_a_concept_to_what_it_should_act_like(
     assert left == pytest.approx(1 - increment.measured.separability, rel=0.01)
 
 
+def test_among_others_a_concept_that_cannot_go_is_warned_of(
+    small_model: Path, tmp_path: Path
+) -> None:
+    phrasings = [
+        f"{word}ink{more}" for word in ("", "in ", "the ") for more in ("", " style", " cat")
+    ]
+    result = erase(
+        small_model,
+        ["ink", "dog"],
+        protect=[word for word in phrasings if word != "ink"],
+        method="closed-form",
+        settings=replace(QUICK, protection=1e9),
+        output=tmp_path / "both.sepme",
+    )
+    assert any("'ink'" in told and "most of it may remain" in told for told in result.warnings)
+    assert {part.concept for part in result.increments} == {"dog", "ink"}
+
+
 def protected_itself(model: Path, folder: Path) -> None:
     erase(
         model,
