@@ -24,8 +24,6 @@ from torch import Tensor
 
 #: What is below this share of the largest singular value is rounding, in float64.
 _EXACT = 1e-9
-#: What a direction must carry of the most that any does, to count as taken.
-_TAKEN = 1e-2
 
 
 @dataclass(frozen=True)
@@ -61,12 +59,14 @@ class Ground:
 
     null: [free, d], orthonormal: the directions that the blank does not use. cost: [d, d], what
     keeping everything costs, every concept counted as one of the others. factor: the Cholesky
-    factor of null cost null^T. ridge: what of the cost is the ridge's.
+    factor of null cost null^T. own: a concept's mean energy in a direction. ridge: what of the
+    cost is the ridge's.
     """
 
     null: Tensor
     cost: Tensor
     factor: Tensor
+    own: float
     ridge: float
 
     @classmethod
@@ -79,11 +79,12 @@ class Ground:
         apart = torch.zeros(2 * [blank.shape[1]], dtype=torch.float64)
         for rows in concepts:
             apart += energy(rows)
-        ridge = weighing.ridge * float(apart.trace()) / max(len(concepts), 1) / len(apart)
+        own = float(apart.trace()) / max(len(concepts), 1) / len(apart)
+        ridge = weighing.ridge * own
         cost = weighing.insistence * apart + weighing.protection * energy(protected)
         cost += ridge * torch.eye(len(cost), dtype=torch.float64)
         inside = null @ cost @ null.T
-        return cls(null, cost, torch.linalg.cholesky(inside), ridge)
+        return cls(null, cost, torch.linalg.cholesky(inside), own, ridge)
 
     def solve(self, rows: Tensor) -> Tensor:
         """rows [n, d] times the inverse of the cost on the admissible directions: [n, d]."""
@@ -93,7 +94,6 @@ class Ground:
     @property
     def taken(self) -> int:
         """In how many dimensions something must stay as it is: the blank's, and those in which
-        the rest carries more than 1% of what it carries in any."""
+        keeping the rest costs more than erasing a concept gains there on average."""
         held = torch.linalg.eigvalsh(self.null @ self.cost @ self.null.T) - self.ridge
-        strong = held > _TAKEN**2 * held.max() if len(held) else held
-        return len(self.cost) - len(self.null) + int(strong.sum())
+        return len(self.cost) - len(self.null) + int((held > self.own).sum())
