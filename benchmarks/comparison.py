@@ -27,7 +27,7 @@ from torch import Tensor
 
 from benchmarks.canvas import ASKED, GUIDANCE, STEPS, Canvas
 from benchmarks.choice import Choice, figures, score
-from benchmarks.comparison_table import print_table
+from benchmarks.comparison_table import print_summary, print_table
 from benchmarks.peers import METHODS, PEERS
 from benchmarks.peers.interface import Edit, Peer, Request
 from benchmarks.results import Results
@@ -264,9 +264,22 @@ def table() -> None:
         )
 
 
+def summary() -> None:
+    """Each method in one line, by how many concepts are out at once."""
+    sizes = sorted({len(names) for names in STATES.values()})
+    found = {
+        method: {
+            size: rows(method, [state for state, names in STATES.items() if len(names) == size])
+            for size in sizes
+        }
+        for method in METHODS
+    }
+    print_summary(sizes, found)
+
+
 def main(stage: str, method: str = "", state: str = "") -> None:
-    if stage == "table":
-        table()
+    if stage in ("table", "summary"):
+        {"table": table, "summary": summary}[stage]()
         return
     bench = Bench()
     if stage == "sheet":

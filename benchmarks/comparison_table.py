@@ -29,6 +29,19 @@ def print_table(title: str, methods: Mapping[str, Rows]) -> None:
             print("| " + " | ".join([method, *_cells(rows)]) + " |")
 
 
+def print_summary(sizes: Sequence[int], methods: Mapping[str, Mapping[int, Rows]]) -> None:
+    """One row a method: the harmonic mean of all that was drawn, for each number of concepts."""
+    heads = [f"{size} out" for size in sizes]
+    print("| " + " | ".join(["", *heads, "one put back, the others out", "KiB for ten"]) + " |")
+    print("|---" * (len(sizes) + 3) + "|")
+    for method, found in methods.items():
+        if all(found[size] for size in sizes):
+            means = [f"{100 * score(found[size]):.1f}" for size in sizes]
+            most = found[max(sizes)]
+            stored = f"{sum(row['stored'] for row in most) / len(most) / 1024:,.0f}"
+            print("| " + " | ".join([method, *means, _restored(most), stored]) + " |")
+
+
 def _cells(rows: Rows) -> list[str]:
     shares = [
         str(sum((Proportion(*row[figure]) for row in rows), Proportion(0, 0)))

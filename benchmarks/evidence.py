@@ -2,7 +2,8 @@
 
     python -m benchmarks.evidence alone closed-form     # every style and every object in turn
     python -m benchmarks.evidence together closed-form  # three and ten in one patch, then taken out
-    python -m benchmarks.evidence table                 # the figures, as the README prints them
+    python -m benchmarks.evidence table                 # the figures as Markdown
+    python -m benchmarks.evidence summary               # the same in one table
     python -m benchmarks.evidence sheets                # the README's pictures
 
 Each concept is erased with every other style and object of the canvas protected, all pairs of
@@ -22,15 +23,20 @@ import torch
 from torch import Tensor
 
 from benchmarks.canvas import ASKED, UNSEEN, Canvas, everything_but, kind_of, naming
+from benchmarks.evidence_table import summary, table
 from benchmarks.results import Results, counts
 from examples.emoji.judging import OBJECT_NAMES, STYLE_NAMES, Caption
 from patch_spec.container import patch_bytes
 from patch_spec.manifest import Increment, Patch
 from sepme_cli.checkpoints.reader import Checkpoint
-from sepme_cli.diffusion.eraser import Made, closed_form_increment, sepme_increments, study
+from sepme_cli.diffusion.eraser import (
+    Made,
+    closed_form_increment,
+    sepme_increments,
+)
 from sepme_cli.diffusion.models import StableDiffusion
+from sepme_cli.diffusion.study import Study, study
 from sepme_cli.erasure.settings import Settings
-from sepme_cli.evaluation.intervals import Proportion
 from sepme_cli.evaluation.sheets import contact_sheet
 from sepme_cli.recipe import Item
 
@@ -43,13 +49,27 @@ TEN += tuple(f"object:{o}" for o in ("owl", "guitar", "whale", "clock"))
 
 
 def erase(
-    model: StableDiffusion, words: Sequence[str], method: str, settings: Settings
+    model: StableDiffusion,
+    words: Sequence[str],
+    method: str,
+    settings: Settings,
+    known: Sequence[Increment] = (),
 ) -> list[Made]:
-    """The increments of words ("style:ink"), everything else of the canvas protected."""
+    """The increments of words ("style:ink"), everything else of the canvas protected.
+
+    known: increments made before, which these are to go with.
+    """
     names = [word.partition(":")[2] for word in words]
-    studies = study(
-        model, [Item.parse(word) for word in words], everything_but(*names), (), settings
-    )
+    protected = everything_but(*names, *(increment.concept for increment in known))
+    prompts = [increment.prompts for increment in known]
+    studies = study(model, [Item.parse(word) for word in words], protected, prompts, settings)
+    return make_increments(model, studies, method, settings)
+
+
+def make_increments(
+    model: StableDiffusion, studies: Sequence[Study], method: str, settings: Settings
+) -> list[Made]:
+    """One increment a study, each made for itself."""
     if method == "closed-form":
         return [closed_form_increment(s, settings) for s in studies]
     return [made for s in studies for made in sepme_increments(model, [s], settings)]
@@ -242,87 +262,15 @@ def sheets() -> None:
     contact_sheet(torch.stack(shown), SHEETS / "instead.png", rows=labels, scale=2)
 
 
-def total(rows: Sequence[dict[str, Any]], figure: str, when: str) -> Proportion:
-    return Proportion(
-        sum(row[figure][when][0] for row in rows), sum(row[figure][when][1] for row in rows)
-    )
-
-
-def worst(rows: dict[str, dict[str, Any]], figure: str, *, highest: bool) -> str:
-    """The concept that fares worst, and its figure after."""
-    share = {name: Proportion(*row[figure]["after"]).share for name, row in rows.items()}
-    name = (max if highest else min)(share, key=share.__getitem__)
-    return f"{100 * share[name]:.0f}% ({name})"
-
-
-FIGURES = (
-    ("erased", "erased", True),
-    ("erased, phrasings never seen", "unseen", True),
-    ("the others of its kind", "same_domain", False),
-    ("the other kind", "other_domain", False),
-    ("the other kind, drawn with the erased concept", "other_domain_in_erased", False),
-)
-
-
-def table() -> None:
-    """The figures as Markdown."""
-    entries = Results(RESULTS).entries
-    for method in METHODS:
-        for kind in ("style", "object"):
-            rows = {
-                key.rpartition(":")[2]: row
-                for key, row in entries.items()
-                if key.startswith(f"alone/{method}/{kind}:")
-            }
-            if not rows:
-                continue
-            print(f"\n**{method}, one {kind} erased** ({len(rows)} concepts in turn)\n")
-            print("| recognised | before | after | worst concept |\n|---|---|---|---|")
-            for label, figure, highest in FIGURES:
-                before, after = (total(list(rows.values()), figure, w) for w in ("before", "after"))
-                print(f"| {label} | {before} | {after} | {worst(rows, figure, highest=highest)} |")
-            seconds = sorted(row["seconds"] for row in rows.values())
-            size = sorted(row["bytes"] for row in rows.values())
-            middle = len(rows) // 2
-            print(f"\nmedian {seconds[middle]:.1f} s and {size[middle] / 1024:.0f} KiB a concept")
-    together_table()
-
-
-def together_table() -> None:
-    """Several concepts in one patch, as Markdown."""
-    for key, found in sorted(Results(RESULTS).entries.items()):
-        if not key.startswith("together/"):
-            continue
-        _, method, label = key.split("/")
-        out = sum((Proportion(*c["after"]) for c in found["concepts"].values()), Proportion(0, 0))
-        print(f"\n**{method}, {label} concepts in one patch** ({found['seconds']:.1f} s)\n")
-        print("| | before | after |\n|---|---|---|")
-        before = sum(
-            (Proportion(*c["before"]) for c in found["concepts"].values()), Proportion(0, 0)
-        )
-        print(f"| the erased concepts | {before} | {out} |")
-        for kind in ("style", "object"):
-            kept = found[f"kept_{kind}"]
-            print(
-                f"| {kind}s of pairs that name none of them | {Proportion(*kept['before'])} "
-                f"| {Proportion(*kept['after'])} |"
-            )
-        for name, back in found["restored"].items():
-            still = sum(
-                (Proportion(*c) for c in back["others_still_out"].values()), Proportion(0, 0)
-            )
-            print(
-                f"| {name}, restored while the others stay out | {Proportion(*back['before'])} "
-                f"| {Proportion(*back['after'])}; pixels differ by "
-                f"{back['pixel_difference_on_its_prompts']:.2f}/255 on its own prompts, "
-                f"{back['pixel_difference_on_other_prompts']:.2f}/255 on others; "
-                f"the others are still recognised in {still} |"
-            )
+def main(stage: str, method: str = "") -> None:
+    if stage in ("table", "summary"):
+        entries = Results(RESULTS).entries
+        print({"table": table, "summary": summary}[stage](entries))
+    elif stage == "sheets":
+        sheets()
+    else:
+        {"alone": alone, "together": together}[stage](method, Settings())
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] in (["table"], ["sheets"]):
-        {"table": table, "sheets": sheets}[sys.argv[1]]()
-    else:
-        stage, method = sys.argv[1:]
-        {"alone": alone, "together": together}[stage](method, Settings())
+    main(*sys.argv[1:])

@@ -1,4 +1,7 @@
-"""What benchmarks write down: entries in a JSON file, and counts of right answers."""
+"""What benchmarks write down: entries in a JSON file, and counts of right answers.
+
+python -m benchmarks.results    # refresh the tables of the documents from the JSON files
+"""
 
 import json
 from collections.abc import Callable
@@ -26,3 +29,9 @@ class Results:
 def counts(right: Tensor) -> list[int]:
     """right: bool [n]. Returns [how many, n]."""
     return [int(right.sum()), len(right)]
+
+
+if __name__ == "__main__":
+    from benchmarks.document import refresh  # whose tables need this module
+
+    refresh()

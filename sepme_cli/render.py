@@ -33,19 +33,24 @@ LISTED = 12
 
 def erase(result: "EraseResult") -> RenderableType:
     """The increments, one a row, and where the patch is."""
-    table = new_table("concept", "rank", "steps", "stopped", "correlation", "leakage", "time")
+    table = new_table(
+        *("concept", "acts like", "separability", "leakage"),
+        *("rank", "steps", "stopped", "correlation", "time"),
+    )
     for increment in result.increments:
         correlation = increment.correlation
         add_row(
             table,
             increment.concept,
+            increment.like,
+            increment.separability,
+            increment.leakage,
             increment.rank,
             increment.steps,
             increment.stopped,
             None
             if correlation.end is None
             else f"{cell_text(correlation.start)} to {cell_text(correlation.end)}",
-            increment.leakage,
             duration(increment.seconds),
         )
     written = fields(

@@ -31,11 +31,15 @@ def plan(result: "ErasePlan") -> RenderableType:
 
 
 def _concepts(result: "ErasePlan") -> RenderableType:
-    table = new_table("concept", "rank", "separability", "leakage", "dimensions taken")
+    table = new_table("concept", "acts like", "separability", "leakage", "rank", "dimensions taken")
     for concept in result.concepts:
         share = round(100 * concept.taken / result.width)
         taken = f"{concept.taken} of {result.width} ({share}%)"
-        add_row(table, concept.concept, concept.rank, concept.separability, concept.leakage, taken)
+        add_row(
+            table,
+            *(concept.concept, concept.like, concept.separability, concept.leakage),
+            *(concept.rank, taken),
+        )
     return table
 
 

@@ -54,7 +54,7 @@ def test_the_template_is_a_recipe() -> None:
     assert [item.name for item in recipe.concepts] == ["Monet"]
     assert "style:watercolor" in recipe.protect
     uncommented = TEMPLATE.replace("# method", "method").replace("# settings", "settings")
-    assert parsed(uncommented.replace("#   rank", "  rank")).settings == {"rank": 16}
+    assert parsed(uncommented.replace("#   rank", "  rank")).settings == {"rank": 8}
 
 
 def test_a_power_without_a_point_is_a_number() -> None:

@@ -1,12 +1,10 @@
 """The method on a loaded model: concepts in, increments out."""
 
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from itertools import chain
-from typing import Any, cast
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,158 +12,24 @@ from patch_spec.manifest import Increment, Measured, Method, slugify
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.moments import pictured_moments, sampled_moments
 from sepme_cli.diffusion.predictor import EditedPredictor
-from sepme_cli.erasure.concept import Concept, Lexicon, Protected, describe
+from sepme_cli.diffusion.study import Study, layers_gram
 from sepme_cli.erasure.increment import (
     BLANK,
-    GOOD_SEPARABILITY,
-    Admissible,
-    Witnesses,
     additive_factors,
-    admissible,
     operator_factors,
 )
 from sepme_cli.erasure.optimise import Outcome, Task, optimise
 from sepme_cli.erasure.settings import Settings
-from sepme_cli.erasure.subspace import Ground, Weighing
-from sepme_cli.errors import RefusedError
 from sepme_cli.progress import SILENT, Progress
-from sepme_cli.recipe import Item
-
-
-@dataclass(frozen=True)
-class Study:
-    """A concept, and where what must stay leaves its increment room to act.
-
-    separable: prompts outside of the patch that it does not change. protected: prompts it changes
-    little. shared: what it has in common with the concepts that are erased beside it.
-    """
-
-    concept: Concept
-    separable: tuple[str, ...]
-    protected: tuple[str, ...]
-    space: Admissible
-    shared: "Shared" = field(repr=False)
-
-    @property
-    def warning(self) -> str | None:
-        """What a user should know before the work begins."""
-        if self.space.separability >= GOOD_SEPARABILITY:
-            return None
-        return (
-            f"{self.concept.name!r} is hard to tell from what must stay (separability "
-            f"{self.space.separability:.2f} of 1): part of it may remain"
-        )
 
 
 @dataclass(frozen=True)
 class Made:
-    """An increment and the seconds it took."""
+    """An increment, what the concept acts like with it, and the seconds it took."""
 
     increment: Increment
+    like: str | None
     seconds: float
-
-
-@dataclass(frozen=True)
-class Shared:
-    """What all concepts of a study have in common.
-
-    gram: the sum of W^T W over all layers, [d, d]. witnesses: the blank, all concepts' prompts and
-    those of concepts erased before. taken: in how many dimensions something must stay.
-    """
-
-    ground: Ground
-    gram: Tensor
-    witnesses: Witnesses
-
-
-def study(
-    model: StableDiffusion,
-    items: Sequence[Item],
-    protected: Protected,
-    known: Sequence[Sequence[str]],
-    settings: Settings,
-) -> list[Study]:
-    """Look at concepts together: each must leave the blank, the others and the known ones alone.
-
-    known: the prompts of each concept that was erased before.
-    Raises RefusedError for a concept that lies in what must stay.
-    """
-    _check_not_protected(items, protected)
-    # What a concept comes to act like must not move itself.
-    kept = protected.beside((item.like, item.kind) for item in items if item.like is not None)
-    concepts = [describe(item, kept) for item in items]
-    groups = [concept.prompts for concept in concepts] + [tuple(prompts) for prompts in known]
-    apart = _all([BLANK], *groups)
-    dear = tuple(prompt for prompt in kept.prompts() if prompt not in {*apart})
-    answers = (prompt for c in concepts for sibling in c.counterparts for prompt in sibling)
-    words = Lexicon(model, chain(apart, dear, answers))
-    wanted = [words.concept_rows(concept) for concept in concepts]
-    ground = Ground.of(
-        model.encode([BLANK])[0].cpu(),
-        [rows for rows, _ in wanted] + [words.rows(prompts) for prompts in known],
-        words.rows(dear),
-        Weighing(settings.insistence, settings.protection, settings.ridge),
-    )
-    gram = _gram(weight for _, weight in model.stored_weights())
-    shared = Shared(ground, gram, Witnesses.of(apart, words.states(apart), gram))
-    outside = _all([BLANK], *known)
-    return [
-        Study(
-            concept,
-            outside,
-            dear,
-            admissible(concept.name, rows, instead, ground, settings),
-            shared,
-        )
-        for concept, (rows, instead) in zip(concepts, wanted, strict=True)
-    ]
-
-
-def leakages(
-    model: StableDiffusion, increments: Sequence[Increment], outside: Sequence[str]
-) -> list[float]:
-    """The leakage of each increment of one patch, from its factors alone.
-
-    outside: prompts that they all must leave alone, beside those of the other increments.
-    """
-    apart = _all(outside, *(part.prompts for part in increments))
-    gram = _gram(weight for _, weight in model.stored_weights())
-    witnesses = Witnesses.of(apart, Lexicon(model, apart).states(apart), gram)
-    return [
-        witnesses.leakage(torch.from_numpy(part.basis), _inner(part, gram), frozenset(part.prompts))
-        for part in increments
-    ]
-
-
-def _inner(part: Increment, gram: Tensor) -> Tensor:
-    """The sum of F^T F over all layers [r, r], where dW = F @ basis. gram: of the layers' W."""
-    if part.shift is not None:
-        shift = torch.from_numpy(np.ldexp(part.shift, part.shift_exponent))
-        return shift.T @ gram @ shift
-    factors = (np.ldexp(up.astype(np.float32), part.exponents[n]) for n, up in part.up.items())
-    return _gram(torch.from_numpy(factor) for factor in factors)
-
-
-def _all(*groups: Sequence[str]) -> tuple[str, ...]:
-    """All prompts of some lists, each once."""
-    return tuple(dict.fromkeys(chain.from_iterable(groups)))
-
-
-def _gram(weights: Iterable[Tensor]) -> Tensor:
-    """The sum of W^T W [d, d] over weights [out, d]."""
-    return cast(Tensor, sum(weight.T @ weight for weight in weights))
-
-
-def _check_not_protected(items: Sequence[Item], protected: Protected) -> None:
-    kept = {slugify(word) for word in (*protected.styles, *protected.objects)}
-    both = [name for item in items for name in item.names if slugify(name) in kept]
-    if both:
-        raise RefusedError(
-            f"{', '.join(map(repr, both))} cannot be erased and protected at once: nothing would "
-            "be left to erase with",
-            expected="concepts that are not protected",
-            found=", ".join(both),
-        )
 
 
 def closed_form_increment(study: Study, settings: Settings) -> Made:
@@ -175,7 +39,7 @@ def closed_form_increment(study: Study, settings: Settings) -> Made:
     basis = study.space.basis.float().numpy()
     moved = study.space.shift.float()
     measured = Measured(
-        leakage=_leakage(study, moved.T @ study.shared.gram @ moved),
+        leakage=study.leakage(moved.T @ study.shared.gram @ moved),
         separability=study.space.separability,
     )
     increment = Increment(
@@ -187,13 +51,7 @@ def closed_form_increment(study: Study, settings: Settings) -> Made:
         up={},
         shift=shift,
     )
-    return Made(increment, time.monotonic() - started)
-
-
-def _leakage(study: Study, inner: Tensor) -> float:
-    """On all that must stay but the concept's own prompts; see `Witnesses.leakage`."""
-    own = frozenset(study.concept.prompts)
-    return study.shared.witnesses.leakage(study.space.basis, inner, own)
+    return Made(increment, study.like, time.monotonic() - started)
 
 
 def sepme_increments(
@@ -211,7 +69,7 @@ def sepme_increments(
     outcomes = optimise(tasks, settings, progress)
     seconds = (time.monotonic() - started) / len(studies)
     return [
-        Made(_additive(study, outcome, settings), seconds)
+        Made(_additive(study, outcome, settings), study.like, seconds)
         for study, outcome in zip(studies, outcomes, strict=True)
     ]
 
@@ -270,12 +128,12 @@ def _task(
 def _additive(study: Study, outcome: Outcome, settings: Settings) -> Increment:
     up, exponents = additive_factors(outcome.up)
     basis = study.space.basis.float().numpy()
-    inner = _gram(factor.float().cpu() for factor in outcome.up.values())
+    inner = layers_gram(factor.float().cpu() for factor in outcome.up.values())
     start, end = outcome.correlation
     measured = Measured(
         correlation_start=start,
         correlation_end=end,
-        leakage=_leakage(study, inner),
+        leakage=study.leakage(inner),
         separability=study.space.separability,
         steps=outcome.steps,
         stopped=outcome.stopped,
@@ -298,6 +156,6 @@ def _description(
         "slug": slugify(study.concept.name),
         "rank": len(study.space.basis),
         "prompts": study.concept.prompts,
-        "method": Method(method, settings.recorded()),
+        "method": Method(method, {**settings.recorded(), "like": study.like}),
         "measured": measured,
     }

@@ -1,6 +1,6 @@
 """What is to be erased and what must stay, as prompts and as rows of embeddings."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,7 +23,7 @@ from sepme_cli.recipe import Item, parse_word
 
 _PAIRS = 40
 _COMPANIONS = 16
-_PADDING = 24
+_PADDING = 2
 
 
 class TextEncoder(Protocol):
@@ -89,46 +89,62 @@ class Protected:
 class Concept:
     """A concept to erase: its phrases, and for each phrase the same one of its siblings.
 
-    siblings: [siblings][phrases], what the concept should act like on average; without any, it
-    should act like the phrase without the concept.
+    siblings: by name; the concept should act like the most typical of them. Without any, it should
+    act like the phrase without the concept.
     """
 
     name: str
     kind: AsKind
     phrases: tuple[Phrase, ...]
-    siblings: tuple[tuple[Phrase, ...], ...]
+    siblings: Mapping[str, tuple[Phrase, ...]]
 
     @property
     def prompts(self) -> tuple[str, ...]:
         return tuple(phrase.text for phrase in self.phrases)
 
     @property
-    def counterparts(self) -> tuple[tuple[str, ...], ...]:
-        """For each sibling its phrases; or the phrases without the concept."""
-        siblings = tuple(tuple(p.text for p in sibling) for sibling in self.siblings)
-        return siblings or (tuple(phrase.without for phrase in self.phrases),)
+    def counterparts(self) -> Mapping[str | None, tuple[str, ...]]:
+        """For each sibling its phrases; under None those without the concept if it has none."""
+        found: dict[str | None, tuple[str, ...]] = {
+            name: tuple(phrase.text for phrase in phrases)
+            for name, phrases in self.siblings.items()
+        }
+        return found or {None: tuple(phrase.without for phrase in self.phrases)}
 
 
-def describe(item: Item, protected: Protected) -> Concept:
+@dataclass(frozen=True)
+class Wanted:
+    """What is to become of a concept's embeddings.
+
+    concept, instead: C and C* [n, d], float64: distinct embeddings, and row for row what they
+    should act like. like: the sibling that those are of, None for phrases without the concept.
+    """
+
+    concept: Tensor
+    instead: Tensor
+    like: str | None
+
+
+def describe(item: Item, protected: Protected, most: int | None = None) -> Concept:
     """A concept under all of its names, with protected words of the other kind as companions.
 
     Its siblings are what it should act like where that is said, else the protected words of its
-    kind.
+    kind. most: phrases of either kind, for each name.
     """
     found: list[Phrase] = []
     siblings: dict[str, list[Phrase]] = {}
     for each in kinds(item.kind):
         beside = protected.of(other(each))[:_COMPANIONS]
         for name in item.names:
-            found += phrases(name, each, beside)
+            found += phrases(name, each, beside, most)
             for sibling in (item.like,) if item.like else protected.of(each):
-                siblings.setdefault(sibling, []).extend(phrases(sibling, each, beside))
+                siblings.setdefault(sibling, []).extend(phrases(sibling, each, beside, most))
     for prompt in item.prompts:
         found.append(renamed(prompt, item.name, item.name))
         for sibling, answers in siblings.items():
             answers.append(renamed(prompt, item.name, sibling))
-    complete = [tuple(s) for s in siblings.values() if len(s) == len(found)]
-    return Concept(item.name, item.kind, tuple(found), tuple(complete))
+    complete = {name: tuple(s) for name, s in siblings.items() if len(s) == len(found)}
+    return Concept(item.name, item.kind, tuple(found), complete)
 
 
 class Lexicon:
@@ -162,15 +178,21 @@ class Lexicon:
         """Every distinct embedding of prompts: [n, d], float64; n is 0 without prompts."""
         return torch.unique(self.states(prompts).flatten(0, 1), dim=0).double()
 
-    def concept_rows(self, concept: Concept) -> tuple[Tensor, Tensor]:
-        """C and C* [n, d], float64: the concept's distinct embeddings, and row for row what they
-        should act like."""
+    def wanted(self, concept: Concept) -> Wanted:
+        """What the concept should act like: the sibling that is nearest to the mean of all.
+
+        One word gives pictures of one thing; the mean of several is the embedding of none, and was
+        drawn as whatever is near it, the erased concept now and then.
+        """
         ids = self.tokens(concept.prompts)
-        instead = [self._answers(ids, prompts) for prompts in concept.counterparts]
+        answers = [self._answers(ids, prompts) for prompts in concept.counterparts.values()]
+        mean = torch.stack(answers).mean(0)
+        apart = torch.stack([(answer - mean).norm() for answer in answers])
+        most_typical = int(apart.argmin())
         states = self.states(concept.prompts).flatten(0, 1)
-        both = torch.cat([states, torch.stack(instead).mean(0).flatten(0, 1)], 1)
-        rows, answers = torch.unique(both, dim=0).double().chunk(2, 1)
-        return rows, answers
+        both = torch.cat([states, answers[most_typical].flatten(0, 1)], 1)
+        rows, instead = torch.unique(both, dim=0).double().chunk(2, 1)
+        return Wanted(rows, instead, list(concept.counterparts)[most_typical])
 
     def _answers(self, ids: Tensor, prompts: Sequence[str]) -> Tensor:
         """The embeddings of prompts, rearranged to answer the tokens of ids [n, positions]."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from patch_spec.grid import split_shift, split_up, to_grid
 from sepme_cli.erasure.closed_form import reduce, solve
+from sepme_cli.erasure.concept import Wanted
 from sepme_cli.erasure.settings import Settings
 from sepme_cli.erasure.subspace import Ground, energy
 from sepme_cli.errors import RefusedError
@@ -37,14 +38,13 @@ class Admissible:
     separability: float
 
 
-def admissible(
-    name: str, concept: Tensor, instead: Tensor, ground: Ground, settings: Settings
-) -> Admissible:
+def admissible(name: str, wanted: Wanted, ground: Ground, settings: Settings) -> Admissible:
     """Solve for a concept on the directions that it may use.
 
-    concept, instead: C and C* [n, d], see `solve`. ground: of this concept and the others.
+    ground: of this concept and the others.
     Raises RefusedError where the concept lies in what must stay: nothing is left to erase with.
     """
+    concept, instead = wanted.concept, wanted.instead
     if not len(ground.null):
         raise _nothing_left(name, 0.0)
     left, right = solve(concept, instead, ground, settings.insistence)
@@ -53,9 +53,9 @@ def admissible(
         raise _nothing_left(name, 0.0)
     basis = torch.from_numpy(to_grid(basis.numpy()).astype(np.float64))
     seen = concept @ basis.T
-    wanted = instead - concept
-    missed = float((seen @ shift.T - wanted).pow(2).sum())
-    separability = 1 - missed / float(wanted.pow(2).sum().clamp(min=1e-30))
+    way = instead - concept
+    missed = float((seen @ shift.T - way).pow(2).sum())
+    separability = 1 - missed / float(way.pow(2).sum().clamp(min=1e-30))
     if separability < LEAST_SEPARABILITY:
         raise _nothing_left(name, separability)
     cost = basis @ ground.cost @ basis.T - settings.insistence * energy(seen)

@@ -9,6 +9,7 @@ what makes a representation concept-irrelevant (method, "G-CiRs").
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, cycle, islice, zip_longest
 from math import lcm
 from typing import Literal
 
@@ -99,22 +100,27 @@ def kind_told(concept: str, prompts: Collection[str]) -> AsKind:
     return told[0] if len(told) == 1 else "any"
 
 
-def phrases(concept: str, kind: AsKind, companions: Sequence[str] = ()) -> tuple[Phrase, ...]:
-    """Every phrase that stands for the concept.
+def phrases(
+    concept: str, kind: AsKind, companions: Sequence[str] = (), most: int | None = None
+) -> tuple[Phrase, ...]:
+    """Every phrase that stands for the concept, alone and beside companions in turn.
 
     companions: words of the other kind to stand beside it; each in-context template takes them
-    in turn, so their number does not multiply the number of phrases.
+    in turn, so their number does not multiply the number of phrases. most: of either kind.
     """
-    return tuple(dict.fromkeys(p for k in kinds(kind) for p in _phrases(concept, k, companions)))
+    found = (islice(_phrases(concept, k, companions), most) for k in kinds(kind))
+    return tuple(dict.fromkeys(chain.from_iterable(found)))
 
 
 def _phrases(concept: str, kind: Kind, companions: Sequence[str]) -> Iterator[Phrase]:
-    for text, without in _ALONE[kind]:
-        yield Phrase(_fill(text, concept), _fill(without, concept))
-    beside = companions or COMPANIONS[kind]
-    for i, companion in enumerate(beside):
-        text, without = _BESIDE[kind][i % len(_BESIDE[kind])]
-        yield Phrase(_fill(text, concept, companion), _fill(without, concept, companion))
+    alone = [(text, without, "") for text, without in _ALONE[kind]]
+    templates = cycle(_BESIDE[kind])
+    words = companions or COMPANIONS[kind]
+    beside = [(*pair, word) for pair, word in zip(templates, words, strict=False)]
+    for found in chain.from_iterable(zip_longest(alone, beside)):
+        if found is not None:
+            text, without, word = found
+            yield Phrase(_fill(text, concept, word), _fill(without, concept, word))
 
 
 def renamed(prompt: str, name: str, other: str) -> Phrase:

@@ -75,8 +75,7 @@ class Ground:
     ) -> "Ground":
         """blank: rows [b, d]. concepts: each one's rows [n, d]. protected: rows [m, d]."""
         taken = row_space(blank)
-        _, _, directions = torch.linalg.svd(taken, full_matrices=True)
-        null = directions[len(taken) :]
+        null = torch.linalg.qr(taken.T, mode="complete")[0].T[len(taken) :]
         apart = torch.zeros(2 * [blank.shape[1]], dtype=torch.float64)
         for rows in concepts:
             apart += energy(rows)

@@ -37,7 +37,7 @@ class Correlation:
 
 @dataclass(frozen=True)
 class IncrementSummary:
-    """One concept's increment: what was done and what was measured."""
+    """One concept's increment: what was done and what was measured. like: what it acts like now."""
 
     concept: str
     slug: str
@@ -49,6 +49,7 @@ class IncrementSummary:
     correlation: Correlation
     leakage: float | None
     separability: float | None
+    like: str | None
     seconds: float
 
 
@@ -204,5 +205,6 @@ def _summary(made: Made) -> IncrementSummary:
         correlation=Correlation(measured.correlation_start, measured.correlation_end),
         leakage=measured.leakage,
         separability=measured.separability,
+        like=made.like,
         seconds=made.seconds,
     )

@@ -129,7 +129,8 @@ def _text_encoders(checkpoint: Checkpoint, file: PatchFile) -> list[str]:
         return []
     return [
         f"the text encoder ({', '.join(changed)}) is not the one that {file.name} was made with: "
-        "prompts mean something else here, and what was kept apart may no longer be"
+        "prompts mean something else here, and what was kept apart may no longer be; "
+        f"sepme verify {file.name} --model {checkpoint.path} computes how much it leaks here"
     ]
 
 

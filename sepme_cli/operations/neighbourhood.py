@@ -35,6 +35,8 @@ def look_around(
     words = [*named, *protected.styles, *protected.objects, *(part.concept for part in known)]
     if count:
         words += [*vocabulary("style"), *vocabulary("object")]
+    if len(words) == 1:
+        return Neighbourhood(protected, {}, ())
     nearness = Nearness.of(encoder, words, ordinary_words())
     warnings = tuple(dict.fromkeys(_warnings(recipe, protected, known, nearness)))
     neighbours: dict[str, tuple[str, ...]] = {}

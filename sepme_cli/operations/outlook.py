@@ -12,8 +12,8 @@ from sepme_cli.checkpoints.boundary import reading
 from sepme_cli.checkpoints.encoders import lend_text_encoders
 from sepme_cli.checkpoints.reader import open_checkpoint
 from sepme_cli.diffusion.devices import choose_device, choose_dtype
-from sepme_cli.diffusion.eraser import Study, study
 from sepme_cli.diffusion.models import Prediction, StableDiffusion
+from sepme_cli.diffusion.study import Study, study
 from sepme_cli.erasure.settings import Settings
 from sepme_cli.errors import MismatchError
 from sepme_cli.operations.matching import check_unpatched

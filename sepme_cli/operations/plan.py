@@ -8,9 +8,10 @@ from pathlib import Path
 
 from patch_spec.increment import Increment
 from patch_spec.text import slugify
-from sepme_cli.diffusion.eraser import Study, closed_form_increment, expected_seconds
+from sepme_cli.diffusion.eraser import closed_form_increment, expected_seconds
 from sepme_cli.diffusion.models import Prediction
 from sepme_cli.diffusion.pictures import load_pictures
+from sepme_cli.diffusion.study import Study
 from sepme_cli.erasure.drag import drag
 from sepme_cli.erasure.nearness import holds
 from sepme_cli.erasure.prompts import AsKind, Kind, kinds
@@ -38,14 +39,16 @@ class Dragged:
 class PlannedConcept:
     """What is foreseen of a concept.
 
-    taken: dimensions of the embedding space that its increment may not use. leakage: of the
-    closed form's increment. neighbours: the words that are protected for it beside those named.
-    drags: the common words that its increment changes most.
+    like: the word it will act like, None for nothing in its place. taken: dimensions of the
+    embedding space in which something must stay as it is. leakage: of the closed form's
+    increment. neighbours: the words that are protected for it beside those named. drags: the
+    common words that its increment changes most.
     """
 
     concept: str
     slug: str
     rank: int
+    like: str | None
     separability: float
     leakage: float | None
     taken: int
@@ -150,6 +153,7 @@ def _planned(
         concept=part.concept,
         slug=part.slug,
         rank=part.rank,
+        like=study.like,
         separability=study.space.separability,
         leakage=part.measured.leakage,
         taken=study.shared.ground.taken,

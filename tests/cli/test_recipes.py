@@ -71,7 +71,17 @@ def test_a_check_writes_nothing_and_has_its_fields(
     }
     (concept,) = found["concepts"]
     assert concept.keys() == {
-        *("concept", "slug", "rank", "separability", "leakage", "taken", "neighbours", "drags"),
+        *(
+            "concept",
+            "slug",
+            "rank",
+            "like",
+            "separability",
+            "leakage",
+            "taken",
+            "neighbours",
+            "drags",
+        ),
     }
     assert {drag.keys() == {"word", "kind", "change"} for drag in concept["drags"]} == {True}
     said = sepme(*line).out.decode()

@@ -1,4 +1,8 @@
-from sepme_cli.erasure.concept import Protected, describe
+from collections.abc import Sequence
+
+import torch
+
+from sepme_cli.erasure.concept import Concept, Lexicon, Protected, describe
 from sepme_cli.erasure.prompts import Phrase, pairs, phrases, renamed
 from sepme_cli.recipe import Item
 
@@ -37,10 +41,10 @@ def test_protected_words_say_what_they_are() -> None:
 def test_protected_words_of_the_same_kind_are_siblings() -> None:
     concept = describe(Item("ink", "style"), Protected(("noto", "mono"), ("cat",)))
     assert len(concept.siblings) == 2
-    for sibling in concept.siblings:
+    for sibling in concept.siblings.values():
         assert len(sibling) == len(concept.phrases)
     assert "cat in ink style" in concept.prompts
-    assert concept.siblings[0][0].text == "noto"
+    assert concept.siblings["noto"][0].text == "noto"
 
 
 def test_a_concept_is_asked_for_under_all_of_its_names_and_prompts() -> None:
@@ -50,7 +54,7 @@ def test_a_concept_is_asked_for_under_all_of_its_names_and_prompts() -> None:
         concept.prompts
     )
     assert concept.phrases[-1] == Phrase("Monet's garden", "garden")
-    (sibling,) = concept.siblings
+    (sibling,) = concept.siblings.values()
     assert [phrase.text for phrase in sibling if "Claude" in phrase.text] == []
     by_text = dict(zip(concept.prompts, (p.text for p in sibling), strict=True))
     assert by_text["in Claude Monet style"] == by_text["in Monet style"] == "in noto style"
@@ -59,7 +63,7 @@ def test_a_concept_is_asked_for_under_all_of_its_names_and_prompts() -> None:
 
 def test_what_a_concept_should_act_like_is_its_only_sibling() -> None:
     concept = describe(Item("ink", "any", like="owl"), Protected(("noto", "mono"), ("cat",)))
-    (sibling,) = concept.siblings
+    (sibling,) = concept.siblings.values()
     by_text = dict(zip(concept.prompts, (p.text for p in sibling), strict=True))
     assert by_text["a picture of an ink"] == "a picture of an owl"
     assert by_text["cat in ink style"] == "cat in owl style"
@@ -74,3 +78,29 @@ def test_a_name_is_cut_out_with_the_word_that_it_is_part_of() -> None:
     )
     assert renamed("C++ code", "C++", "Lisp") == Phrase("Lisp code", "code")
     assert renamed("the cat's", "cat", "cat") == Phrase("the cat's", "the")
+
+
+class Letters:
+    """A text encoder whose states are the numbers of the letters: of two words, [2, 1] or less."""
+
+    def tokens(self, prompts: Sequence[str]) -> torch.Tensor:
+        return torch.tensor([[1, ord(prompt[-1]), 999] for prompt in prompts])
+
+    def encode(self, prompts: Sequence[str], positions: int | None = None) -> torch.Tensor:
+        return self.tokens(prompts)[:, :positions, None].float()
+
+
+def test_a_concept_acts_like_the_most_typical_of_its_siblings() -> None:
+    siblings = {name: (Phrase(name, ""),) for name in "bfz"}
+    concept = Concept("a", "style", (Phrase("a", ""),), siblings)
+    wanted = Lexicon(Letters(), "abfz").wanted(concept)
+    assert wanted.like == "f"
+    assert wanted.concept.flatten().tolist() == [1, ord("a"), 999]
+    assert wanted.instead.flatten().tolist() == [1, ord("f"), 999]
+
+
+def test_without_siblings_a_concept_acts_like_its_phrase_without_it() -> None:
+    concept = Concept("a", "style", (Phrase("a", "c"),), {})
+    wanted = Lexicon(Letters(), "ac").wanted(concept)
+    assert wanted.like is None
+    assert wanted.instead.flatten().tolist() == [1, ord("c"), 999]

@@ -241,8 +241,9 @@ def test_the_closed_form_maps_a_concept_to_what_it_should_act_like(
         network = StableDiffusion.of(checkpoint, torch.device("cpu"))
         item = Item("ink", "style", like=other)
         concept = describe(item, Protected())
-        words = Lexicon(network, [*concept.prompts, *concept.counterparts[0]])
-        rows, instead = words.concept_rows(concept)
+        words = Lexicon(network, [*concept.prompts, *concept.counterparts[other]])
+        wanted = words.wanted(concept)
+        rows, instead = wanted.concept, wanted.instead
     moved = rows.numpy() + rows.numpy() @ increment.basis.T @ shift.T
     left = np.square(moved - instead.numpy()).sum() / np.square((rows - instead).numpy()).sum()
     assert left == pytest.approx(1 - increment.measured.separability, rel=0.01)
