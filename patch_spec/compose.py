@@ -1,6 +1,6 @@
 """Composition: a base tensor and increments to a patched tensor, in exactly one way."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from patch_spec.grid import (
     Float64,
     additive_factor,
     all_finite,
-    operator_factor,
+    operator_factors,
     product,
     row_blocks,
 )
@@ -35,8 +35,31 @@ def increment_factors(
     increment: Increment, target: str, weight: npt.NDArray[Any]
 ) -> Factors | None:
     """The factors of dW; arguments and errors as of `increment_delta`."""
+    (factors,) = _factors([increment], target, weight)
+    return factors
+
+
+def _factors(
+    increments: Sequence[Increment], target: str, weight: npt.NDArray[Any]
+) -> list[Factors | None]:
+    for increment in increments:
+        _check_shape(increment, target, weight)
+    operators = [(i.shift, i.shift_exponent) for i in increments if i.shift is not None]
+    made = iter(operator_factors(weight, operators))
+    found: list[Factors | None] = []
+    for increment in increments:
+        factor = None
+        if increment.shift is not None:
+            factor = next(made)
+        elif target in increment.up:
+            factor = additive_factor(increment.up[target], increment.exponents[target])
+        found.append(None if factor is None else (factor, increment.basis.astype(np.float64)))
+    return found
+
+
+def _check_shape(increment: Increment, target: str, weight: npt.NDArray[Any]) -> None:
     if increment.shift is None and target not in increment.up:
-        return None
+        return
     width = increment.basis.shape[1]
     out = weight.shape[0] if increment.shift is not None else increment.up[target].shape[0]
     if weight.shape != (out, width):
@@ -47,11 +70,6 @@ def increment_factors(
             expected=[out, width],
             found=list(weight.shape),
         )
-    if increment.shift is None:
-        factor = additive_factor(increment.up[target], increment.exponents[target])
-    else:
-        factor = operator_factor(weight, increment.shift, increment.shift_exponent)
-    return factor, increment.basis.astype(np.float64)
 
 
 def compose(
@@ -67,8 +85,8 @@ def compose(
     Raises FormatError C1 as `increment_delta` does, C2 for a result that is not finite.
     """
     ordered = sorted(terms, key=lambda term: term[0].digest)
-    found = [(increment_factors(part, target, weight), scale) for part, scale in ordered]
-    acting = [(factors, scale) for factors, scale in found if factors is not None]
+    found = _factors([part for part, _ in ordered], target, weight)
+    acting = [(f, scale) for f, (_, scale) in zip(found, ordered, strict=True) if f is not None]
     result = np.empty(weight.shape, weight.dtype if dtype is None else dtype)
     for rows in row_blocks(weight):
         total = weight[rows].astype(np.float64)

@@ -6,7 +6,7 @@ threads, BLAS builds and devices cannot change a bit. SPEC.md, "Arithmetic", has
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -82,20 +82,31 @@ def additive_factor(up: Float16, exponent: int) -> Float64:
     return np.ldexp(up.astype(np.float64), exponent)
 
 
-def operator_factor(weight: npt.NDArray[Any], shift: Float32, exponent: int) -> Float64:
-    """The same of an operator: M * 2**exponent [out, r] with M = Q @ shift, and Q, M rounded to
-    their grids.
+def operator_factors(
+    weight: npt.NDArray[Any], operators: Sequence[tuple[Float32, int]]
+) -> list[Float64]:
+    """The same of operators, shift and exponent: M * 2**exponent [out, r] with M = Q @ shift, and
+    Q, M rounded to their grids.
 
     weight [out, d] of any float dtype; shift [d, r] as rules V1 to V3 demand. Weights with one
-    fingerprint give one result: only their fp16 values count.
+    fingerprint give one result: only their fp16 values count. Being exact, the products of all
+    operators are made as one.
     Raises FormatError F1 for weights that have no finite fp16 value.
     """
+    if not operators:
+        return []
     half = to_half(weight)
     step = _grid_step(float(_largest(half)), WEIGHT_BITS)
-    wide = shift.astype(np.float64)
+    wide = np.hstack([shift for shift, _ in operators]).astype(np.float64)
     middle = np.empty((len(half), wide.shape[1]))
     for rows in row_blocks(half):
         np.matmul(_to_multiples(half[rows].astype(np.float64), step), wide, out=middle[rows])
+    ends = np.cumsum([shift.shape[1] for shift, _ in operators])
+    found = zip(np.split(middle, ends[:-1], axis=1), operators, strict=True)
+    return [_on_middle_grid(own, exponent) for own, (_, exponent) in found]
+
+
+def _on_middle_grid(middle: Float64, exponent: int) -> Float64:
     largest = float(np.abs(middle).max(initial=0))
     return np.ldexp(_to_multiples(middle, _grid_step(largest, MIDDLE_BITS)), exponent)
 
@@ -108,8 +119,9 @@ def additive_delta(up: Float16, exponent: int, basis: Float32) -> Float64:
 def operator_delta(
     weight: npt.NDArray[Any], shift: Float32, exponent: int, basis: Float32
 ) -> Float64:
-    """dW = (M @ basis) * 2**exponent [out, d], exact; see `operator_factor`."""
-    return product(operator_factor(weight, shift, exponent), basis.astype(np.float64))
+    """dW = (M @ basis) * 2**exponent [out, d], exact; see `operator_factors`."""
+    (factor,) = operator_factors(weight, [(shift, exponent)])
+    return product(factor, basis.astype(np.float64))
 
 
 def product(factor: Float64, basis: Float64) -> Float64:

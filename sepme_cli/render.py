@@ -1,7 +1,7 @@
 """Results as a person reads them: names and values below each other, and tables."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
@@ -277,26 +277,23 @@ def _patch(result: "PatchInfo", whole: bool) -> RenderableType:
             part["digest"][:12],
         )
     prompts = [prompt for part in manifest["increments"] for prompt in part["prompts"]]
-    lists = {"prompts": prompts, "separable from": manifest["separable_from"]}
-    lists["protected"] = manifest["protected"]
     return Group(
         fields(
             ("file", f"{result.file}{amount}"),
             ("kind", f"patch, by {manifest['tool']}"),
             ("for", f"{base['family']}, {counted(len(base['targets']), 'weight')}"),
             ("recipe", manifest["recipe"]),
-            *(row for name in lists for row in _listed(name, lists[name]) if whole),
+            ("prompts", _below_each_other(prompts) if whole else None),
+            ("separable from", _below_each_other(manifest["separable_from"]) if whole else None),
+            ("protected", _below_each_other(manifest["protected"]) if whole else None),
         ),
         "",
         table,
     )
 
 
-def _listed(name: str, prompts: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """A name, and prompts below each other."""
-    if prompts:
-        yield name, ""
-        yield from (("", prompt or "the blank prompt") for prompt in prompts)
+def _below_each_other(prompts: Sequence[str]) -> str | None:
+    return "\n".join(prompt or "the blank prompt" for prompt in prompts) or None
 
 
 def _percent(share: float | None) -> str:

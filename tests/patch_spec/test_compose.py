@@ -1,5 +1,6 @@
 """Composition: one rounding, one order."""
 
+from dataclasses import replace
 from fractions import Fraction
 from itertools import permutations
 
@@ -80,6 +81,17 @@ def test_the_sum_of_the_spec():
         return result.tobytes()
 
     assert compose(weight, (other, one), KEY).tobytes() == total(one, other) != total(other, one)
+
+
+def test_operators_that_are_worked_on_together_change_nothing():
+    weight, one = weights()["key.F64"], operator()
+    other = replace(one, rank=2, shift=one.shift[:, 1:] / 4, basis=one.basis[1:], shift_exponent=-3)
+    parts = sorted([one, other, additive()], key=lambda part: part.digest)
+    total = weight
+    for part in parts:
+        total = total + increment_delta(part, KEY, weight)
+    terms = [(part, 1.0) for part in parts]
+    assert compose(weight, terms, KEY).tobytes() == total.tobytes()
 
 
 def test_rows_that_are_worked_on_together_change_nothing(monkeypatch):
