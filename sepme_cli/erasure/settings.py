@@ -1,4 +1,4 @@
-"""The hyper-parameters of erasing, with the defaults that `docs/results.md` argues for."""
+"""The hyper-parameters of erasing, with the defaults that `docs/decisions/0004` argues for."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
