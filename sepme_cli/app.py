@@ -85,9 +85,9 @@ def sepme(
 
 def main() -> NoReturn:
     """The entry point of `sepme`."""
-    # A stream that the caller closed is None: what would be said there is not heard.
     # Weights are composed side by side, which threads inside numpy's products would only disturb.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # A stream that the caller closed is None: what would be said there is not heard.
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     sys.exit(run(sys.argv[1:]))

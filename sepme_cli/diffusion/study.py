@@ -107,7 +107,8 @@ def study_concepts(
     """The same for concepts that are described already."""
     groups = [concept.prompts for concept in concepts] + [tuple(prompts) for prompts in known]
     apart = _all([BLANK], *groups)
-    dear = tuple(prompt for prompt in kept.prompts() if prompt not in {*apart})
+    taken = frozenset(apart)
+    dear = tuple(prompt for prompt in kept.prompts() if prompt not in taken)
     answers = (
         prompt for c in concepts for phrases in c.counterparts.values() for prompt in phrases
     )

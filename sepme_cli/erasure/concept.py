@@ -1,6 +1,6 @@
 """What is to be erased and what must stay, as prompts and as rows of embeddings."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -162,9 +162,6 @@ class Lexicon:
         length = min(ids.shape[1], int(ids.argmax(1).max()) + 1 + _PADDING)
         self._ids = ids[:, :length]
         self._states = encoder.encode(distinct, length).cpu()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
 
     def tokens(self, prompts: Sequence[str]) -> Tensor:
         """Token ids [len(prompts), positions]."""
