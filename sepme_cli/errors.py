@@ -1,6 +1,5 @@
 """The errors a user can meet. Each knows its exit status; `sepme_cli.app` catches them once."""
 
-from os import PathLike
 from typing import ClassVar
 
 from sepme_cli.exit_status import ExitStatus
@@ -9,8 +8,8 @@ from sepme_cli.exit_status import ExitStatus
 class SepmeError(Exception):
     """Something a user can act on.
 
-    message: what is wrong and what to do. file: the file it is about. expected, found: the two
-    sides of a failed comparison, in words.
+    message: what is wrong and what to do. file: the file or place that it is about. expected,
+    found: the two sides of a failed comparison, in words.
     """
 
     kind: ClassVar[str]
@@ -20,7 +19,7 @@ class SepmeError(Exception):
         self,
         message: str,
         *,
-        file: str | PathLike[str] | None = None,
+        file: object = None,
         expected: object = None,
         found: object = None,
     ) -> None:

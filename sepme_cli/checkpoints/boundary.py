@@ -3,14 +3,14 @@
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
-from os import PathLike
 
 from patch_spec.errors import FormatError
+from sepme_cli.checkpoints.places import Place
 from sepme_cli.errors import MalformedError, SystemFailure
 
 
 @contextmanager
-def reading(file: str | PathLike[str]) -> Iterator[None]:
+def reading(file: str | Place) -> Iterator[None]:
     """Whatever goes wrong inside is about `file`: MalformedError or SystemFailure."""
     try:
         yield
@@ -23,7 +23,7 @@ def reading(file: str | PathLike[str]) -> Iterator[None]:
 
 
 @contextmanager
-def writing(file: str | PathLike[str]) -> Iterator[None]:
+def writing(file: str | Place) -> Iterator[None]:
     """Whatever the system refuses inside is about writing `file`: SystemFailure."""
     try:
         yield
@@ -31,7 +31,7 @@ def writing(file: str | PathLike[str]) -> Iterator[None]:
         raise system_failure(error, file) from error
 
 
-def system_failure(error: OSError, file: str | PathLike[str]) -> SystemFailure:
+def system_failure(error: OSError, file: str | Place) -> SystemFailure:
     """An OSError in words that say what to do."""
     advice = {
         errno.ENOSPC: "the disk is full; nothing was left behind. Free some space",

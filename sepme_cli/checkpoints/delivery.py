@@ -24,6 +24,7 @@ from sepme_cli.checkpoints.opening import PICKLED
 from sepme_cli.checkpoints.parts import WeightsFile
 from sepme_cli.checkpoints.patches import PatchFile, keep_patches, kept_patches
 from sepme_cli.checkpoints.pending import undo_interrupted
+from sepme_cli.checkpoints.places import HubPlace, Place
 from sepme_cli.checkpoints.reader import Checkpoint
 from sepme_cli.checkpoints.writer import Rewrite, write_copy, write_in_place, write_stream
 from sepme_cli.errors import MalformedError, RefusedError, SepmeError, UsageError
@@ -42,14 +43,24 @@ class Destination:
     in_place: bool
     force: bool
 
-    def check(self, model: Path, *, needed: bool) -> None:
+    def check_ways(self, model: Place, *, needed: bool) -> None:
         """UsageError unless exactly one way to write is named, or none where none is needed.
 
-        And what writing would raise, as far as it can be told before the model is opened.
+        Nothing is written in place that is on the hub: its cache is everybody's.
         """
         ways = (self.output is not None) + self.in_place
         if ways > 1 or (needed and not ways):
             raise UsageError("name an output, or write in place: one of the two")
+        if self.in_place and isinstance(model, HubPlace):
+            raise UsageError(
+                f"{model}: what is on the hub cannot be written in place, and its cache on this "
+                "machine is shared with other programs; write a new one with -o",
+                expected="a model of your own, or -o",
+                found=model,
+            )
+
+    def check(self, model: Path) -> None:
+        """What writing would raise, as far as it can be told before the model is opened."""
         if not isinstance(self.output, Path) or is_special(self.output):
             return
         if model.is_dir():

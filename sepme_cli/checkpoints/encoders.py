@@ -7,23 +7,26 @@ from pathlib import Path
 from sepme_cli.checkpoints.boundary import reading
 from sepme_cli.checkpoints.families import Family
 from sepme_cli.checkpoints.folders import ModelFolder, weights_sets
+from sepme_cli.checkpoints.hub import local
 from sepme_cli.checkpoints.networks import Network, open_set
 from sepme_cli.checkpoints.opening import open_weights
 from sepme_cli.checkpoints.parts import Stored, stored_in
+from sepme_cli.checkpoints.places import Place
 from sepme_cli.checkpoints.reader import Checkpoint
 from sepme_cli.errors import UnsupportedError
 
 _TOKENS = "embeddings.token_embedding.weight"
 
 
-def lend_text_encoders(checkpoint: Checkpoint, paths: Sequence[Path], stack: ExitStack) -> None:
-    """Have text encoders from these paths stand for the checkpoint's own.
+def lend_text_encoders(checkpoint: Checkpoint, sources: Sequence[Place], stack: ExitStack) -> None:
+    """Have text encoders from these sources stand for the checkpoint's own.
 
-    paths: checkpoints in one file, model folders, text encoders' folders, or files with a text
+    sources: checkpoints in one file, model folders, text encoders' folders, or files with a text
     encoder in transformers' names. stack: closes them.
     Raises UnsupportedError for a path without a text encoder of the family.
     """
-    for path in paths:
+    for source in sources:
+        path = local(source)
         found = list(_text_encoders(checkpoint.family, path, stack))
         if not found:
             names = ", ".join(stream.name for stream in checkpoint.family.streams)

@@ -6,7 +6,7 @@ copies of the same weights in another dtype ("variants"), told apart by a word i
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ _INDEX = re.compile(
     r"(?:diffusion_pytorch_model|model)\.safetensors\.index(?:\.(?P<variant>[\w-]+))?\.json"
 )
 _SHARD = re.compile(r".*-\d{5}-of-\d{5}(\.[\w-]+)?\.safetensors")
+_NUMBER = re.compile(r"-\d{5}-of-\d{5}")
 _OTHER_COPIES = (".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".onnx", ".onnx_data", ".h5", ".xml")
 _JSON_BYTES = 16 * 2**20
 
@@ -120,6 +121,28 @@ def weights_sets(folder: Path) -> tuple[WeightsSet, ...]:
             single = WeightsSet(match["variant"] or "", (folder / name,))
             (found if match["kind"] == "safetensors" else pickled).append(single)
     return tuple(sorted(found or pickled, key=lambda one: (one.variant, len(one.shards))))
+
+
+def one_copy(names: Sequence[str]) -> list[str]:
+    """Of the files in a network's folder, one copy of its weights and what is no weights.
+
+    The plain safetensors rather than a variant's, fp16 rather than another; pickles only where
+    there is nothing else.
+    """
+    copies = {name: variant for name in names if (variant := _variant(name)) is not None}
+    chosen = min(copies.values(), key=lambda v: (v != "", v != "fp16", v), default=None)
+    others = [name for name in names if name not in copies]
+    if chosen is not None:
+        others = [name for name in others if not name.endswith(_OTHER_COPIES)]
+    return [name for name, variant in copies.items() if variant == chosen] + others
+
+
+def _variant(name: str) -> str | None:
+    """Which copy of the weights a file belongs to; None where that is no safetensors file's."""
+    match = _INDEX.fullmatch(name) or _WEIGHTS.fullmatch(_NUMBER.sub("", name))
+    if match is None or match.groupdict().get("kind") == "bin":
+        return None
+    return match["variant"] or ""
 
 
 def _sharded(path: Path, variant: str) -> WeightsSet:

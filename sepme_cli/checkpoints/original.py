@@ -16,6 +16,7 @@ from sepme_cli.checkpoints.dtypes import numpy_dtype
 from sepme_cli.checkpoints.headers import RECORD
 from sepme_cli.checkpoints.journal import Journal, open_undo
 from sepme_cli.checkpoints.parts import Stored, dequantised
+from sepme_cli.checkpoints.places import Place
 from sepme_cli.checkpoints.reader import Checkpoint, open_checkpoint
 from sepme_cli.checkpoints.targets import Target, base_of
 from sepme_cli.errors import MismatchError
@@ -73,12 +74,13 @@ class Original:
 
 
 @contextmanager
-def open_base(path: Path, record: StackRecord, progress: Progress = SILENT) -> Iterator[Original]:
+def open_base(place: Place, record: StackRecord, progress: Progress = SILENT) -> Iterator[Original]:
     """The base's file as the original of a checkpoint with this stack record.
 
     Raises as `open_checkpoint` does, and MismatchError if it is not that base.
     """
-    with open_checkpoint(path, progress) as checkpoint:
+    with open_checkpoint(place, progress) as checkpoint:
+        path = checkpoint.path
         if checkpoint.stack is not None:
             raise MismatchError(
                 f"{path} is itself patched and so is nobody's base",

@@ -13,10 +13,12 @@ from patch_spec.manifest import Patch
 from patch_spec.stack import StackEntry
 from sepme_cli.checkpoints.boundary import reading, writing
 from sepme_cli.checkpoints.files import new_file, resolved, write_all
+from sepme_cli.checkpoints.hub import local
+from sepme_cli.checkpoints.places import HubPlace, Place
 from sepme_cli.errors import RefusedError
 
-PatchSource = Path | BinaryIO
-"""A patch's file, or a stream that is read from where it stands to its end."""
+PatchSource = Place | BinaryIO
+"""A patch's file, here or on the hub, or a stream that is read from where it stands to its end."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +31,15 @@ class PatchFile:
 
 
 def read_patch_file(source: PatchSource) -> PatchFile:
-    """Raises MalformedError for what is no valid patch, SystemFailure if it cannot be read."""
-    name = str(source) if isinstance(source, Path) else "standard input"
-    with reading(name):
-        if not isinstance(source, Path):
-            return _read(name, source)
-        with source.open("rb") as file:
-            return _read(name, file)
+    """Raises MalformedError for what is no valid patch, SystemFailure if it cannot be read, and
+    UsageError for a hub's repository without the file's name."""
+    if not isinstance(source, Path | HubPlace):
+        with reading("standard input"):
+            return _read("standard input", source)
+    if isinstance(source, HubPlace):
+        _ = source.file
+    with reading(source), local(source).open("rb") as file:
+        return _read(str(source), file)
 
 
 def select(files: Iterable[PatchFile], only: Sequence[str] = ()) -> tuple[Increment, ...]:

@@ -15,11 +15,13 @@ from sepme_cli.checkpoints.dtypes import readable
 from sepme_cli.checkpoints.families import Family, detect
 from sepme_cli.checkpoints.folders import ModelFolder, model_folder, weights_sets
 from sepme_cli.checkpoints.headers import RECORD
+from sepme_cli.checkpoints.hub import local
 from sepme_cli.checkpoints.layout import UNET, Layout
 from sepme_cli.checkpoints.networks import Network, Networks, open_set
 from sepme_cli.checkpoints.opening import open_weights
 from sepme_cli.checkpoints.parts import Stored, WeightsFile, stored_in
 from sepme_cli.checkpoints.pending import undo_if_interrupted
+from sepme_cli.checkpoints.places import Place
 from sepme_cli.checkpoints.targets import Target, base_of, find_targets
 from sepme_cli.checkpoints.text_encoders import text_encoder_fingerprints
 from sepme_cli.errors import MalformedError, UnsupportedError
@@ -116,13 +118,15 @@ class Checkpoint:
         return text_encoder_fingerprints([network for network in found if network], self.path)
 
 
-def open_checkpoint(path: Path, progress: Progress = SILENT) -> Checkpoint:
+def open_checkpoint(place: Place, progress: Progress = SILENT) -> Checkpoint:
     """Open and understand a checkpoint. An in-place write that was cut short is undone first.
 
-    path: a .safetensors or .ckpt file, a model folder, or the folder of its UNet.
+    place: a .safetensors or .ckpt file, a model folder, or the folder of its UNet, on this machine
+    or on the hub.
     Raises SystemFailure (not there, not readable, busy), MalformedError (not safetensors,
     truncated, hostile) or UnsupportedError (another kind of model or file).
     """
+    path = local(place, progress)
     undo_if_interrupted(path, progress)
     with ExitStack() as stack:
         with reading(path):

@@ -1,6 +1,5 @@
 """sepme apply."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,6 +12,7 @@ from sepme_cli.commands.options import (
     Json,
     Model,
     OptionalOutput,
+    Patches,
     Quiet,
     Verbose,
     output_for,
@@ -23,7 +23,7 @@ from sepme_cli.commands.options import (
 
 def apply(
     model: Model,
-    patches: Annotated[list[Path], typer.Argument(metavar="PATCH", hidden=True)],
+    patches: Patches,
     output: OptionalOutput = None,
     in_place: InPlace = False,
     force: Force = False,

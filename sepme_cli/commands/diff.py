@@ -1,19 +1,19 @@
 """sepme diff."""
 
 from functools import partial
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from sepme_cli import render
-from sepme_cli.commands.options import Json, Quiet, Verbose, output_for
+from sepme_cli.checkpoints.places import parse_place
+from sepme_cli.commands.options import Json, PlaceOption, Quiet, Verbose, output_for
 from sepme_cli.exit_status import ExitStatus
 
 
 def diff(
-    a: Annotated[Path, typer.Argument(metavar="A", hidden=True)],
-    b: Annotated[Path, typer.Argument(metavar="B", hidden=True)],
+    a: Annotated[PlaceOption, typer.Argument(metavar="A", hidden=True, parser=parse_place)],
+    b: Annotated[PlaceOption, typer.Argument(metavar="B", hidden=True, parser=parse_place)],
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,

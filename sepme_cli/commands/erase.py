@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from sepme_cli import render, render_plan
+from sepme_cli.checkpoints.places import parse_output, parse_place
 from sepme_cli.commands.hyperparameters import (
     HYPERPARAMETERS,
     BatchSize,
@@ -25,7 +26,9 @@ from sepme_cli.commands.options import (
     Dtype,
     Force,
     Json,
+    LowMemory,
     Model,
+    PlaceOption,
     PredictionOption,
     Quiet,
     TextEncoders,
@@ -65,13 +68,15 @@ def erase(
         ),
     ] = None,
     output: Annotated[
-        Path | None,
+        PlaceOption | None,
         typer.Option(
             "--output",
             "-o",
+            parser=parse_output,
             metavar="PATCH",
-            help="The patch file; - is standard output. The first concept's or the recipe's name "
-            "with .sepme, in the current folder, if left out.",
+            help="The patch file; - is standard output, hf://OWNER/NAME/FILE publishes it on the "
+            "hub. The first concept's or the recipe's name with .sepme, in the current folder, if "
+            "left out.",
             show_default=False,
         ),
     ] = None,
@@ -124,9 +129,10 @@ def erase(
     ] = None,
     neighbours: Neighbours = Settings.neighbours,
     known: Annotated[
-        list[Path] | None,
+        list[PlaceOption] | None,
         typer.Option(
             metavar="PATCH",
+            parser=parse_place,
             help="A patch made before: its concepts are left alone, so that both patches can be "
             "combined. Repeatable.",
             show_default=False,
@@ -156,6 +162,7 @@ def erase(
     prediction: PredictionOption = None,
     device: Device = None,
     dtype: Dtype = Settings.dtype,
+    low_memory: LowMemory = Settings.low_memory,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,

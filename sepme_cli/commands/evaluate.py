@@ -10,7 +10,9 @@ from sepme_cli.commands.options import (
     Device,
     Dtype,
     Json,
+    LowMemory,
     Model,
+    Patches,
     PredictionOption,
     Quiet,
     TextEncoders,
@@ -28,7 +30,7 @@ from sepme_cli.exit_status import ExitStatus
 def evaluate(
     context: typer.Context,
     model: Model,
-    patches: Annotated[list[Path], typer.Argument(metavar="PATCH", hidden=True)],
+    patches: Patches,
     judge: Annotated[
         str,
         typer.Option(
@@ -146,7 +148,8 @@ def evaluate(
     tokenizer: Tokenizer = None,
     prediction: PredictionOption = None,
     device: Device = None,
-    dtype: Dtype = "fp32",
+    dtype: Dtype = "auto",
+    low_memory: LowMemory = False,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -190,6 +193,7 @@ def evaluate(
             prediction=prediction,
             device=device,
             dtype=dtype,
+            low_memory=low_memory,
             command=command_line(context),
             force=force,
             progress=out.progress,

@@ -1,17 +1,17 @@
 """sepme inspect."""
 
 from functools import partial
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from sepme_cli import render
-from sepme_cli.commands.options import Json, Quiet, Verbose, output_for, source
+from sepme_cli.checkpoints.places import parse_place
+from sepme_cli.commands.options import Json, PlaceOption, Quiet, Verbose, output_for, source
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(metavar="FILE", hidden=True)],
+    file: Annotated[PlaceOption, typer.Argument(metavar="FILE", hidden=True, parser=parse_place)],
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -29,4 +29,5 @@ def inspect(
     from sepme_cli.operations.inspect import inspect as operation
 
     with output_for(as_json=as_json, quiet=quiet, verbose=verbose) as out:
-        out.show(operation(source(file)), partial(render.inspect, whole=verbose))
+        result = operation(source(file), progress=out.progress)
+        out.show(result, partial(render.inspect, whole=verbose))

@@ -3,12 +3,20 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, BinaryIO, Literal
+from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal, TypeVar
 
 import typer
 
+from sepme_cli.checkpoints.places import HubPlace, Place, parse_output, parse_place
 from sepme_cli.console import Output
 from sepme_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    PlaceOption = Place
+else:
+    PlaceOption = Path  # Typer knows no unions; the parsers give Places
+
+_Output = TypeVar("_Output", bound=Place)
 
 #: The file name that stands for standard input, and for standard output after -o.
 STREAM = "-"
@@ -30,13 +38,18 @@ Verbose = Annotated[
     typer.Option("--verbose", "-v", help="Explain: what each stage took, and lists in full."),
 ]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite the output if it is there.")]
+#: Places on the hub are as good as paths wherever something is read.
+Patches = Annotated[
+    list[PlaceOption], typer.Argument(metavar="PATCH", hidden=True, parser=parse_place)
+]
 #: Arguments are explained in the text above the options, where the usage line is still in sight.
-Model = Annotated[Path, typer.Argument(metavar="MODEL", hidden=True)]
+Model = Annotated[PlaceOption, typer.Argument(metavar="MODEL", hidden=True, parser=parse_place)]
 OptionalOutput = Annotated[
-    Path | None,
+    PlaceOption | None,
     typer.Option(
         "--output",
         "-o",
+        parser=parse_output,
         metavar="CLEAN",
         help="The checkpoint to write; - is standard output.",
         show_default=False,
@@ -49,14 +62,27 @@ InPlace = Annotated[
     ),
 ]
 Base = Annotated[
-    Path | None,
+    PlaceOption | None,
     typer.Option(
+        parser=parse_place,
         metavar="MODEL",
         help="The original of a MODEL that already has patches in it.",
         show_default=False,
     ),
 ]
-Dtype = Annotated[str, typer.Option(metavar="TYPE", help="Compute in fp32, fp16 or bf16.")]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        metavar="TYPE", help="Compute in fp32, fp16 or bf16; auto is what the device does well."
+    ),
+]
+LowMemory = Annotated[
+    bool,
+    typer.Option(
+        "--low-memory",
+        help="Spare memory at the cost of time; done by itself where a GPU has too little.",
+    ),
+]
 Device = Annotated[
     str | None,
     typer.Option(
@@ -67,9 +93,10 @@ Device = Annotated[
 ]
 
 TextEncoders = Annotated[
-    list[Path] | None,
+    list[PlaceOption] | None,
     typer.Option(
         "--text-encoder",
+        parser=parse_place,
         metavar="PATH",
         help="Where a MODEL that is a UNet alone has its text encoder from: a checkpoint, a "
         "model's folder, or the encoder's own. Repeat it for a second one.",
@@ -94,17 +121,17 @@ PredictionOption = Annotated[
 ]
 
 
-def output_for(*, as_json: bool, quiet: bool, verbose: bool, output: Path | None = None) -> Output:
+def output_for(*, as_json: bool, quiet: bool, verbose: bool, output: Place | None = None) -> Output:
     """The output of a command that writes its file to `output`."""
     return Output(as_json=as_json, quiet=quiet, verbose=verbose, piped=is_stream(output))
 
 
-def is_stream(path: Path | None) -> bool:
-    """Whether a path on the command line means a standard stream."""
-    return path is not None and str(path) == STREAM
+def is_stream(place: Place | None) -> bool:
+    """Whether a place on the command line means a standard stream."""
+    return place is not None and str(place) == STREAM
 
 
-def destination(output: Path, *, text: bool = False) -> Path | BinaryIO:
+def destination(output: _Output, *, text: bool = False) -> _Output | BinaryIO:
     """What an operation writes to; raises UsageError where that would fill a terminal, unless it
     is text."""
     if not is_stream(output):
@@ -114,15 +141,22 @@ def destination(output: Path, *, text: bool = False) -> Path | BinaryIO:
     return sys.stdout.buffer
 
 
-def target(output: Path | None, *, in_place: bool, needed: bool = True) -> Path | BinaryIO | None:
+def target(output: Place | None, *, in_place: bool, needed: bool = True) -> Path | BinaryIO | None:
     """What apply and revert write to: one of -o and --in-place, which is None.
 
-    Raises UsageError for both, and for neither where the output is needed.
+    Raises UsageError for both, for neither where the output is needed, and for the hub.
     """
     if output is not None and in_place:
         raise UsageError("-o and --in-place exclude each other: give one of them")
     if output is None and needed and not in_place:
         raise UsageError("give -o FILE for the new checkpoint, or --in-place to change MODEL")
+    if isinstance(output, HubPlace):
+        raise UsageError(
+            f"{output}: a checkpoint is too large to be sent off unseen: write a file, and publish "
+            "that with `hf upload`; or publish the patch, with sepme erase -o",
+            expected="a file",
+            found=output,
+        )
     return None if output is None else destination(output)
 
 
@@ -141,7 +175,7 @@ def command_line(context: typer.Context) -> str:
     return shlex.join(words)
 
 
-def source(patch: Path) -> Path | BinaryIO:
+def source(patch: Place) -> Place | BinaryIO:
     """What an operation reads a patch from; raises UsageError for a terminal."""
     if not is_stream(patch):
         return patch
@@ -150,7 +184,7 @@ def source(patch: Path) -> Path | BinaryIO:
     return sys.stdin.buffer
 
 
-def sources(patches: list[Path]) -> list[Path | BinaryIO]:
+def sources(patches: list[Place]) -> list[Place | BinaryIO]:
     """As `source`, for several; raises UsageError if standard input is named twice."""
     if sum(map(is_stream, patches)) > 1:
         raise UsageError("standard input can be read only once: name - once")

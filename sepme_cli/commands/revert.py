@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from sepme_cli import render
+from sepme_cli.checkpoints.places import parse_place
 from sepme_cli.commands.options import (
     Base,
     Force,
@@ -13,6 +14,7 @@ from sepme_cli.commands.options import (
     Json,
     Model,
     OptionalOutput,
+    PlaceOption,
     Quiet,
     Verbose,
     output_for,
@@ -23,7 +25,10 @@ from sepme_cli.commands.options import (
 
 def revert(
     model: Model,
-    patches: Annotated[list[Path] | None, typer.Argument(metavar="PATCH", hidden=True)] = None,
+    patches: Annotated[
+        list[PlaceOption] | None,
+        typer.Argument(metavar="PATCH", hidden=True, parser=parse_place),
+    ] = None,
     concepts: Annotated[
         list[str] | None,
         typer.Option(

@@ -6,12 +6,15 @@ from typing import Annotated
 import typer
 
 from sepme_cli import render
+from sepme_cli.checkpoints.places import parse_place
 from sepme_cli.commands.options import (
     Device,
     Dtype,
     Force,
     Json,
+    LowMemory,
     Model,
+    PlaceOption,
     PredictionOption,
     Quiet,
     TextEncoders,
@@ -39,9 +42,10 @@ def sample(
     ],
     force: Force = False,
     patches: Annotated[
-        list[Path] | None,
+        list[PlaceOption] | None,
         typer.Option(
             "--patch",
+            parser=parse_place,
             metavar="PATCH",
             help="Draw as if this patch were applied. Repeatable.",
             show_default=False,
@@ -77,7 +81,8 @@ def sample(
     tokenizer: Tokenizer = None,
     prediction: PredictionOption = None,
     device: Device = None,
-    dtype: Dtype = "fp32",
+    dtype: Dtype = "auto",
+    low_memory: LowMemory = False,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -109,6 +114,7 @@ def sample(
             only=only or (),
             device=device,
             dtype=dtype,
+            low_memory=low_memory,
             size=size,
             text_encoders=text_encoders or (),
             tokenizer=tokenizer,

@@ -6,17 +6,21 @@ from typing import Annotated
 import typer
 
 from sepme_cli import render
-from sepme_cli.commands.options import Base, Json, Quiet, Verbose, output_for
+from sepme_cli.checkpoints.places import parse_place
+from sepme_cli.commands.options import Base, Json, PlaceOption, Quiet, Verbose, output_for
 from sepme_cli.exit_status import ExitStatus
 
 
 def verify(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE", hidden=True)],
+    files: Annotated[
+        list[PlaceOption], typer.Argument(metavar="FILE", hidden=True, parser=parse_place)
+    ],
     base: Base = None,
     model: Annotated[
-        Path | None,
+        PlaceOption | None,
         typer.Option(
             metavar="MODEL",
+            parser=parse_place,
             help="The model that the patches were made from: compute again what they leak.",
             show_default=False,
         ),

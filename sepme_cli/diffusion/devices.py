@@ -1,31 +1,161 @@
-"""Where the networks compute, and in what."""
+"""Where the networks compute, in what, and how much memory they may take there."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
 
 import torch
+from torch import nn
 
 from sepme_cli.errors import UsageError
 from sepme_cli.progress import SILENT, Progress
 
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+Work = Literal["closed form", "drawing", "learning"]
+"""What is to be done: no pass through the UNet, passes forwards, and backwards too."""
+
+DTYPES: Mapping[str, torch.dtype] = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+}
+_ACTIVATIONS: Mapping[Work, float] = {"closed form": 0.0, "drawing": 0.2, "learning": 2.0}
+"""What a picture takes while it passes, in UNets: roughly what Stable Diffusion 1.x takes."""
+_GIB = 2**30
+
+_Network = TypeVar("_Network", bound=nn.Module)
 
 
-def choose_device(name: str | None, progress: Progress = SILENT) -> torch.device:
-    """The device of that name, or the best there is. Raises UsageError for one that is not here."""
-    available = ["cpu"]
+@dataclass(frozen=True)
+class Unit:
+    """Something to compute on.
+
+    name: as torch calls it. title: what a user calls it. free: bytes of memory; None for all
+    there is. half: the half precision that it computes in as it should.
+    """
+
+    name: Literal["cuda", "mps", "cpu"]
+    title: str
+    free: int | None = None
+    half: Literal["bf16", "fp16"] | None = None
+
+
+@dataclass(frozen=True)
+class Computing:
+    """What was chosen. frugal: spare the memory, at the cost of time: one network on the device at
+    a time, few pictures at once, and backwards compute again instead of keeping. why: in words."""
+
+    device: torch.device
+    dtype: str
+    frugal: bool
+    why: str
+
+
+def units() -> tuple[Unit, ...]:
+    """What this machine has, the fastest first."""
+    found: list[Unit] = []
     if torch.cuda.is_available():
-        available.insert(0, "cuda")
+        free, _ = torch.cuda.mem_get_info()
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        title = torch.cuda.get_device_name()
+        found.append(Unit("cuda", title, free, "bf16" if bf16 else "fp16"))
     if torch.backends.mps.is_available():
-        available.insert(0, "mps")
-    if name is not None and name.split(":")[0] not in available:
-        raise UsageError(f"no device {name!r} here", expected=" or ".join(available), found=name)
-    chosen = name or available[0]
-    progress.say(f"computing on {chosen}")
-    return torch.device(chosen)
+        free = torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+        found.append(Unit("mps", "Apple GPU", free, "fp16"))
+    return (*found, Unit("cpu", "this machine's processor"))
 
 
-def choose_dtype(name: str | None) -> torch.dtype:
-    """The dtype of that name, fp32 for None. Raises UsageError for any other."""
-    if name is None:
-        return torch.float32
-    if name not in _DTYPES:
-        raise UsageError(f"no dtype {name!r}", expected=" or ".join(_DTYPES), found=name)
-    return _DTYPES[name]
+def choose(
+    here: Sequence[Unit],
+    work: Work,
+    *,
+    device: str | None = None,
+    dtype: str = "auto",
+    low_memory: bool = False,
+    unet: int = 0,
+    pictures: int = 1,
+) -> Computing:
+    """Choose among units, the fastest first.
+
+    dtype: "auto", or one that must be. Half precision is chosen for passes through the UNet where
+    the unit has one; to learn in it takes bf16's range. low_memory: spare the memory even where
+    it seems to do. unet: how many parameters it has. pictures: how many pass at once.
+    Raises UsageError for a device that is not here and for no dtype.
+    """
+    if dtype != "auto" and dtype not in DTYPES:
+        raise UsageError(
+            f"no dtype {dtype!r}", expected=" or ".join(("auto", *DTYPES)), found=dtype
+        )
+    unit = _unit(here, device)
+    half = unit.half if work == "drawing" or unit.half == "bf16" else None
+    chosen = (half or "fp32") if dtype == "auto" and work != "closed form" else dtype
+    chosen = "fp32" if chosen == "auto" else chosen
+    weights = unet * DTYPES[chosen].itemsize
+    need = weights * (1 + _ACTIVATIONS[work] * pictures)
+    short = work != "closed form" and unit.free is not None and need > unit.free
+    why = f"computing on {device or unit.name} ({unit.title}) in {chosen}"
+    if low_memory or short:
+        why += ", sparing its memory"
+    if short and not low_memory:
+        why += f": about {need / _GIB:.0f} GiB would be needed, {(unit.free or 0) / _GIB:.1f} free"
+    return Computing(torch.device(device or unit.name), chosen, low_memory or short, why)
+
+
+def computing(
+    work: Work,
+    *,
+    device: str | None = None,
+    dtype: str = "auto",
+    low_memory: bool = False,
+    unet: int = 0,
+    pictures: int = 1,
+    progress: Progress = SILENT,
+) -> Computing:
+    """As `choose`, among what this machine has; says what and why."""
+    chosen = choose(
+        units(),
+        work,
+        device=device,
+        dtype=dtype,
+        low_memory=low_memory,
+        unet=unet,
+        pictures=pictures,
+    )
+    progress.say(chosen.why)
+    return chosen
+
+
+def _unit(here: Sequence[Unit], device: str | None) -> Unit:
+    if device is None:
+        return here[0]
+    name, _, number = device.partition(":")
+    found = next((unit for unit in here if unit.name == name), None)
+    if found is None or (number and not _has(name, number)):
+        raise UsageError(
+            f"no device {device!r} here",
+            expected=" or ".join(f"{unit.name} ({unit.title})" for unit in here),
+            found=device,
+        )
+    return found
+
+
+def _has(name: str, number: str) -> bool:
+    count = torch.cuda.device_count() if name == "cuda" else 1
+    return number.isdecimal() and int(number) < count
+
+
+@dataclass(eq=False)
+class Residence:
+    """A device and the networks on it. alone: at most one at a time, the others on the CPU."""
+
+    device: torch.device
+    alone: bool
+    _here: nn.Module | None = field(default=None, repr=False)
+
+    def use(self, network: _Network) -> _Network:
+        """The network, on the device."""
+        if self._here is not network:
+            if self.alone and self._here is not None:
+                self._here.to("cpu")
+            network.to(self.device)
+            self._here = network
+        return network

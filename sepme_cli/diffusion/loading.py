@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 import torch
@@ -50,6 +51,12 @@ def load_unet(checkpoint: Checkpoint, dtype: torch.dtype) -> UNet2DConditionMode
     except RuntimeError as error:
         raise _not_whole(checkpoint, "UNet", _first(error), len(tensors)) from error
     return unet.requires_grad_(False).eval()
+
+
+def unet_parameters(checkpoint: Checkpoint) -> int:
+    """How many the UNet has, from the header alone."""
+    network = checkpoint.network("unet")
+    return sum(map(prod, network.shapes.values())) if network is not None else 0
 
 
 def load_vae(checkpoint: Checkpoint, dtype: torch.dtype) -> AutoencoderKL:

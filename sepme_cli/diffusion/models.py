@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sepme_cli.checkpoints.reader import Checkpoint
 from sepme_cli.diffusion.configs import SCHEDULE
+from sepme_cli.diffusion.devices import Residence
 from sepme_cli.diffusion.loading import load_unet, load_vae, predicts_velocity
 from sepme_cli.diffusion.text import Conditioning, TextEncoder, condition, padding_of
 from sepme_cli.diffusion.tokenizer import has_tokenizer
@@ -31,6 +32,8 @@ Prediction = Literal["epsilon", "velocity"]
 _AESTHETICS = 6.0
 """How well made a picture the refiner is asked for, as its authors' pipeline asks."""
 _LATENT_SIDES = {"sd1": 64, "sd2": 64, "sdxl": 128, "sdxl-refiner": 128}
+_FEW = 2
+"""Pictures at once where memory is to be spared."""
 _VELOCITY_SIDE = 96
 """The models of SD 2.x that predict velocity draw pictures of 768 pixels, the others of 512."""
 
@@ -39,9 +42,11 @@ _VELOCITY_SIDE = 96
 class StableDiffusion:
     """A checkpoint's text encoders, UNet and VAE, each loaded when it is first used.
 
-    checkpoint: open, and kept open while networks are still to be loaded. dtype: what the
-    networks compute in; the file may hold another. prediction: what the UNet was trained to
-    predict. tokenizer: a folder with a tokenizer's files, None for the model's or CLIP's own.
+    checkpoint: open, and kept open while networks are still to be loaded. dtype: what the UNet
+    computes in; the file may hold another. Text is encoded in fp32, which costs little and which
+    increments are made from; the VAE overflows in fp16 and then takes fp32 too. prediction: what
+    the UNet was trained to predict. tokenizer: a folder with a tokenizer's files, None for the
+    model's or CLIP's own. frugal: see `Computing`.
     """
 
     checkpoint: Checkpoint = field(repr=False)
@@ -49,6 +54,7 @@ class StableDiffusion:
     dtype: torch.dtype = torch.float32
     prediction: Prediction = "epsilon"
     tokenizer: Path | None = None
+    frugal: bool = False
 
     @classmethod
     def of(
@@ -59,6 +65,7 @@ class StableDiffusion:
         *,
         prediction: Prediction | None = None,
         tokenizer: Path | None = None,
+        frugal: bool = False,
         progress: Progress = SILENT,
     ) -> Self:
         """The networks of an open checkpoint. prediction: told from the checkpoint if None."""
@@ -66,7 +73,15 @@ class StableDiffusion:
             prediction = "velocity" if predicts_velocity(checkpoint) else "epsilon"
             if checkpoint.family.name != "sd1":
                 progress.say(f"taken to predict {prediction}; --prediction says otherwise")
-        return cls(checkpoint, device, dtype, prediction, tokenizer)
+        return cls(checkpoint, device, dtype, prediction, tokenizer, frugal)
+
+    @cached_property
+    def _residence(self) -> Residence:
+        return Residence(self.device, alone=self.frugal)
+
+    def at_once(self, count: int) -> int:
+        """How many of so many pictures to take at once, when the memory is to be spared."""
+        return min(count, _FEW) if self.frugal else count
 
     @cached_property
     def encoders(self) -> tuple[TextEncoder, ...]:
@@ -87,20 +102,28 @@ class StableDiffusion:
         own = network.tokenizer if network.tokenizer and has_tokenizer(network.tokenizer) else None
         return TextEncoder(
             network,
-            self.device,
-            self.dtype,
+            self._residence,
             penultimate=self.checkpoint.family.name in ("sdxl", "sdxl-refiner"),
             pads=padding_of(stream),
             tokenizer=self.tokenizer or own,
         )
 
-    @cached_property
+    @property
     def unet(self) -> UNet2DConditionModel:
-        return load_unet(self.checkpoint, self.dtype).to(self.device)
+        return self._residence.use(self._unet)
 
     @cached_property
+    def _unet(self) -> UNet2DConditionModel:
+        return load_unet(self.checkpoint, self.dtype)
+
+    @property
     def vae(self) -> AutoencoderKL:
-        return load_vae(self.checkpoint, self.dtype).to(self.device)
+        return self._residence.use(self._vae)
+
+    @cached_property
+    def _vae(self) -> AutoencoderKL:
+        fits = self.dtype != torch.float16
+        return load_vae(self.checkpoint, self.dtype if fits else torch.float32)
 
     def load(self) -> None:
         """Load everything that drawing needs; UnsupportedError where that is not all there."""
@@ -194,16 +217,19 @@ class StableDiffusion:
     @torch.no_grad()
     def decode(self, latents: Tensor, batch: int = 32) -> Tensor:
         """Latents [n, 4, h, w] as pictures [n, 3, H, W] in [0, 1], fp32, on the CPU."""
-        scale = self.vae.config.scaling_factor
-        drawn = [self.vae.decode(part / scale).sample for part in latents.split(batch)]
+        vae = self.vae
+        scaled = (latents / vae.config.scaling_factor).to(vae.dtype)
+        drawn = [vae.decode(part).sample for part in scaled.split(self.at_once(batch))]
         return (torch.cat(drawn).float() / 2 + 0.5).clamp(0, 1).cpu()
 
     @torch.no_grad()
     def encode_pictures(self, pictures: Tensor, batch: int = 32) -> Tensor:
         """Pictures [n, 3, H, W] in [0, 1] as latents [n, 4, h, w], at their distribution's mean."""
-        inputs = (pictures * 2 - 1).to(self.device, self.dtype)
-        means = [self.vae.encode(part).latent_dist.mean for part in inputs.split(batch)]
-        return torch.cat(means) * self.vae.config.scaling_factor
+        vae = self.vae
+        inputs = (pictures * 2 - 1).to(self.device, vae.dtype)
+        parts = inputs.split(self.at_once(batch))
+        means = [vae.encode(part).latent_dist.mean for part in parts]
+        return (torch.cat(means) * vae.config.scaling_factor).to(self.dtype)
 
     @cached_property
     def picture_size(self) -> int:
@@ -228,19 +254,19 @@ class StableDiffusion:
         """How many pixels a latent pixel is wide; 8 in every published model."""
         if self.checkpoint.network("vae") is None:
             return 8
-        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+        return int(2 ** (len(self._vae.config.block_out_channels) - 1))
 
     def latent_shape(self, size: int | None = None) -> tuple[int, int, int]:
         """The shape of one latent for pictures of size pixels; the model's own size if None."""
         side = (size or self.picture_size) // self._reduction
-        return (self.unet.config.out_channels, side, side)
+        return (self._unet.config.out_channels, side, side)
 
     @cached_property
     def targets(self) -> Mapping[str, nn.Linear]:
         """The image-independent layers by the name a patch gives them: cross-attention K and V."""
         return {
             f"{name}.weight": module
-            for name, module in self.unet.named_modules()
+            for name, module in self._unet.named_modules()
             if name.endswith(("attn2.to_k", "attn2.to_v")) and isinstance(module, nn.Linear)
         }
 
@@ -255,11 +281,12 @@ class StableDiffusion:
         originals = {name: self.targets[name].weight.data for name in weights}
         try:
             for name, weight in weights.items():
-                self.targets[name].weight.data = weight.to(self.device, self.dtype)
+                self.targets[name].weight.data = weight.to(originals[name])
             yield
         finally:
             for name, weight in originals.items():
-                self.targets[name].weight.data = weight
+                # The UNet may have been moved meanwhile.
+                self.targets[name].weight.data = weight.to(self.targets[name].weight)
 
     @contextmanager
     def with_increment(self, up: Mapping[str, Tensor], basis: Tensor) -> Iterator[None]:

@@ -48,6 +48,7 @@ def sampled_moments(
     noise = initial_noise(model.latent_shape(), range(settings.seed, settings.seed + count))
     schedule = model.schedule
     schedule.set_timesteps(settings.sampling_steps)
+    batch = model.at_once(batch)
     progress.stage("drawing the concept", -(-count // batch) * settings.sampling_steps)
     found: tuple[list[Tensor], ...] = ([], [], [], [])
     for part in torch.arange(count).split(batch):

@@ -59,7 +59,7 @@ def draw_pictures(
     blank = model.condition([""])
     noise = initial_noise(model.latent_shape(size), seeds)
     pictures = []
-    for part in torch.arange(len(prompts)).split(batch):
+    for part in torch.arange(len(prompts)).split(model.at_once(batch)):
         latents = draw_latents(
             model, context[part], noise[part], blank=blank, steps=steps, guidance=guidance
         )

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from sepme_cli.checkpoints.networks import Network
+from sepme_cli.diffusion.devices import Residence
 from sepme_cli.diffusion.tokenizer import END, tokenize
 from sepme_cli.diffusion.weights import clip_tensors, count_layers
 from sepme_cli.errors import UnsupportedError
@@ -70,15 +71,23 @@ class TextEncoder:
     """
 
     network: Network = field(repr=False)
-    device: torch.device
-    dtype: torch.dtype
+    residence: Residence
     penultimate: bool
     pads: int
     tokenizer: Path | None
 
-    @cached_property
+    @property
+    def device(self) -> torch.device:
+        """Where it computes, in fp32."""
+        return self.residence.device
+
+    @property
     def model(self) -> CLIPTextModel:
         """transformers' model of it; UnsupportedError where the file does not hold all of it."""
+        return self.residence.use(self._model)
+
+    @cached_property
+    def _model(self) -> CLIPTextModel:
         tensors = {
             name: value for name, value in self._tensors.items() if "projection." not in name
         }
@@ -89,11 +98,11 @@ class TextEncoder:
         except RuntimeError as error:
             raise _not_whole(self.network, str(error).splitlines()[-1].strip()) from error
         _materialise_positions(model)
-        return model.to(self.device).requires_grad_(False).eval()
+        return model.requires_grad_(False).eval()
 
     @cached_property
     def _tensors(self) -> dict[str, Tensor]:
-        return clip_tensors(self.network, self.dtype)
+        return clip_tensors(self.network, torch.float32)
 
     @cached_property
     def _config(self) -> dict[str, Any]:
@@ -112,7 +121,7 @@ class TextEncoder:
     @property
     def positions(self) -> int:
         """How many tokens a prompt has, padding included."""
-        return int(self.model.config.max_position_embeddings)
+        return int(self._model.config.max_position_embeddings)
 
     def tokens(self, prompts: Sequence[str]) -> Tensor:
         """Token ids [len(prompts), positions], padded as the family does."""
@@ -132,7 +141,7 @@ class TextEncoder:
         """
         ids = self.tokens(prompts).to(self.device)
         lengths = ids.argmax(dim=-1) + 1  # the end has the highest id
-        found = torch.empty(len(ids), self.model.config.hidden_size, device=self.device)
+        found = torch.empty(len(ids), self._model.config.hidden_size, device=self.device)
         for length in lengths.unique().tolist():
             rows = (lengths == length).nonzero().flatten()
             parts = [self.states(ids[part, :length])[:, -1] for part in rows.split(_BATCH)]

@@ -20,6 +20,7 @@ def facts_of(
     """What the figures hold for."""
     checkpoint = network.checkpoint
     last = drawing.seed + drawing.pictures - 1
+    few = ", few at once" if network.frugal else ""
     return (
         ("model", f"{checkpoint.path.name}, {checkpoint.title}"),
         ("sha-256 of its weights", _digest(checkpoint)),
@@ -31,7 +32,7 @@ def facts_of(
             f"DDIM, {drawing.steps} steps, guidance {drawing.guidance:g}, "
             f"{drawing.size or network.picture_size} pixels, predicting {network.prediction}",
         ),
-        ("computed on", f"{network.device.type}, {network.dtype}".replace("torch.", "")),
+        ("computed on", f"{network.device.type}, {network.dtype}{few}".replace("torch.", "")),
         ("with", f"sepme {__version__}, torch {torch.__version__}"),
     )
 

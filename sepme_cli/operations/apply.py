@@ -12,8 +12,10 @@ from patch_spec.increment import Increment
 from patch_spec.stack import StackEntry, StackRecord
 from sepme_cli.checkpoints.delivery import Destination, Kept
 from sepme_cli.checkpoints.dtypes import CASTS, header_dtype
+from sepme_cli.checkpoints.hub import local
 from sepme_cli.checkpoints.original import Original
 from sepme_cli.checkpoints.patches import PatchFile, PatchSource, read_patch_file, select
+from sepme_cli.checkpoints.places import Place
 from sepme_cli.checkpoints.reader import Checkpoint, open_checkpoint
 from sepme_cli.errors import RefusedError, UnsupportedError, UsageError
 from sepme_cli.increments import acts_on
@@ -58,7 +60,7 @@ class _Request:
     files: tuple[PatchFile, ...]
     chosen: tuple[Increment, ...]
     scale: float
-    base: Path | None
+    base: Place | None
     dtype: str | None
 
     def chosen_by_file(self) -> list[tuple[PatchFile, list[Increment]]]:
@@ -84,14 +86,14 @@ class _Plan:
 
 
 def apply(
-    model: Path,
+    model: Place,
     patches: Sequence[PatchSource],
     output: Path | BinaryIO | None = None,
     *,
     in_place: bool = False,
     only: Sequence[str] = (),
     scale: float = 1.0,
-    base: Path | None = None,
+    base: Place | None = None,
     check: bool = False,
     dtype: str | None = None,
     force: bool = False,
@@ -109,12 +111,14 @@ def apply(
     """
     started = time.monotonic()
     destination = Destination(output, in_place, force)
+    destination.check_ways(model, needed=not check)
     request = _request(patches, only, scale, base, dtype, in_place=in_place)
-    destination.check(model, needed=not check)
+    path = local(model, progress, whole=not check)
+    destination.check(path)
     with ExitStack() as stack:
         if not check:
-            stack.enter_context(destination.held(model, progress))
-        checkpoint = stack.enter_context(open_checkpoint(model, progress))
+            stack.enter_context(destination.held(path, progress))
+        checkpoint = stack.enter_context(open_checkpoint(path, progress))
         destination.check_against(checkpoint)
         _check_dtype(checkpoint, dtype)
         plan = stack.enter_context(_planned(checkpoint, request, progress))
@@ -124,14 +128,14 @@ def apply(
         if late := plan.composition.drowning.warning:
             progress.warn(late)
             plan = replace(plan, warnings=(*plan.warnings, late))
-    return _result(plan, destination.name(model), time.monotonic() - started, checked=check)
+    return _result(plan, destination.name(path), time.monotonic() - started, checked=check)
 
 
 def _request(
     patches: Sequence[PatchSource],
     only: Sequence[str],
     scale: float,
-    base: Path | None,
+    base: Place | None,
     dtype: str | None,
     *,
     in_place: bool,

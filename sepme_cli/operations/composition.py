@@ -22,6 +22,7 @@ from sepme_cli.checkpoints.journal import undo_path
 from sepme_cli.checkpoints.original import Original, open_base, open_undo_journals
 from sepme_cli.checkpoints.parts import Stored, WeightsFile, dequantised, quantised
 from sepme_cli.checkpoints.patches import PatchFile, kept_patches
+from sepme_cli.checkpoints.places import Place
 from sepme_cli.checkpoints.reader import Checkpoint
 from sepme_cli.checkpoints.targets import Target
 from sepme_cli.checkpoints.writer import Rewrite, Values
@@ -213,7 +214,7 @@ class Sources:
 @contextmanager
 def find_original(
     checkpoint: Checkpoint,
-    base: Path | None,
+    base: Place | None,
     undo: Path | None,
     warn: Callable[[str], None],
     progress: Progress,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import BinaryIO
 
 from patch_spec.container import patch_bytes
@@ -14,12 +15,14 @@ from patch_spec.manifest import Patch
 from sepme_cli import __version__
 from sepme_cli.checkpoints.boundary import writing
 from sepme_cli.checkpoints.files import check_writable, new_file, only_writer, write_all
+from sepme_cli.checkpoints.hub import check_publishable, publish
+from sepme_cli.checkpoints.places import HubPlace, Place
 from sepme_cli.diffusion.eraser import Made, closed_form_increment, sepme_increments
 from sepme_cli.diffusion.models import Prediction
 from sepme_cli.diffusion.pictures import load_pictures
 from sepme_cli.erasure.prompts import AsKind
 from sepme_cli.erasure.settings import Settings
-from sepme_cli.errors import UsageError
+from sepme_cli.errors import SystemFailure, UsageError
 from sepme_cli.operations.apply import apply
 from sepme_cli.operations.asking import MethodName, asked, chosen_method
 from sepme_cli.operations.outlook import BaseSummary, Outlook, outlook
@@ -55,10 +58,12 @@ class IncrementSummary:
 
 @dataclass(frozen=True)
 class EraseResult:
-    """patch: where it was written, "-" for a stream. recipe: the digest of the recipe it was made
+    """patch: where it was written, "-" for a stream. model: what it was made from, of one on the
+    hub with the commit. recipe: the digest of the recipe it was made
     by. applied: the sanitized checkpoint, if any."""
 
     patch: str
+    model: str
     bytes: int
     base: BaseSummary
     recipe: str | None
@@ -69,21 +74,21 @@ class EraseResult:
 
 
 def erase(
-    model: Path,
+    model: Place,
     concepts: Sequence[str] = (),
     *,
     recipe: Recipe | None = None,
-    output: Path | BinaryIO | None = None,
+    output: Path | HubPlace | BinaryIO | None = None,
     apply_to: Path | None = None,
     method: MethodName | None = None,
     kind: AsKind = "any",
     to: str | None = None,
     protect: Sequence[str] = (),
-    known: Sequence[Path] = (),
+    known: Sequence[Place] = (),
     images: Path | None = None,
     settings: Settings | None = None,
     joint: bool = False,
-    text_encoders: Sequence[Path] = (),
+    text_encoders: Sequence[Place] = (),
     tokenizer: Path | None = None,
     prediction: Prediction | None = None,
     force: bool = False,
@@ -100,7 +105,8 @@ def erase(
     text_encoders: where a UNet's file alone has its text encoders from; see
     `lend_text_encoders`. tokenizer: a folder with a tokenizer's files. prediction: what the UNet
     predicts, where that is not to be told from the checkpoint.
-    output: the first concept's slug in the current folder if left out.
+    output: a file, a stream, or a file on the hub, in a repository that is there; the first
+    concept's slug in the current folder if left out.
     Raises UsageError, RefusedError (nothing left to erase), MismatchError (a known patch of another
     model), and what opening and writing files raises.
     """
@@ -109,6 +115,8 @@ def erase(
     method = chosen_method(method, wanted, images, joint=joint)
     settings = settings or Settings.of(wanted.settings)
     target = output if output is not None else Path(f"{wanted.concepts[0].slug}.sepme")
+    if isinstance(target, HubPlace):
+        check_publishable(target, force=force)
     for path in (target, apply_to):
         if isinstance(path, Path):
             check_writable(path, 0, force=force)
@@ -116,13 +124,14 @@ def erase(
         model,
         wanted,
         settings,
+        learns=method == "sepme",
         known=known,
         text_encoders=text_encoders,
         tokenizer=tokenizer,
         prediction=prediction,
         progress=progress,
     ) as seen:
-        made = _made(seen, method, images, settings, progress, joint=joint)
+        made = _made(seen, method, images, progress, joint=joint)
     kept = seen.studies[0]  # what one keeps beside the others' prompts, all keep
     patch = Patch(
         base=seen.base,
@@ -134,11 +143,15 @@ def erase(
         recipe=None if recipe is None else recipe.digest,
     )
     data = patch_bytes(patch)
-    _write(target, data, force)
+    if isinstance(target, HubPlace):
+        _publish(target, data, patch, progress, force=force)
+    else:
+        _write(target, data, force)
     if apply_to is not None:
         apply(model, [io.BytesIO(data)], apply_to, force=force, progress=progress)
     return EraseResult(
-        patch=str(target) if isinstance(target, Path) else "-",
+        patch=str(target) if isinstance(target, Path | HubPlace) else "-",
+        model=seen.model,
         bytes=len(data),
         base=seen.summary,
         recipe=patch.recipe,
@@ -153,11 +166,11 @@ def _made(
     seen: Outlook,
     method: MethodName,
     images: Path | None,
-    settings: Settings,
     progress: Progress,
     *,
     joint: bool,
 ) -> list[Made]:
+    settings = seen.settings
     if method == "closed-form":
         return [closed_form_increment(s, settings) for s in seen.studies]
     pictures = None if images is None else load_pictures(images, seen.network.picture_size)
@@ -190,6 +203,24 @@ def _write(target: Path | BinaryIO, data: bytes, force: bool) -> None:
         with writing(Path("-")):
             target.write(data)
             target.flush()
+
+
+def _publish(
+    target: HubPlace, data: bytes, patch: Patch, progress: Progress, *, force: bool
+) -> None:
+    """Publish a patch; what that fails for must not cost the work, so it is kept then."""
+    names = ", ".join(part.concept for part in patch.increments)
+    try:
+        progress.say(f"published: {publish(target, data, f'Take out {names}', force=force)}")
+    except SystemFailure as error:
+        kept = Path(mkdtemp(prefix="sepme-")) / Path(target.file).name
+        kept.write_bytes(data)
+        raise SystemFailure(
+            f"{error.message}. The patch is made, and kept as {kept}",
+            file=target,
+            expected=error.expected,
+            found=error.found,
+        ) from error
 
 
 def _summary(made: Made) -> IncrementSummary:

@@ -15,14 +15,16 @@ from patch_spec.text import slugify
 from sepme_cli.checkpoints.encoders import lend_text_encoders
 from sepme_cli.checkpoints.files import only_writer
 from sepme_cli.checkpoints.patches import PatchFile, PatchSource, read_patch_file, select
+from sepme_cli.checkpoints.places import Place
 from sepme_cli.checkpoints.reader import Checkpoint, open_checkpoint
-from sepme_cli.diffusion.devices import choose_device, choose_dtype
+from sepme_cli.diffusion.devices import DTYPES, computing
+from sepme_cli.diffusion.loading import unet_parameters
 from sepme_cli.diffusion.models import Prediction, StableDiffusion
 from sepme_cli.erasure.prompts import AsKind, kind_told
 from sepme_cli.evaluation.distances import Measures, Reference
 from sepme_cli.evaluation.facts import facts_of, key_of
 from sepme_cli.evaluation.figures import ConceptFigures, Figure, Looked, concept_figures, summary
-from sepme_cli.evaluation.gallery import Gallery
+from sepme_cli.evaluation.gallery import BATCH, Gallery
 from sepme_cli.evaluation.judges import Judge, load_judge
 from sepme_cli.evaluation.page import page
 from sepme_cli.evaluation.protocol import Drawing, Subject
@@ -66,7 +68,7 @@ class EvaluateResult:
 
 
 def evaluate(
-    model: Path,
+    model: Place,
     patches: Sequence[PatchSource],
     *,
     judge: str,
@@ -79,11 +81,12 @@ def evaluate(
     reference: Path | None = None,
     features: str | None = None,
     lpips: bool = False,
-    text_encoders: Sequence[Path] = (),
+    text_encoders: Sequence[Place] = (),
     tokenizer: Path | None = None,
     prediction: Prediction | None = None,
     device: str | None = None,
-    dtype: str | None = None,
+    dtype: str = "auto",
+    low_memory: bool = False,
     command: str = "",
     force: bool = False,
     progress: Progress = SILENT,
@@ -101,21 +104,30 @@ def evaluate(
     """
     started = time.monotonic()
     check_folder(report, force=force)
-    where = choose_device(device, progress)
-    measures = Measures.of(reference, features, where, lpips=lpips)
     files = [read_patch_file(path) for path in patches]
     chosen = select(files, only)
     with ExitStack() as stack:
         checkpoint = stack.enter_context(open_checkpoint(model, progress))
         lend_text_encoders(checkpoint, text_encoders, stack)
+        on = computing(
+            "drawing",
+            device=device,
+            dtype=dtype,
+            low_memory=low_memory,
+            unet=unet_parameters(checkpoint),
+            pictures=BATCH,
+            progress=progress,
+        )
+        measures = Measures.of(reference, features, on.device, lpips=lpips)
         warnings = _check(checkpoint, files, chosen)
         words = _words(chosen, kind, retain, recipe)
-        jury = load_judge(judge, [word for part in words for word in part], where)
+        jury = load_judge(judge, [word for part in words for word in part], on.device)
         subjects, doubts = choose_subjects(*words, jury)
         network = StableDiffusion.of(
             checkpoint,
-            where,
-            choose_dtype(dtype),
+            on.device,
+            DTYPES[on.dtype],
+            frugal=on.frugal,
             prediction=prediction,
             tokenizer=tokenizer,
             progress=progress,
@@ -223,7 +235,7 @@ def _weak(concepts: Mapping[str, ConceptFigures]) -> list[str]:
 
 
 def _result(
-    report: Path, model: Path, files: Sequence[PatchFile], made: Report, drawn: int, seconds: float
+    report: Path, model: Place, files: Sequence[PatchFile], made: Report, drawn: int, seconds: float
 ) -> EvaluateResult:
     told = {field.name: getattr(made.summary, field.name) for field in fields(made.summary)}
     return EvaluateResult(

@@ -5,6 +5,7 @@ from typing import Literal
 
 from patch_spec.base import Base
 from patch_spec.increment import Increment
+from patch_spec.stack import StackRecord
 from sepme_cli.checkpoints.dtypes import FP8
 from sepme_cli.checkpoints.patches import PatchFile
 from sepme_cli.checkpoints.reader import Checkpoint
@@ -27,6 +28,18 @@ def check_unpatched(checkpoint: Checkpoint, instead: str) -> None:
             expected="a checkpoint without patches",
             found=", ".join(entry.concept for entry in checkpoint.stack.entries),
         )
+
+
+def check_patched(checkpoint: Checkpoint) -> StackRecord:
+    """What patches are in a checkpoint; RefusedError where none is."""
+    if checkpoint.stack is None:
+        raise RefusedError(
+            f"{checkpoint.path} is not patched; nothing was changed",
+            file=checkpoint.path,
+            expected="a checkpoint that concepts were taken out of",
+            found="no stack record in its metadata",
+        )
+    return checkpoint.stack
 
 
 def check_fits(checkpoint: Checkpoint, file: PatchFile, parts: Sequence[Increment]) -> list[str]:

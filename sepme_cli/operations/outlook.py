@@ -2,16 +2,18 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from patch_spec.base import Base
-from patch_spec.container import read_patch
 from patch_spec.increment import Increment
-from sepme_cli.checkpoints.boundary import reading
 from sepme_cli.checkpoints.encoders import lend_text_encoders
+from sepme_cli.checkpoints.hub import fetched_from
+from sepme_cli.checkpoints.patches import read_patch_file
+from sepme_cli.checkpoints.places import Place
 from sepme_cli.checkpoints.reader import open_checkpoint
-from sepme_cli.diffusion.devices import choose_device, choose_dtype
+from sepme_cli.diffusion.devices import DTYPES, computing
+from sepme_cli.diffusion.loading import unet_parameters
 from sepme_cli.diffusion.models import Prediction, StableDiffusion
 from sepme_cli.diffusion.study import Study, study
 from sepme_cli.erasure.settings import Settings
@@ -32,8 +34,12 @@ class BaseSummary:
 
 @dataclass(frozen=True)
 class Outlook:
-    """network: of the model, open as long as the outlook is. studies: of the recipe's concepts."""
+    """model: how to name it so that it is the same later. settings: with the dtype that was chosen.
 
+    network: of the model, open as long as the outlook is. studies: of the recipe's concepts."""
+
+    model: str
+    settings: Settings
     network: StableDiffusion
     base: Base
     around: Neighbourhood
@@ -52,18 +58,20 @@ class Outlook:
 
 @contextmanager
 def outlook(
-    model: Path,
+    model: Place,
     recipe: Recipe,
     settings: Settings,
     *,
-    known: Sequence[Path],
-    text_encoders: Sequence[Path],
+    learns: bool,
+    known: Sequence[Place],
+    text_encoders: Sequence[Place],
     tokenizer: Path | None,
     prediction: Prediction | None,
     progress: Progress,
 ) -> Iterator[Outlook]:
     """Open a model and study the recipe's concepts on it; see `erase` for what the rest means.
 
+    learns: whether the UNet is to learn, and not the closed form to be computed.
     Raises RefusedError for a model that is patched already and for a concept that lies in what
     must stay, MismatchError for a known patch of another model.
     """
@@ -71,14 +79,25 @@ def outlook(
         checkpoint = stack.enter_context(open_checkpoint(model, progress))
         check_unpatched(checkpoint, "erase from its base, and apply both patches")
         lend_text_encoders(checkpoint, text_encoders, stack)
-        network = StableDiffusion.of(
-            checkpoint,
-            choose_device(settings.device, progress),
-            choose_dtype(settings.dtype),
-            prediction=prediction,
-            tokenizer=tokenizer,
+        chosen = computing(
+            "learning" if learns else "closed form",
+            device=settings.device,
+            dtype=settings.dtype,
+            low_memory=settings.low_memory,
+            unet=unet_parameters(checkpoint),
+            pictures=settings.batch_size,
             progress=progress,
         )
+        network = StableDiffusion.of(
+            checkpoint,
+            chosen.device,
+            DTYPES[chosen.dtype],
+            prediction=prediction,
+            tokenizer=tokenizer,
+            frugal=chosen.frugal,
+            progress=progress,
+        )
+        settings = replace(settings, dtype=chosen.dtype)
         progress.stage("reading the checkpoint")
         base = checkpoint.base(text_encoders=True)
         before = _known_increments(known, base)
@@ -90,18 +109,18 @@ def outlook(
             progress.warn(warning)
         prompts = [increment.prompts for increment in before]
         studies = study(network, recipe.concepts, around.protected, prompts, settings)
-        seen = Outlook(network, base, around, tuple(studies))
+        named = fetched_from(model, checkpoint.path)
+        seen = Outlook(named, settings, network, base, around, tuple(studies))
         for warning in seen.warnings:
             progress.warn(warning)
         yield seen
 
 
-def _known_increments(patches: Sequence[Path], base: Base) -> tuple[Increment, ...]:
+def _known_increments(patches: Sequence[Place], base: Base) -> tuple[Increment, ...]:
     """The increments of patches made before; MismatchError for another model's."""
     found: list[Increment] = []
     for path in patches:
-        with reading(path):
-            patch = read_patch(path)
+        patch = read_patch_file(path).patch
         if (patch.base.family, patch.base.width) != (base.family, base.width):
             raise MismatchError(
                 f"{path} is a patch for another model; it cannot be combined with one for this",

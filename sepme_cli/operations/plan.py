@@ -8,6 +8,7 @@ from pathlib import Path
 
 from patch_spec.increment import Increment
 from patch_spec.text import slugify
+from sepme_cli.checkpoints.places import Place
 from sepme_cli.diffusion.eraser import closed_form_increment, expected_seconds
 from sepme_cli.diffusion.models import Prediction
 from sepme_cli.diffusion.pictures import load_pictures
@@ -86,7 +87,7 @@ class ErasePlan:
 
 
 def plan_erasure(
-    model: Path,
+    model: Place,
     concepts: Sequence[str] = (),
     *,
     recipe: Recipe | None = None,
@@ -94,11 +95,11 @@ def plan_erasure(
     kind: AsKind = "any",
     to: str | None = None,
     protect: Sequence[str] = (),
-    known: Sequence[Path] = (),
+    known: Sequence[Place] = (),
     images: Path | None = None,
     settings: Settings | None = None,
     joint: bool = False,
-    text_encoders: Sequence[Path] = (),
+    text_encoders: Sequence[Place] = (),
     tokenizer: Path | None = None,
     prediction: Prediction | None = None,
     progress: Progress = SILENT,
@@ -117,13 +118,14 @@ def plan_erasure(
         model,
         wanted,
         settings,
+        learns=method == "sepme",
         known=known,
         text_encoders=text_encoders,
         tokenizer=tokenizer,
         prediction=prediction,
         progress=progress,
     ) as seen:
-        parts = [closed_form_increment(s, settings).increment for s in seen.studies]
+        parts = [closed_form_increment(s, seen.settings).increment for s in seen.studies]
         seconds = time.monotonic() - started
         if images is not None:
             load_pictures(images, seen.network.picture_size)  # which the run would fail on

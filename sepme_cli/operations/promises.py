@@ -3,11 +3,11 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from patch_spec.base import Base
 from patch_spec.increment import Increment
 from sepme_cli.checkpoints.patches import PatchFile
+from sepme_cli.checkpoints.places import Place
 from sepme_cli.checkpoints.reader import Checkpoint, open_checkpoint
 from sepme_cli.erasure.prompts import with_articles
 from sepme_cli.errors import MismatchError, UnsupportedError
@@ -69,7 +69,7 @@ def _differing(part: Increment, recipe: Recipe) -> Iterator[str]:
 
 
 def kept_on(
-    model: Path, files: Sequence[PatchFile], unchecked: list[str], progress: Progress
+    model: Place, files: Sequence[PatchFile], unchecked: list[str], progress: Progress
 ) -> Iterator[Check]:
     """Whether what patches record of themselves is found again on a model.
 
@@ -122,15 +122,11 @@ def _leakage(
 ) -> Iterator[Check]:
     import torch
 
-    from sepme_cli.diffusion.devices import choose_dtype
     from sepme_cli.diffusion.models import StableDiffusion
     from sepme_cli.diffusion.study import leakages
 
     parts = file.patch.increments
-    # Embeddings in half precision are others; whatever else a tool may say, fp32 is the truest.
-    said = parts[0].method.settings.get("dtype")
-    dtype = choose_dtype(str(said) if said in ("fp16", "bf16") else None)
-    network = StableDiffusion.of(checkpoint, torch.device("cpu"), dtype)
+    network = StableDiffusion.of(checkpoint, torch.device("cpu"))
     found_again = leakages(network, parts, file.patch.separable_from)
     for part, found in zip(parts, found_again, strict=True):
         name, recorded = f"{file.name}: leakage of {part.concept}", part.measured.leakage

@@ -10,8 +10,10 @@ from typing import BinaryIO
 from patch_spec.stack import StackEntry, StackRecord
 from sepme_cli.checkpoints.delivery import Destination, Kept
 from sepme_cli.checkpoints.dtypes import numpy_dtype
+from sepme_cli.checkpoints.hub import local
 from sepme_cli.checkpoints.original import Original
 from sepme_cli.checkpoints.patches import PatchFile, PatchSource, named, read_patch_file
+from sepme_cli.checkpoints.places import Place
 from sepme_cli.checkpoints.reader import Checkpoint, open_checkpoint
 from sepme_cli.checkpoints.writer import Rewrite
 from sepme_cli.errors import RefusedError, UsageError
@@ -21,6 +23,7 @@ from sepme_cli.operations.composition import (
     Sources,
     find_original,
 )
+from sepme_cli.operations.matching import check_patched
 from sepme_cli.operations.subtraction import LargestError, measured, subtraction
 from sepme_cli.progress import SILENT, Progress
 
@@ -60,13 +63,13 @@ class _Plan:
 
 
 def revert(
-    model: Path,
+    model: Place,
     patches: Sequence[PatchSource] = (),
     *,
     concepts: Sequence[str] = (),
     output: Path | BinaryIO | None = None,
     in_place: bool = False,
-    base: Path | None = None,
+    base: Place | None = None,
     undo: Path | None = None,
     exact: bool = False,
     force: bool = False,
@@ -87,13 +90,15 @@ def revert(
     destination = Destination(output, in_place, force)
     if base is not None and undo is not None:
         raise UsageError("give the base or an undo journal, not both")
+    destination.check_ways(model, needed=True)
     files = tuple(read_patch_file(patch) for patch in patches)
-    destination.check(model, needed=True)
+    path = local(model, progress, whole=True)
+    destination.check(path)
     with ExitStack() as stack:
-        stack.enter_context(destination.held(model, progress))
-        checkpoint = stack.enter_context(open_checkpoint(model, progress))
+        stack.enter_context(destination.held(path, progress))
+        checkpoint = stack.enter_context(open_checkpoint(path, progress))
         destination.check_against(checkpoint)
-        record = _record_of(checkpoint)
+        record = check_patched(checkpoint)
         taken = _taken(checkpoint, record, files, concepts)
         warnings: list[str] = []
         original = stack.enter_context(
@@ -104,7 +109,7 @@ def revert(
             progress.warn(warning)
         destination.write(checkpoint, plan.rewrites, plan.kept, progress)
     return RevertResult(
-        output=destination.name(model),
+        output=destination.name(path),
         family=checkpoint.family.name,
         model=checkpoint.title,
         restored=tuple(entry.concept for entry in plan.taken),
@@ -114,17 +119,6 @@ def revert(
         warnings=plan.warnings,
         seconds=time.monotonic() - started,
     )
-
-
-def _record_of(checkpoint: Checkpoint) -> StackRecord:
-    if checkpoint.stack is None:
-        raise RefusedError(
-            f"{checkpoint.path} is not patched; nothing was changed",
-            file=checkpoint.path,
-            expected="a checkpoint that concepts were taken out of",
-            found="no stack record in its metadata",
-        )
-    return checkpoint.stack
 
 
 def _taken(

@@ -12,14 +12,19 @@ import torch
 from sepme_cli.checkpoints.encoders import lend_text_encoders
 from sepme_cli.checkpoints.files import check_writable, new_file, only_writer, write_all
 from sepme_cli.checkpoints.patches import read_patch_file, select
+from sepme_cli.checkpoints.places import Place
 from sepme_cli.checkpoints.reader import open_checkpoint
-from sepme_cli.diffusion.devices import choose_device, choose_dtype
+from sepme_cli.diffusion.devices import DTYPES, computing
+from sepme_cli.diffusion.loading import unet_parameters
 from sepme_cli.diffusion.models import Prediction, StableDiffusion
 from sepme_cli.diffusion.sampler import draw_pictures
 from sepme_cli.diffusion.weights import patched_weights
 from sepme_cli.evaluation.sheets import contact_sheet
 from sepme_cli.operations.matching import check_fits
 from sepme_cli.progress import SILENT, Progress
+
+_BATCH = 8
+"""Pictures drawn at once."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +38,10 @@ class SampleResult:
 
 
 def sample(
-    model: Path,
+    model: Place,
     prompts: Sequence[str],
     *,
-    patches: Sequence[Path] = (),
+    patches: Sequence[Place] = (),
     output: Path,
     seed: int = 0,
     count: int = 1,
@@ -45,9 +50,10 @@ def sample(
     scale: float = 1.0,
     only: Sequence[str] = (),
     device: str | None = None,
-    dtype: str | None = None,
+    dtype: str = "auto",
+    low_memory: bool = False,
     size: int | None = None,
-    text_encoders: Sequence[Path] = (),
+    text_encoders: Sequence[Place] = (),
     tokenizer: Path | None = None,
     prediction: Prediction | None = None,
     force: bool = False,
@@ -69,10 +75,20 @@ def sample(
         for file in files:
             check_fits(checkpoint, file, [i for i in file.patch.increments if i in chosen])
         patched = patched_weights(checkpoint, [(part, scale) for part in chosen]) if chosen else {}
+        chosen_unit = computing(
+            "drawing",
+            device=device,
+            dtype=dtype,
+            low_memory=low_memory,
+            unet=unet_parameters(checkpoint),
+            pictures=_BATCH,
+            progress=progress,
+        )
         network = StableDiffusion.of(
             checkpoint,
-            choose_device(device, progress),
-            choose_dtype(dtype),
+            chosen_unit.device,
+            DTYPES[chosen_unit.dtype],
+            frugal=chosen_unit.frugal,
             prediction=prediction,
             tokenizer=tokenizer,
             progress=progress,
@@ -89,7 +105,7 @@ def sample(
                 steps=steps,
                 guidance=guidance,
                 size=size,
-                batch=8,
+                batch=_BATCH,
                 advance=progress.advance,
             )
             return pictures.view(len(prompts), count, *pictures.shape[1:])

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from patch_spec.digest import tensor_fingerprint
 from patch_spec.errors import FormatError
+from sepme_cli.checkpoints.hub import local
 from sepme_cli.checkpoints.kinds import kind_of
 from sepme_cli.checkpoints.patches import PatchFile, read_patch_file
+from sepme_cli.checkpoints.places import Place
 from sepme_cli.checkpoints.reader import Checkpoint, open_checkpoint
 from sepme_cli.checkpoints.writer import Rewrite
 from sepme_cli.erasure.settings import Settings
@@ -33,10 +35,10 @@ class VerifyResult:
 
 
 def verify(
-    files: Sequence[Path],
+    files: Sequence[Place],
     *,
-    base: Path | None = None,
-    model: Path | None = None,
+    base: Place | None = None,
+    model: Place | None = None,
     recipe: Path | None = None,
     progress: Progress = SILENT,
 ) -> VerifyResult:
@@ -53,16 +55,17 @@ def verify(
     started = time.monotonic()
     if not files:
         raise UsageError("name a patch, or a checkpoint and the patches in it")
-    kinds = [kind_of(path) for path in files]
+    paths = [local(file, progress) for file in files]
+    kinds = [kind_of(path) for path in paths]
     if "undo" in kinds:
         raise UnsupportedError(
-            f"{files[kinds.index('undo')]} is an undo journal",
-            file=files[kinds.index("undo")],
+            f"{paths[kinds.index('undo')]} is an undo journal",
+            file=paths[kinds.index("undo")],
             expected="checkpoints and patches",
             found="an undo journal",
         )
-    models = [path for path, kind in zip(files, kinds, strict=True) if kind == "checkpoint"]
-    patches = [read_patch_file(p) for p, k in zip(files, kinds, strict=True) if k == "patch"]
+    models = [path for path, kind in zip(paths, kinds, strict=True) if kind == "checkpoint"]
+    patches = [read_patch_file(p) for p, k in zip(paths, kinds, strict=True) if k == "patch"]
     if len(models) > 1 or (base is not None and not models):
         raise UsageError("one checkpoint at a time, and its base with it", found=len(models))
     if not patches and (model is not None or recipe is not None):
@@ -96,7 +99,7 @@ def _patch(file: PatchFile) -> Iterator[Check]:
 def _checkpoint(
     checkpoint: Checkpoint,
     patches: Sequence[PatchFile],
-    base: Path | None,
+    base: Place | None,
     unchecked: list[str],
     progress: Progress,
 ) -> Iterator[Check]:
@@ -143,7 +146,7 @@ def _checkpoint(
 def _unpatched(
     checkpoint: Checkpoint,
     patches: Sequence[PatchFile],
-    base: Path | None,
+    base: Place | None,
     unchecked: list[str],
     progress: Progress,
 ) -> Iterator[Check]:

@@ -46,6 +46,7 @@ WITH_A_MODEL = (
     "verify {}",
     "sample {} --prompt x -o out",
     f"evaluate {{}} monet.sepme {JUDGED}",
+    "card {}",
     "revert clean.safetensors --base {} -o out",
 )
 NO = [
@@ -63,6 +64,7 @@ NO = [
     Case(
         1, "refused", "sample model.safetensors --prompt x --patch monet.sepme --only Dali -o out"
     ),
+    Case(1, "refused", "card model.safetensors"),
     Case(1, "refused", f"evaluate clean.safetensors monet.sepme {JUDGED}"),
     Case(1, "refused", f"evaluate model.safetensors monet.sepme --only Dali {JUDGED}"),
 ]
@@ -99,6 +101,15 @@ USAGE = [
     Case(2, "usage", "verify clean.safetensors --recipe policy.yaml"),
     Case(2, "usage", "recipe check"),
     Case(2, "usage", "recipe nonsense"),
+    Case(2, "usage", "card"),
+    Case(2, "usage", "card clean.safetensors model.safetensors"),
+    Case(2, "usage", "inspect hf://nonsense"),
+    Case(2, "usage", "inspect hf://datasets/a/b"),
+    Case(2, "usage", "apply hf://a/b monet.sepme --in-place"),
+    Case(2, "usage", "apply model.safetensors hf://a/b -o out"),
+    Case(2, "usage", "apply model.safetensors monet.sepme -o hf://a/b/c.safetensors"),
+    Case(2, "usage", "revert clean.safetensors -o hf://a/b/c.safetensors"),
+    Case(2, "usage", "erase model.safetensors -c Monet -o hf://a/b"),
     Case(2, "usage", "erase model.safetensors --concept Monet --concept monet -o out"),
     Case(2, "usage", "erase model.safetensors --concept Monet --method guess"),
     Case(2, "usage", "erase model.safetensors --concept Monet --as sound"),
@@ -148,6 +159,8 @@ MALFORMED = [
     Case(3, "malformed", "verify monet.sepme --recipe bad.yaml"),
     Case(3, "malformed", "verify monet.sepme --model cut.safetensors"),
     Case(3, "malformed", "recipe check bad.yaml"),
+    Case(3, "malformed", "card cut.sepme"),
+    Case(3, "malformed", "card monet.sepme --report bad.yaml"),
     Case(3, "malformed", "recipe check model.safetensors"),
     Case(3, "malformed", f"evaluate model.safetensors cut.sepme {JUDGED}"),
     Case(3, "malformed", f"evaluate model.safetensors - {JUDGED}", "cut.sepme"),
@@ -197,6 +210,8 @@ SYSTEM = [
     Case(5, "system", "recipe init missing/policy.yaml"),
     Case(5, "system", "recipe init /dev/full"),
     Case(5, "system", "recipe check missing.yaml"),
+    Case(5, "system", "card missing.sepme"),
+    Case(5, "system", "card monet.sepme --report missing"),
     Case(5, "system", "sample model.safetensors --prompt x --patch missing.sepme -o out"),
     Case(5, "system", f"evaluate model.safetensors missing.sepme {JUDGED}"),
     Case(5, "system", f"evaluate model.safetensors monet.sepme --recipe missing {JUDGED}"),
@@ -266,6 +281,8 @@ SUCCEEDING = [
     (0, "recipe init policy.yaml --force"),
     (0, "recipe check policy.yaml"),
     (0, "inspect monet.sepme"),
+    (0, "card both.sepme"),
+    (0, "card clean.safetensors monet.sepme --base-model someone/model"),
     (0, "inspect model.safetensors"),
     (0, "inspect clean.safetensors -v"),
     (0, "diff model.safetensors model.safetensors"),

@@ -1,0 +1,301 @@
+"""The hub, through its own client: models and patches fetched from it, patches published on it.
+
+What is fetched lies in the hub's cache, which other programs share, and is never written to. The
+client's own environment variables hold: HF_HOME, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE, and
+HF_HUB_ETAG_TIMEOUT, the seconds that any answer may take.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from logging import ERROR, getLogger
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sepme_cli.checkpoints.folders import one_copy
+from sepme_cli.checkpoints.places import HubPlace, Place
+from sepme_cli.errors import SepmeError, SystemFailure, UnsupportedError
+from sepme_cli.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    from httpx2 import Request
+    from huggingface_hub import HfApi
+
+_PARTS = (
+    *("unet", "vae", "scheduler"),
+    *("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
+)
+"""The folders that erasing and drawing read."""
+_INDEX = "model_index.json"
+_MIB = 2**20
+
+
+def local(place: Place, progress: Progress = SILENT, *, whole: bool = False) -> Path:
+    """Where the files of a place are: a path itself; for the hub, its cache, once they are fetched.
+
+    Of a model's repository only one copy of each network is fetched: safetensors rather than
+    pickles, the plain files rather than a variant's, and of variants fp16. What is in the cache is
+    not fetched again, and is made do with where the hub cannot be reached. whole: also what
+    nothing here reads, such as the safety checker, for a copy that is to be a model again.
+    Raises SystemFailure (no such thing there, gated, not reached, no space), UnsupportedError (no
+    model of ours).
+    """
+    if isinstance(place, Path):
+        return place
+    with _asking(place) as api:
+        commit = api.resolve_revision(place.repo, revision=place.revision).resolved
+        progress.say(f"{place}: at commit {commit}")
+        if place.path:
+            return _fetched(place, commit, [place.path], progress) / place.path
+        folder = _listed(place, commit)
+        names = _names(place, commit, folder)
+        if not any(name.startswith("unet/") for name in names):
+            name = _only_file(place, names)
+            return _fetched(place, commit, [name], progress) / name
+        parts = _components(folder / _INDEX) if whole else frozenset(_PARTS)
+        return _fetched(place, commit, _wanted(names, parts), progress)
+
+
+def fetched_from(place: Place, path: Path) -> str:
+    """How to name a place so that it is the same later: the hub's with the commit.
+
+    path: where `local` found its files.
+    """
+    if isinstance(place, Path):
+        return str(place)
+    places = path.parts[path.parts.index("snapshots") + 1 :]
+    return str(replace(place, revision=places[0], path="/".join(places[1:])))
+
+
+def check_publishable(target: HubPlace, *, force: bool) -> None:
+    """SystemFailure if a file cannot be published there, as far as can be told before.
+
+    force: an existing file may be replaced. Raises UsageError for a place that is no file.
+    """
+    _ = target.file
+    with _asking(target) as api:
+        api.auth_check(target.repo, write=True)
+        _check_new(api, target, force=force)
+
+
+def publish(target: HubPlace, data: bytes, message: str, *, force: bool) -> str:
+    """Commit a small file to a repository that is there; returns the commit's address.
+
+    Somebody else's commit meanwhile makes this one fail, so that nothing is overwritten unseen.
+    Raises SystemFailure.
+    """
+    from huggingface_hub import CommitOperationAdd
+
+    with _asking(target) as api:
+        now = api.repo_info(target.repo, revision=target.revision).sha
+        _check_new(api, target, force=force)
+        done = api.create_commit(
+            target.repo,
+            [CommitOperationAdd(target.file, data)],
+            commit_message=message,
+            revision=target.revision,
+            parent_commit=now,
+        )
+    return str(done.commit_url)
+
+
+def _check_new(api: "HfApi", target: HubPlace, *, force: bool) -> None:
+    if not force and api.file_exists(target.repo, target.file, revision=target.revision):
+        raise SystemFailure(
+            f"{target}: there is such a file already; --force overwrites it", file=target
+        )
+
+
+def _fetched(place: HubPlace, commit: str, names: Sequence[str], progress: Progress) -> Path:
+    """The folder of a commit in the cache, with these files of it."""
+    from huggingface_hub import hf_hub_download
+
+    if left := _missing(place, commit, names):
+        progress.stage(f"fetching {place} (MiB)", left)
+    bars = _bars(progress)
+    for name in names:
+        found = hf_hub_download(place.repo, name, revision=commit, tqdm_class=bars)
+    return Path(found).parents[name.count("/")]
+
+
+def _listed(place: HubPlace, commit: str) -> Path:
+    """The folder of a commit in the cache, with the list of its files beside it and its index."""
+    from huggingface_hub import snapshot_download
+
+    return Path(
+        snapshot_download(
+            place.repo, revision=commit, allow_patterns=[_INDEX], tqdm_class=_bars(SILENT)
+        )
+    )
+
+
+def _missing(place: HubPlace, commit: str, names: Sequence[str]) -> int | None:
+    """How many MiB are to be fetched; None where that is not known, or nothing is."""
+    from huggingface_hub import get_cached_repo_tree, try_to_load_from_cache
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError
+
+    try:
+        tree = {file.path: file.size for file in get_cached_repo_tree(place.repo, revision=commit)}
+    except CachedRepoTreeNotFoundError:
+        return None
+    absent = [
+        tree.get(name, 0)
+        for name in names
+        if not isinstance(try_to_load_from_cache(place.repo, name, revision=commit), str)
+    ]
+    return sum(absent) // _MIB or None
+
+
+def _names(place: HubPlace, commit: str, folder: Path) -> list[str]:
+    """The files of a commit: as the hub lists them, or failing that those in the cache."""
+    from huggingface_hub import get_cached_repo_tree
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError
+
+    try:
+        return [file.path for file in get_cached_repo_tree(place.repo, revision=commit)]
+    except CachedRepoTreeNotFoundError:  # other programs fill the cache without a list
+        files = (path for path in folder.rglob("*") if path.is_file())
+        return [path.relative_to(folder).as_posix() for path in files]
+
+
+def _wanted(names: Sequence[str], parts: frozenset[str]) -> list[str]:
+    """Of a repository's files, those of some parts' folders, one copy of the weights in each."""
+    inside: dict[str, list[str]] = {}
+    for name in names:
+        part, slash, rest = name.partition("/")
+        if slash and part in parts and "/" not in rest:
+            inside.setdefault(part, []).append(rest)
+    chosen = [f"{part}/{name}" for part, within in inside.items() for name in one_copy(within)]
+    return sorted(chosen)
+
+
+def _components(index: Path) -> frozenset[str]:
+    """The folders that a pipeline says it consists of."""
+    said: dict[str, Any] = json.loads(index.read_text()) if index.is_file() else {}
+    named = {name for name, value in said.items() if isinstance(value, list) and any(value)}
+    return frozenset(_PARTS) | named
+
+
+def _only_file(place: HubPlace, names: Sequence[str]) -> str:
+    """The checkpoint of a repository that is no model's folder."""
+    files = [name for name in names if name.endswith(".safetensors") and "/" not in name]
+    if len(files) == 1:
+        return files[0]
+    raise UnsupportedError(
+        f"{place} is no model's folder; name one of its files, as in {place}/FILE",
+        file=place,
+        expected="a folder named unet, or one .safetensors file",
+        found=", ".join(sorted(files)[:5]) or "neither",
+    )
+
+
+@contextmanager
+def _asking(place: HubPlace) -> Iterator["HfApi"]:
+    """The hub's client, which waits for no answer longer than it waits for a file's; what it
+    complains of becomes a SepmeError about the place."""
+    import httpx2
+    from huggingface_hub import HfApi, constants, get_session
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+        RevisionResolutionError,
+    )
+
+    getLogger("huggingface_hub").setLevel(ERROR)  # it warns of every retry
+    session = get_session()
+    hooks = session.event_hooks
+    if _impatient not in hooks["request"]:
+        session.event_hooks = {**hooks, "request": [*hooks["request"], _impatient]}
+    try:
+        yield HfApi(library_name="sepme")
+    except SepmeError:
+        raise
+    except GatedRepoError as error:
+        raise SystemFailure(
+            f"{place} is gated: ask for access on {constants.ENDPOINT}/{place.repo}, and log in "
+            "with `hf auth login` (or set HF_TOKEN)",
+            file=place,
+            expected="access to the repository",
+            found="none",
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise _not_there(place, "no such repository, or a private one") from error
+    except RevisionNotFoundError as error:
+        raise _not_there(place, f"no revision {place.revision}") from error
+    except LocalEntryNotFoundError as error:
+        raise _not_reached(place, error.__cause__ or error) from error
+    except EntryNotFoundError as error:
+        raise _not_there(place, f"no {place.path}") from error
+    except (RevisionResolutionError, OfflineModeIsEnabled, httpx2.HTTPError) as error:
+        if isinstance(error, HfHubHTTPError):
+            raise _refused(place, error.response.status_code) from error
+        raise _not_reached(place, error.__cause__ or error) from error
+    except HFValidationError as error:
+        raise _not_there(place, str(error)) from error
+
+
+def _impatient(request: "Request") -> None:
+    """Have a request end in time that the client would let wait for ever, as it does some."""
+    from huggingface_hub import constants
+
+    limits = request.extensions.get("timeout", {})
+    request.extensions["timeout"] = {
+        what: constants.HF_HUB_ETAG_TIMEOUT if limits.get(what) is None else limits[what]
+        for what in ("connect", "read", "write", "pool")
+    }
+
+
+def _not_there(place: HubPlace, found: str) -> SystemFailure:
+    return SystemFailure(
+        f"{place}: not found on the hub, nor is there such a file here ({found}); a private "
+        "repository needs `hf auth login`",
+        file=place,
+        expected="a repository, revision and file that are there",
+        found=found,
+    )
+
+
+def _not_reached(place: HubPlace, error: BaseException) -> SystemFailure:
+    why = str(error).partition("\n")[0] or type(error).__name__
+    return SystemFailure(
+        f"{place}: the hub cannot be reached, and this is not (all) in its cache: {why}",
+        file=place,
+        expected="a connection, or files that were fetched before",
+        found=type(error).__name__,
+    )
+
+
+def _refused(place: HubPlace, status: int) -> SystemFailure:
+    why = {
+        401: "it does not know you: log in with `hf auth login`, or set HF_TOKEN",
+        403: "your token may not do this",
+        409: "somebody else has changed the repository meanwhile; nothing was written. Try again",
+        412: "somebody else has changed the repository meanwhile; nothing was written. Try again",
+        429: "too many requests; try again later",
+    }
+    reason = why.get(status, "try again later" if status >= 500 else "it did not say why")
+    return SystemFailure(f"{place}: the hub answered {status}: {reason}", file=place, found=status)
+
+
+def _bars(progress: Progress) -> type[Any]:
+    """A class of bars that shows nothing, and reports a file's bytes to `progress`."""
+    from tqdm import tqdm
+
+    class Bars(tqdm):  # type: ignore[misc]
+        def __init__(self, *args: Any, **said: Any) -> None:
+            self._left = 0
+            super().__init__(*args, **{**said, "disable": True})
+
+        def update(self, n: float | None = 1) -> None:
+            steps, self._left = divmod(self._left + int(n or 0), _MIB)
+            if steps:
+                progress.advance(steps)
+
+    return Bars

@@ -1,0 +1,88 @@
+"""Where a model or a patch is: a path on this machine, or a place on the hub."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from sepme_cli.errors import UsageError
+
+SCHEME = "hf://"
+_ID = re.compile(r"(?P<repo>(?P<owner>[A-Za-z0-9][\w.-]*)/[A-Za-z0-9][\w.-]*)(@(?P<revision>\S+))?")
+_FILE = re.compile(r".*\.(safetensors|sepme|ckpt|pt|pth|bin|ya?ml|json|png)", re.IGNORECASE)
+"""What a file is called, and a repository hardly ever."""
+
+
+@dataclass(frozen=True)
+class HubPlace:
+    """A model's repository on the hub, or a file in one.
+
+    repo: "owner/name". revision: a branch, a tag or a commit; None for the main branch. path: of
+    the file in the repository, "" for the model that the repository is.
+    """
+
+    repo: str
+    revision: str | None = None
+    path: str = ""
+
+    def __str__(self) -> str:
+        revision = f"@{self.revision}" if self.revision else ""
+        return f"{SCHEME}{self.repo}{revision}{'/' if self.path else ''}{self.path}"
+
+    @property
+    def file(self) -> str:
+        """The file that is named; UsageError where that is a repository."""
+        if not self.path:
+            raise UsageError(
+                f"{self} is a repository: name the file in it",
+                expected=f"{self}/NAME.sepme",
+                found=self,
+            )
+        return self.path
+
+
+Place = Path | HubPlace
+"""Where to read from. The hub's are files of its cache once `hub.local` has fetched them."""
+
+
+def parse_place(text: str) -> Place:
+    """A place as the command line names it: a path, a hub id ("owner/name"), or "hf://…".
+
+    A path wins over an id of the same form; so does one in a folder that is here, or one that is
+    named like a file. Raises UsageError for an "hf://…" that makes no sense.
+    """
+    found = _ID.fullmatch(text)
+    if found is None or _FILE.fullmatch(text) or any(map(_exists, (text, found["owner"]))):
+        return parse_output(text)
+    return HubPlace(found["repo"], found["revision"])
+
+
+def parse_output(text: str) -> Place:
+    """A path, unless it begins with "hf://": of what is written, a slip must not go elsewhere.
+
+    Raises UsageError for an "hf://…" that makes no sense.
+    """
+    if not text.startswith(SCHEME):
+        return Path(text)
+    # Takes a while, and is needed for nothing else.
+    from huggingface_hub import parse_hf_uri
+    from huggingface_hub.errors import HfUriError
+
+    try:
+        uri = parse_hf_uri(text)
+    except HfUriError as error:
+        raise _no_place(text, str(error)) from error
+    if uri.type != "model":
+        raise _no_place(text, f"a {uri.type}")
+    return HubPlace(uri.id, uri.revision, uri.path_in_repo)
+
+
+def _exists(path: str) -> bool:
+    return Path(path).exists()
+
+
+def _no_place(text: str, found: str) -> UsageError:
+    return UsageError(
+        f"{text} names no model's repository, and no file in one",
+        expected="hf://OWNER/NAME[@REVISION][/FILE]",
+        found=found,
+    )
