@@ -14,6 +14,7 @@ from rich.text import Text
 
 from sepme_cli import __version__
 from sepme_cli.commands.apply import apply
+from sepme_cli.commands.card import card
 from sepme_cli.commands.diff import diff
 from sepme_cli.commands.erase import erase
 from sepme_cli.commands.evaluate import evaluate
@@ -33,7 +34,7 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
-for command in (erase, apply, revert, diff, inspect, verify, sample, evaluate):
+for command in (erase, apply, revert, diff, inspect, verify, sample, evaluate, card):
     app.command()(command)
 app.add_typer(recipe, name="recipe")
 

@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from sepme_cli.tables import add_row, cell_text, counted, fields, new_table
 from sepme_cli.wording import duration, printable, size
 
 if TYPE_CHECKING:
     from sepme_cli.operations.apply import ApplyResult
+    from sepme_cli.operations.card import CardResult
     from sepme_cli.operations.diff import DiffResult
     from sepme_cli.operations.erase import EraseResult
     from sepme_cli.operations.evaluate import EvaluateResult
@@ -172,6 +174,11 @@ def verify(result: "VerifyResult") -> RenderableType:
     parts: list[RenderableType] = [table]
     parts += [printable(f"not checked: {what}") for what in result.unchecked]
     return Group(*parts)
+
+
+def card(result: "CardResult") -> RenderableType:
+    """The card as it is."""
+    return Text(result.card)
 
 
 def recipe_init(result: "InitResult") -> RenderableType:

@@ -1,0 +1,49 @@
+"""sepme card."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sepme_cli import render
+from sepme_cli.checkpoints.places import parse_place
+from sepme_cli.commands.options import Json, PlaceOption, Quiet, Verbose, output_for
+
+
+def card(
+    files: Annotated[
+        list[PlaceOption], typer.Argument(metavar="FILE", hidden=True, parser=parse_place)
+    ],
+    base_model: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="The original's id on the hub.", show_default=False),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="What sepme evaluate left: its folder, or the report.json in it.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Print a model card that says what was taken out.
+
+    FILES are patches, or a patched checkpoint and its patches. The card is Markdown with the front
+    matter that the hub reads: what was taken out and how, from which model, what was measured, how
+    to check it and take it back, and what it does not do.
+
+    Examples:
+
+    \b
+      sepme card monet.sepme --base-model someone/model > README.md
+      sepme card clean.safetensors monet.sepme --report monet-report > README.md
+    """
+    from sepme_cli.operations.card import card as operation
+
+    with output_for(as_json=as_json, quiet=quiet, verbose=verbose) as out:
+        result = operation(files, base_model=base_model, report=report, progress=out.progress)
+        out.show(result, render.card)

@@ -1,0 +1,184 @@
+"""A model card: what was taken out of a model, as people who find it on the hub should read it."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from patch_spec.increment import Increment
+from sepme_cli.checkpoints.boundary import reading
+from sepme_cli.checkpoints.hub import local
+from sepme_cli.checkpoints.kinds import kind_of
+from sepme_cli.checkpoints.patches import PatchFile, read_patch_file
+from sepme_cli.checkpoints.places import Place
+from sepme_cli.checkpoints.reader import open_checkpoint
+from sepme_cli.errors import MalformedError, UsageError
+from sepme_cli.operations.matching import check_patched
+from sepme_cli.progress import SILENT, Progress
+
+_TITLES = {
+    "sd1": "Stable Diffusion 1.x",
+    "sd2": "Stable Diffusion 2.x",
+    "sdxl": "Stable Diffusion XL",
+    "sdxl-refiner": "Stable Diffusion XL refiner",
+}
+_LIMITS = """\
+## Limits
+
+- This changes the weights, and hides nothing: whoever has the original and the model without the
+  concepts can subtract one from the other, and whoever has the patch can take it back.
+- Fine-tuning, even a little of it, or an embedding that is learnt can bring a concept back.
+- What was measured holds for the prompts, the seeds and the judge that it was measured with. Other
+  words may still ask for a concept, and neighbours that nobody looked at may have suffered.
+"""
+
+
+@dataclass(frozen=True)
+class CardResult:
+    """card: Markdown, with the front matter that the hub reads. concepts: that it tells of."""
+
+    card: str
+    concepts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A concept and what is known of its increment. scale: of one that is in a checkpoint."""
+
+    concept: str
+    digest: str
+    scale: float | None
+    part: Increment | None
+
+
+def card(
+    files: Sequence[Place],
+    *,
+    base_model: str | None = None,
+    report: Path | None = None,
+    progress: Progress = SILENT,
+) -> CardResult:
+    """The card of patches, or of a patched checkpoint; its patches say how they were made.
+
+    base_model: the original's id on the hub. report: what `evaluate` left, its folder or its
+    report.json.
+    Raises UsageError for more than one checkpoint, RefusedError for one that is not patched, and
+    what reading the files raises.
+    """
+    paths = [local(file, progress) for file in files]
+    kinds = [kind_of(path) for path in paths]
+    patches = [read_patch_file(p) for p, kind in zip(paths, kinds, strict=True) if kind == "patch"]
+    models = [path for path, kind in zip(paths, kinds, strict=True) if kind != "patch"]
+    if len(models) > 1 or not files:
+        raise UsageError("name patches, or one checkpoint and its patches", found=len(models))
+    parts = {part.digest: part for file in patches for part in file.patch.increments}
+    if models:
+        with open_checkpoint(models[0], progress) as checkpoint:
+            record = check_patched(checkpoint)
+        rows = [_Row(e.concept, e.digest, e.scale, parts.get(e.digest)) for e in record.entries]
+        family, base = record.family, record.base
+    else:
+        rows = [_Row(part.concept, part.digest, None, part) for part in parts.values()]
+        family, base = patches[0].patch.base.family, patches[0].patch.base.digest
+    text = "\n".join(
+        [
+            _front(base_model, patched=bool(models)),
+            *_taken_out(rows, patches),
+            *_from(family, base, base_model),
+            *(_measured(_read(report)) if report is not None else _not_measured()),
+            *_commands(models, base_model),
+            _LIMITS,
+        ]
+    )
+    return CardResult(text, tuple(row.concept for row in rows))
+
+
+def _front(base_model: str | None, *, patched: bool) -> str:
+    """YAML as the hub's model cards have it; JSON's strings are YAML's."""
+    lines = ["---", "library_name: diffusers", "pipeline_tag: text-to-image"]
+    if base_model is not None:
+        relation = "finetune" if patched else "adapter"
+        lines += [f"base_model: {json.dumps(base_model)}", f"base_model_relation: {relation}"]
+    return "\n".join([*lines, "tags:", "- stable-diffusion", "- concept-erasure", "- sepme", "---"])
+
+
+def _taken_out(rows: Sequence[_Row], patches: Sequence[PatchFile]) -> Iterator[str]:
+    yield f"\n# Without {', '.join(_plain(row.concept) for row in rows)}\n"
+    yield "| concept | method | rank | acts like | scale | increment (SHA-256) |"
+    yield "|---|---|---|---|---|---|"
+    for row in rows:
+        method = row.part.method.name if row.part else "not at hand"
+        rank = row.part.rank if row.part else "-"
+        like = row.part.method.settings.get("like") if row.part else None
+        scale = "-" if row.scale is None else f"{row.scale:g}"
+        acts = _plain(str(like)) if like else "-"
+        name = _plain(row.concept)
+        yield f"| {name} | {method} | {rank} | {acts} | {scale} | `{row.digest}` |"
+    if patches:
+        yield "\nPatch files (SHA-256):\n"
+        yield from (f"- `{file.digest}`" for file in patches)
+
+
+def _from(family: str, base: str, base_model: str | None) -> Iterator[str]:
+    yield "\n## From which model\n"
+    named = f", {_plain(base_model)}" if base_model else ""
+    yield f"{_TITLES[family]}{named}. Digest of its cross-attention weights: `{base}`."
+
+
+def _not_measured() -> Iterator[str]:
+    yield "\n## What was measured\n"
+    yield "Nothing was: `sepme evaluate` does, and `--report` puts it here."
+
+
+def _measured(report: Mapping[str, Any]) -> Iterator[str]:
+    yield "\n## What was measured\n"
+    yield "How often a judge recognises what was asked for, before and after:\n"
+    yield "| concept | meant to be | before | after | 95% interval | pictures |"
+    yield "|---|---|---|---|---|---|"
+    for name, found in report["concepts"].items():
+        low, high = (_percent(end) for end in found["interval"] or (None, None))
+        before, after = _percent(found["before"]), _percent(found["after"])
+        role = _plain(str(found["role"]))
+        count = int(found["n"])
+        yield f"| {_plain(name)} | {role} | {before} | {after} | {low} to {high} | {count} |"
+    identical = "is" if report["restored_identical"] else "is NOT"
+    yield f"\nThe original {identical} had back exactly when all is put back."
+
+
+def _commands(models: Sequence[Path], base_model: str | None) -> Iterator[str]:
+    base = base_model or "ORIGINAL"
+    yield "\n## How to check it, and take it back\n"
+    yield "With sepme:\n"
+    if models:
+        yield f"    sepme verify MODEL PATCH --base {base}"
+        yield f"    sepme revert MODEL PATCH --base {base} -o back.safetensors\n"
+    else:
+        yield f"    sepme verify PATCH --model {base}"
+        yield f"    sepme apply {base} PATCH -o clean.safetensors"
+        yield f"    sepme revert clean.safetensors PATCH --base {base} -o back.safetensors\n"
+
+
+def _read(report: Path) -> Mapping[str, Any]:
+    path = report / "report.json" if report.is_dir() else report
+    with reading(path):
+        text = path.read_bytes()
+    try:
+        found: dict[str, Any] = json.loads(text)
+        list(_measured(found))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise MalformedError(
+            f"{path} is no report of sepme evaluate", file=path, expected="its report.json"
+        ) from error
+    return found
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0%}"
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown and HTML take for text, in one line."""
+    one_line = "".join(c if c.isprintable() else " " for c in text)
+    return re.sub(r"([\\`*_{}\[\]<>|#&~])", r"\\\1", one_line)
