@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -37,6 +38,10 @@ app = typer.Typer(
 for command in (erase, apply, revert, diff, inspect, verify, sample, evaluate, card):
     app.command()(command)
 app.add_typer(recipe, name="recipe")
+
+
+_TORCH_OUT_OF_MEMORY = "out of memory|can't allocate memory"
+"""What it says of GPUs, of Apple's, and of the CPU."""
 
 
 class InternalError(SepmeError):
@@ -138,6 +143,12 @@ def _typed(error: BaseException) -> SepmeError:
             return Interrupted("interrupted")
         case MemoryError():
             return SystemFailure("not enough memory")
+        case RuntimeError() if re.search(_TORCH_OUT_OF_MEMORY, str(error)):
+            return SystemFailure(
+                "not enough memory on the device: --low-memory spares it, and a smaller "
+                "--batch-size or --size needs less",
+                found=str(error).partition("\n")[0],
+            )
         case OSError():
             return SystemFailure(error.strerror or str(error), file=error.filename)
         case _:

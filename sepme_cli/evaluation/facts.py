@@ -15,14 +15,14 @@ from sepme_cli.evaluation.protocol import Drawing
 
 
 def facts_of(
-    network: StableDiffusion, judge: str, files: Sequence[PatchFile], drawing: Drawing
+    model: str, network: StableDiffusion, judge: str, files: Sequence[PatchFile], drawing: Drawing
 ) -> tuple[tuple[str, str], ...]:
     """What the figures hold for."""
     checkpoint = network.checkpoint
     last = drawing.seed + drawing.pictures - 1
     few = ", few at once" if network.frugal else ""
     return (
-        ("model", f"{checkpoint.path.name}, {checkpoint.title}"),
+        ("model", f"{model}, {checkpoint.title}"),
         ("sha-256 of its weights", _digest(checkpoint)),
         *((f"patch {Path(file.name).name}", f"sha-256 {file.digest}") for file in files),
         ("judge", judge),

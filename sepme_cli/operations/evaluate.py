@@ -14,8 +14,9 @@ from patch_spec.increment import Increment
 from patch_spec.text import slugify
 from sepme_cli.checkpoints.encoders import lend_text_encoders
 from sepme_cli.checkpoints.files import only_writer
+from sepme_cli.checkpoints.hub import fetched_from
 from sepme_cli.checkpoints.patches import PatchFile, PatchSource, read_patch_file, select
-from sepme_cli.checkpoints.places import Place
+from sepme_cli.checkpoints.places import HubPlace, Place
 from sepme_cli.checkpoints.reader import Checkpoint, open_checkpoint
 from sepme_cli.diffusion.devices import DTYPES, computing
 from sepme_cli.diffusion.loading import unet_parameters
@@ -134,7 +135,9 @@ def evaluate(
         )
         progress.stage("reading the checkpoint")
         network.load()
-        facts = facts_of(network, judge, files, drawing)
+        place = fetched_from(model, checkpoint.path)
+        named = place if isinstance(model, HubPlace) else checkpoint.path.name
+        facts = facts_of(named, network, judge, files, drawing)
         same_weights = restores_weights(checkpoint)
         stack.enter_context(only_writer(report))
         gallery = Gallery(make_folder(report), network, drawing, key_of(network, facts))
