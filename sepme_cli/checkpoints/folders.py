@@ -60,7 +60,7 @@ class ModelFolder:
         folder = self.unet if name == "unet" else self.network(name)
         if folder is None or not (folder / file).is_file():
             return None
-        return _json(folder / file)
+        return json_object(folder / file)
 
     def place(self, path: Path) -> str:
         """A file's name within the folder, with slashes."""
@@ -84,7 +84,7 @@ def model_folder(path: Path) -> ModelFolder:
     Raises UnsupportedError for one that holds another kind of model, or none.
     """
     index = path / "model_index.json"
-    pipeline = str(_json(index).get("_class_name", "")) if index.is_file() else ""
+    pipeline = str(json_object(index).get("_class_name", "")) if index.is_file() else ""
     if (path / "transformer").is_dir() or pipeline.startswith(("StableDiffusion3", "Flux")):
         raise UnsupportedError(
             f"{path} is a transformer model ({pipeline or 'a folder named transformer'}), and "
@@ -146,7 +146,7 @@ def _variant(name: str) -> str | None:
 
 
 def _sharded(path: Path, variant: str) -> WeightsSet:
-    index = _json(path).get("weight_map")
+    index = json_object(path).get("weight_map")
     if not isinstance(index, dict) or not index:
         raise MalformedError(f"{path} has no weight_map", file=path, expected="a weight_map")
     files = sorted({str(name) for name in index.values()})
@@ -161,7 +161,7 @@ def _sharded(path: Path, variant: str) -> WeightsSet:
     return WeightsSet(variant, tuple(path.parent / name for name in files), index)
 
 
-def _json(path: Path) -> Mapping[str, Any]:
+def json_object(path: Path) -> Mapping[str, Any]:
     """A JSON object from a file of reasonable size."""
     with reading(path):
         if (size := path.stat().st_size) > _JSON_BYTES:

@@ -5,7 +5,7 @@ client's own environment variables hold: HF_HOME, HF_ENDPOINT, HF_TOKEN, HF_HUB_
 HF_HUB_ETAG_TIMEOUT, the seconds that any answer may take.
 """
 
-import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,7 +13,7 @@ from logging import ERROR, getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sepme_cli.checkpoints.folders import one_copy
+from sepme_cli.checkpoints.folders import json_object, one_copy
 from sepme_cli.checkpoints.places import HubPlace, Place
 from sepme_cli.errors import SepmeError, SystemFailure, UnsupportedError
 from sepme_cli.progress import SILENT, Progress
@@ -64,8 +64,9 @@ def fetched_from(place: Place, path: Path) -> str:
     """
     if isinstance(place, Path):
         return str(place)
-    places = path.parts[path.parts.index("snapshots") + 1 :]
-    return str(replace(place, revision=places[0], path="/".join(places[1:])))
+    found = re.search(r"models--[^/]+/snapshots/([0-9a-f]{40})/?(.*)", path.as_posix())
+    assert found is not None  # which is how the hub's cache is laid out
+    return str(replace(place, revision=found[1], path=found[2]))
 
 
 def check_publishable(target: HubPlace, *, force: bool) -> None:
@@ -172,7 +173,7 @@ def _wanted(names: Sequence[str], parts: frozenset[str]) -> list[str]:
 
 def _components(index: Path) -> frozenset[str]:
     """The folders that a pipeline says it consists of."""
-    said: dict[str, Any] = json.loads(index.read_text()) if index.is_file() else {}
+    said = json_object(index) if index.is_file() else {}
     named = {name for name, value in said.items() if isinstance(value, list) and any(value)}
     return frozenset(_PARTS) | named
 
@@ -206,6 +207,7 @@ def _asking(place: HubPlace) -> Iterator["HfApi"]:
         RepositoryNotFoundError,
         RevisionNotFoundError,
         RevisionResolutionError,
+        XetDownloadError,
     )
 
     getLogger("huggingface_hub").setLevel(ERROR)  # it warns of every retry
@@ -233,9 +235,12 @@ def _asking(place: HubPlace) -> Iterator["HfApi"]:
         raise _not_reached(place, error.__cause__ or error) from error
     except EntryNotFoundError as error:
         raise _not_there(place, f"no {place.path}") from error
-    except (RevisionResolutionError, OfflineModeIsEnabled, httpx2.HTTPError) as error:
-        if isinstance(error, HfHubHTTPError):
-            raise _refused(place, error.response.status_code) from error
+    except HfHubHTTPError as error:
+        raise _refused(place, error.response.status_code) from error
+    except (
+        *(RevisionResolutionError, OfflineModeIsEnabled),
+        *(httpx2.HTTPError, XetDownloadError),
+    ) as error:
         raise _not_reached(place, error.__cause__ or error) from error
     except HFValidationError as error:
         raise _not_there(place, str(error)) from error
