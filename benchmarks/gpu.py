@@ -47,7 +47,8 @@ def measured(model: Path, unit: Unit, method: MethodName, low_memory: bool) -> d
             kind="style",
             protect=["Van Gogh", "Picasso"],
             method=method,
-            settings=Settings(steps=_STEPS, low_memory=low_memory, device=unit.name),
+            settings=Settings(steps=_STEPS, device=unit.name, dtype="auto"),
+            low_memory=low_memory,
             output=BytesIO(),
         )
     except torch.OutOfMemoryError:

@@ -161,8 +161,8 @@ def erase(
     tokenizer: Tokenizer = None,
     prediction: PredictionOption = None,
     device: Device = None,
-    dtype: Dtype = Settings.dtype,
-    low_memory: LowMemory = Settings.low_memory,
+    dtype: Dtype = "auto",
+    low_memory: LowMemory = False,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -189,7 +189,8 @@ def erase(
         policy = None if recipe is None else read_recipe(recipe, Settings.allowed())
         if recipe is not None and output is None:
             output = Path(f"{recipe.stem}.sepme")
-        settings = Settings.of({**(policy.settings if policy else {}), **said})
+        said = {"dtype": dtype, **(policy.settings if policy else {}), **said}
+        settings = Settings.of(said)
         wanted: dict[str, Any] = {
             "recipe": policy,
             "method": method,
@@ -199,6 +200,7 @@ def erase(
             "known": known or (),
             "images": images,
             "settings": replace(settings, device=device),
+            "low_memory": low_memory,
             "joint": joint,
             "text_encoders": text_encoders or (),
             "tokenizer": tokenizer,

@@ -16,8 +16,6 @@ _LEAST = {
 }
 _MOST = {"rank": limits.RANK}
 _DTYPES = ("auto", "fp32", "fp16", "bf16")
-_MACHINE = ("device", "low_memory")
-"""What is the machine's, and decides no more than rounding."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class Settings:
     the paper's. insistence, protection, ridge: see `Weighing`.
     neighbours: how many of the words nearest to a concept are protected beside those named.
     device: cpu, cuda, mps; None picks the best there is. dtype: what the UNet computes in; "auto"
-    picks what the device does well. low_memory: spare memory at the cost of time.
+    picks what the device does well.
     """
 
     steps: int = 200
@@ -53,12 +51,11 @@ class Settings:
     ridge: float = 1e-4
     neighbours: int = 0
     device: str | None = None
-    dtype: str = "auto"
-    low_memory: bool = False
+    dtype: str = "fp32"
 
     def recorded(self) -> dict[str, int | float | str | bool | None]:
-        """What a manifest keeps of them: all but what is the machine's."""
-        return {name: value for name, value in asdict(self).items() if name not in _MACHINE}
+        """What a manifest keeps of them: all but the device, which decides nothing."""
+        return {name: value for name, value in asdict(self).items() if name != "device"}
 
     @classmethod
     def of(cls, said: Mapping[str, Scalar]) -> "Settings":
@@ -67,7 +64,7 @@ class Settings:
 
     @classmethod
     def allowed(cls) -> Mapping[str, Allowed]:
-        """What a recipe may say of them: of all but what is the machine's."""
+        """What a recipe may say of them: of all but the device, which is the machine's."""
         numbers = {
             name: Allowed(
                 type(default),
@@ -75,6 +72,6 @@ class Settings:
                 _MOST.get(name, limits.SAFE_INTEGER),
             )
             for name, default in ((f.name, f.default) for f in fields(cls))
-            if isinstance(default, int | float) and name not in _MACHINE
+            if isinstance(default, int | float)
         }
         return {**numbers, "dtype": Allowed(str, choices=_DTYPES)}

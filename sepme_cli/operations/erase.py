@@ -87,6 +87,7 @@ def erase(
     known: Sequence[Place] = (),
     images: Path | None = None,
     settings: Settings | None = None,
+    low_memory: bool = False,
     joint: bool = False,
     text_encoders: Sequence[Place] = (),
     tokenizer: Path | None = None,
@@ -105,6 +106,7 @@ def erase(
     text_encoders: where a UNet's file alone has its text encoders from; see
     `lend_text_encoders`. tokenizer: a folder with a tokenizer's files. prediction: what the UNet
     predicts, where that is not to be told from the checkpoint.
+    low_memory: spare the device's memory at the cost of time.
     output: a file, a stream, or a file on the hub, in a repository that is there; the first
     concept's slug in the current folder if left out.
     Raises UsageError, RefusedError (nothing left to erase), MismatchError (a known patch of another
@@ -125,6 +127,7 @@ def erase(
         wanted,
         settings,
         learns=method == "sepme",
+        low_memory=low_memory,
         known=known,
         text_encoders=text_encoders,
         tokenizer=tokenizer,
