@@ -6,6 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, ClassVar, NoReturn
 
 import typer
@@ -21,6 +22,7 @@ from sepme_cli.commands.inspect import inspect
 from sepme_cli.commands.recipe import recipe
 from sepme_cli.commands.revert import revert
 from sepme_cli.commands.sample import sample
+from sepme_cli.commands.sign import sign
 from sepme_cli.commands.verify import verify
 from sepme_cli.console import console_for
 from sepme_cli.errors import MalformedError, SepmeError, SystemFailure, UsageError
@@ -33,9 +35,12 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
-for command in (erase, apply, revert, diff, inspect, verify, sample, evaluate):
+for command in (erase, apply, revert, diff, inspect, verify, sign, sample, evaluate):
     app.command()(command)
 app.add_typer(recipe, name="recipe")
+
+
+_SOURCE = Path(__file__).parent
 
 
 class InternalError(SepmeError):
@@ -140,9 +145,19 @@ def _typed(error: BaseException) -> SepmeError:
         case OSError():
             return SystemFailure(error.strerror or str(error), file=error.filename)
         case _:
-            bug = InternalError(f"a bug in sepme, please report it: {error!r}")
+            bug = InternalError(
+                f"a bug in sepme {__version__}; please report it, with what -v shows: "
+                f"{error!r}, at {_place(error)}"
+            )
             bug.__cause__ = error
             return bug
+
+
+def _place(error: BaseException) -> str:
+    """The line of ours that an error came out of: "apply.py:120"."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if Path(frame.filename).is_relative_to(_SOURCE)]
+    return f"{Path(ours[-1].filename).name}:{ours[-1].lineno}"
 
 
 def _usage(error: typer.TyperException) -> str:
@@ -152,9 +167,9 @@ def _usage(error: typer.TyperException) -> str:
 
 
 def _report(error: SepmeError, arguments: Sequence[str]) -> None:
-    if isinstance(error, InternalError):
-        traceback.print_exception(error.__cause__)
     options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    if isinstance(error, InternalError) and {"-v", "--verbose"} & set(options):
+        traceback.print_exception(error.__cause__)
     if "--json" in options:
         stream = sys.stderr if _pipes_out(options) else sys.stdout
         print(error_json(error), file=stream, flush=True)

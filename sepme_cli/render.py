@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from sepme_cli.operations.recipes import InitResult, RecipeInfo
     from sepme_cli.operations.revert import RevertResult
     from sepme_cli.operations.sample import SampleResult
-    from sepme_cli.operations.verify import VerifyResult
 
 BASE_MATCHES = {
     "exact": "the very weights that the patch was made from",
@@ -74,6 +73,7 @@ def apply(result: "ApplyResult") -> RenderableType:
         ("changed", counted(result.tensors_changed, "tensor")),
         ("base", BASE_MATCHES[result.base_match]),
         ("revert", "exact, given the base" if result.exact else "not exact"),
+        ("statement", result.statement),
         ("time", duration(result.seconds)),
     )
 
@@ -162,16 +162,6 @@ def evaluate(result: "EvaluateResult") -> RenderableType:
         ("time", duration(result.seconds)),
     )
     return Group(table, "", figures)
-
-
-def verify(result: "VerifyResult") -> RenderableType:
-    """The checks one below the other, and what was not looked at."""
-    table = new_table("", "check", "found")
-    for check in result.checks:
-        add_row(table, "ok" if check.ok else "NO", check.name, check.detail)
-    parts: list[RenderableType] = [table]
-    parts += [printable(f"not checked: {what}") for what in result.unchecked]
-    return Group(*parts)
 
 
 def recipe_init(result: "InitResult") -> RenderableType:

@@ -97,6 +97,11 @@ class Destination:
         elif not self.in_place:
             check_new_folder(output, checkpoint.path, force=self.force, size=size)
 
+    def path(self, model: Path) -> Path | None:
+        """The file or folder that is written; None for a stream, and for nowhere."""
+        path = model if self.in_place else self.output
+        return path if isinstance(path, Path) and not is_special(path) else None
+
     def name(self, model: Path) -> str | None:
         """How results call it: the file's path, "-" for a stream, None for nowhere."""
         if self.in_place:
@@ -111,8 +116,8 @@ class Destination:
 
         An in-place write of it that was cut short is undone first.
         """
-        path = model if self.in_place else self.output
-        if not isinstance(path, Path) or is_special(path):
+        path = self.path(model)
+        if path is None:
             yield
             return
         with only_writer(path):

@@ -50,6 +50,14 @@ def apply(
             show_default=False,
         ),
     ] = None,
+    statement: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="JSON",
+            help="Write down, too, what was made of what: to be signed, and verified.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -58,11 +66,15 @@ def apply(
 
     MODEL is a Stable Diffusion checkpoint, PATCH a .sepme file or - for standard input.
 
+    What is taken out of a model is out of its pictures, and no lock: whoever has MODEL or the
+    patches can put it back, and fine-tuning or a learned embedding may.
+
     Examples:
 
     \b
       sepme apply sd15.safetensors monet.sepme -o clean.safetensors
       sepme apply sd15.safetensors artists.sepme --only "Monet" --in-place
+      sepme apply sd15/ monet.sepme -o clean/ --statement clean.json
       sepme erase sd15.safetensors -c Monet -o - | sepme apply sd15.safetensors - --in-place
     """
     from sepme_cli.operations.apply import apply as operation
@@ -78,6 +90,7 @@ def apply(
             base=base,
             check=check,
             dtype=dtype,
+            statement=statement,
             force=force,
             progress=out.progress,
         )

@@ -25,6 +25,7 @@ from sepme_cli.operations.composition import (
 )
 from sepme_cli.operations.matching import BaseMatch, check_fits, match_base
 from sepme_cli.progress import SILENT, Progress
+from sepme_cli.signing.statement import check_statement, write_statement
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class ApplyResult:
     concepts: those put in now. tensors_changed: EMA twins and variants counted too. base_match:
     how near the checkpoint is to the patches' base, see `match_base`. exact: composed from the
     base in one rounding, so that any of it can be taken out again exactly. applied: every concept
-    that is in it now. checked: a dry run.
+    that is in it now. checked: a dry run. statement: the file that says what was written.
     """
 
     output: str | None
@@ -49,6 +50,7 @@ class ApplyResult:
     checked: bool
     warnings: tuple[str, ...]
     seconds: float
+    statement: str | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ def apply(
     base: Path | None = None,
     check: bool = False,
     dtype: str | None = None,
+    statement: Path | None = None,
     force: bool = False,
     progress: Progress = SILENT,
 ) -> ApplyResult:
@@ -103,7 +106,8 @@ def apply(
     scale: how much of each increment to add. base: the file that a patched `model` was made from,
     to compose all that is in it anew; the undo journal beside it serves as well. check: do
     everything but write. dtype: "fp32", "fp16" or "bf16" for all floating tensors; as they are if
-    left out. force: the output may replace a file.
+    left out. statement: a file to write, of what was written and how it came to be; see
+    `Statement`. force: the outputs may replace files.
     Raises UsageError; RefusedError for an unknown or applied concept; MismatchError for a patch
     of another model; MalformedError, UnsupportedError and SystemFailure for files.
     """
@@ -111,6 +115,8 @@ def apply(
     destination = Destination(output, in_place, force)
     request = _request(patches, only, scale, base, dtype, in_place=in_place)
     destination.check(model, needed=not check)
+    if statement is not None:
+        check_statement(statement, None if check else destination.path(model), force=force)
     with ExitStack() as stack:
         if not check:
             stack.enter_context(destination.held(model, progress))
@@ -124,7 +130,12 @@ def apply(
         if late := plan.composition.drowning.warning:
             progress.warn(late)
             plan = replace(plan, warnings=(*plan.warnings, late))
-    return _result(plan, destination.name(model), time.monotonic() - started, checked=check)
+        if statement is not None and (written := destination.path(model)) is not None:
+            record = plan.composition.record
+            assert record is not None  # something was put in
+            write_statement(statement, written, record, force=force, progress=progress)
+    result = _result(plan, destination.name(model), time.monotonic() - started, checked=check)
+    return replace(result, statement=None if statement is None else str(statement))
 
 
 def _request(

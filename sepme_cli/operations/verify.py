@@ -18,6 +18,8 @@ from sepme_cli.operations.comparison import same_bytes, tensors_by_name
 from sepme_cli.operations.composition import Composition, Sources, find_original
 from sepme_cli.operations.matching import check_fits
 from sepme_cli.operations.promises import Check, kept_on, made_by
+from sepme_cli.operations.signatures import Trust, signatures_of
+from sepme_cli.operations.stated import statement_checks
 from sepme_cli.progress import SILENT, Progress
 from sepme_cli.recipe import read_recipe
 
@@ -38,6 +40,9 @@ def verify(
     base: Path | None = None,
     model: Path | None = None,
     recipe: Path | None = None,
+    statement: Path | None = None,
+    allowed_signers: Path | None = None,
+    signed_by: str | None = None,
     progress: Progress = SILENT,
 ) -> VerifyResult:
     """Check patches, or a checkpoint and the patches in it.
@@ -46,9 +51,12 @@ def verify(
     from; the undo journal beside it serves as well. With either, and with the patches, every byte
     of the checkpoint is held against what composing them gives. model: that the patches were made
     from, on which what they record of themselves is computed again. recipe: that each of the
-    patches should have been made by.
+    patches should have been made by. statement: of the checkpoint, that should be true of it.
+    allowed_signers: demands a signature of every file by one of those that this file names, by
+    `signed_by` if given; that of the statement is one of the checkpoint.
     Raises MalformedError, UnsupportedError and SystemFailure for files that cannot be read at
-    all, and UsageError for two checkpoints, and for a model or a recipe without patches.
+    all, and UsageError for two checkpoints, for a model or a recipe without patches, for a
+    statement without a checkpoint, and for `signed_by` without `allowed_signers`.
     """
     started = time.monotonic()
     if not files:
@@ -67,8 +75,13 @@ def verify(
         raise UsageError("one checkpoint at a time, and its base with it", found=len(models))
     if not patches and (model is not None or recipe is not None):
         raise UsageError("--model and --recipe are for patches: name one")
+    if statement is not None and not models:
+        raise UsageError("--statement is about a checkpoint: name it")
+    trust = Trust(allowed_signers, signed_by)
     unchecked: list[str] = []
     checks = [check for file in patches for check in _patch(file)]
+    stated = [] if statement is None else [statement]
+    checks += signatures_of([*files, *stated], models[0] if stated else None, trust, unchecked)
     if recipe is not None:
         policy = read_recipe(recipe, Settings.allowed())
         checks += [check for file in patches for check in made_by(file, policy)]
@@ -76,6 +89,8 @@ def verify(
         checks += kept_on(model, patches, unchecked, progress)
     if models:
         with open_checkpoint(models[0], progress) as checkpoint:
+            if statement is not None:
+                checks += statement_checks(statement, checkpoint, patches, progress)
             checks += _checkpoint(checkpoint, patches, base, unchecked, progress)
     return VerifyResult(
         all(check.ok for check in checks),

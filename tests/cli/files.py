@@ -9,6 +9,7 @@ import numpy as np
 
 from sepme_cli.operations.apply import apply
 from sepme_cli.recipe import TEMPLATE
+from tests.keys import OPENSSH, by_hand, line, make_key
 from tests.synthetic import (
     Shape,
     additive,
@@ -43,7 +44,15 @@ def _good(folder: Path) -> None:
     make_checkpoint(folder / "cousin.safetensors", seed=9)
     other = make_checkpoint(folder / "sd2.safetensors", Shape(family="sd2"))
     make_patch(folder / "sd2.sepme", base_of(other), additive(base_of(other), "Monet", seed=4))
-    apply(model, [folder / "monet.sepme"], folder / "clean.safetensors")
+    apply(
+        model,
+        [folder / "monet.sepme"],
+        folder / "clean.safetensors",
+        statement=folder / "clean.json",
+    )
+    if OPENSSH:
+        (folder / "signers").write_text(line("alice", make_key(folder / "key")))
+        by_hand(folder / "klimt.sepme", folder / "key")
 
 
 def _cut(path: Path) -> None:
@@ -86,6 +95,7 @@ BAD: dict[str, Callable[[Path], object]] = {
     "nan.safetensors": _not_finite,
     "flux.safetensors": _stranger,
     "bad.yaml": lambda path: path.write_text("version: 1\nconcepts: Monet\n"),
+    "bad.json": lambda path: path.write_text('{"_type":"https://in-toto.io/Statement/v1"}'),
     "cut.sepme": _cut_patch,
     "headless.sepme": _cut_header,
     "text.sepme": lambda path: path.write_text("not a patch"),

@@ -1,13 +1,20 @@
 """Exit statuses never lie: every failing path of every command, and that it writes nothing."""
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
+import typer.main
 
+import sepme_cli.app
+from sepme_cli.console import Output
+from sepme_cli.errors import SepmeError
+from sepme_cli.exit_status import ExitStatus
 from tests.cli.conftest import Run
+from tests.keys import OPENSSH
 
 
 @dataclass(frozen=True)
@@ -22,6 +29,16 @@ class Case:
 
     def __str__(self) -> str:
         return self.line
+
+    @property
+    def command(self) -> str:
+        """Its name, after that of its group if it has one."""
+        return command_of(self.line)
+
+
+def command_of(line: str) -> str:
+    words = line.split()
+    return " ".join(words[: 2 if words[0] == "recipe" else 1])
 
 
 JUDGED = "--judge tests.small_judge:judge --report out"
@@ -97,6 +114,14 @@ USAGE = [
     Case(2, "usage", "erase model.safetensors -c Monet --protect-neighbours -1 -o out"),
     Case(2, "usage", "verify model.safetensors --model model.safetensors"),
     Case(2, "usage", "verify clean.safetensors --recipe policy.yaml"),
+    Case(2, "usage", "verify monet.sepme --signed-by alice"),
+    Case(2, "usage", "verify klimt.sepme --allowed-signers signers --signed-by="),
+    Case(2, "usage", "verify monet.sepme --statement clean.json"),
+    Case(2, "usage", "apply model.safetensors monet.sepme --check --statement out.json"),
+    Case(2, "usage", "apply model.safetensors monet.sepme -o out --statement out"),
+    Case(2, "usage", "sign monet.sepme"),
+    Case(2, "usage", "sign --key key"),
+    Case(2, "usage", "recipe init one.yaml two.yaml"),
     Case(2, "usage", "recipe check"),
     Case(2, "usage", "recipe nonsense"),
     Case(2, "usage", "erase model.safetensors --concept Monet --concept monet -o out"),
@@ -147,6 +172,14 @@ MALFORMED = [
     Case(3, "unsupported", "erase model.safetensors --recipe policy.yaml --check"),
     Case(3, "malformed", "verify monet.sepme --recipe bad.yaml"),
     Case(3, "malformed", "verify monet.sepme --model cut.safetensors"),
+    Case(3, "malformed", "verify clean.safetensors --statement bad.json"),
+    Case(3, "malformed", "verify clean.safetensors --statement monet.sepme"),
+    Case(3, "malformed", "sign cut.sepme --key key"),
+    Case(3, "malformed", "sign bad.json --key key"),
+    Case(3, "malformed", "sign key --key key"),
+    Case(3, "malformed", "sign monet.sepme --key monet.sepme"),
+    Case(3, "unsupported", "sign folder --key key"),
+    Case(3, "unsupported", "sign flux.safetensors --key key"),
     Case(3, "malformed", "recipe check bad.yaml"),
     Case(3, "malformed", "recipe check model.safetensors"),
     Case(3, "malformed", f"evaluate model.safetensors cut.sepme {JUDGED}"),
@@ -193,6 +226,13 @@ SYSTEM = [
     Case(5, "system", "erase model.safetensors --recipe policy.yaml -o monet.sepme"),
     Case(5, "system", "verify monet.sepme --recipe missing.yaml"),
     Case(5, "system", "verify monet.sepme --model missing.safetensors"),
+    Case(5, "system", "verify clean.safetensors --statement missing.json"),
+    Case(5, "system", "verify klimt.sepme --allowed-signers missing"),
+    Case(5, "system", "apply model.safetensors monet.sepme -o out --statement clean.json"),
+    Case(5, "system", "apply model.safetensors monet.sepme -o out --statement missing/x.json"),
+    Case(5, "system", "sign monet.sepme --key missing"),
+    Case(5, "system", "sign missing.sepme --key key"),
+    Case(5, "system", "sign klimt.sepme --key key"),
     Case(5, "system", "recipe init policy.yaml"),
     Case(5, "system", "recipe init missing/policy.yaml"),
     Case(5, "system", "recipe init /dev/full"),
@@ -235,6 +275,8 @@ def stdin_of(case: Case) -> bytes:
 
 @pytest.mark.parametrize("case", FAILING, ids=str)
 def test_a_failing_path(case: Case, here: Path, sepme: Run) -> None:
+    if not OPENSSH and {"key", "signers"} & set(case.line.split()):
+        pytest.skip("needs ssh-keygen")
     before = contents(here)
     arguments, stdin = case.line.split(), stdin_of(case)
 
@@ -262,6 +304,10 @@ SUCCEEDING = [
     (1, "verify monet.sepme --model sd2.safetensors"),
     (1, "verify clean.safetensors klimt.sepme --base model.safetensors"),
     (1, "verify clean.safetensors --base cousin.safetensors"),
+    (0, "verify clean.safetensors --statement clean.json"),
+    (1, "verify model.safetensors --statement clean.json"),
+    (1, "verify clean.safetensors klimt.sepme --statement clean.json"),
+    (0, "apply model.safetensors both.sepme -o out --statement out.json"),
     (0, "recipe init new.yaml"),
     (0, "recipe init policy.yaml --force"),
     (0, "recipe check policy.yaml"),
@@ -302,3 +348,85 @@ def test_an_answer(status: int, line: str, as_json: bool, sepme: Run) -> None:
         assert done.out.strip()
         assert b"\x1b" not in done.out
         assert "\x1b" not in done.err
+
+
+#: The statuses that a command never ends with, and why.
+NEVER = {
+    ("inspect", 1): "it is asked for no answer",
+    ("inspect", 4): "it looks at one file",
+    ("verify", 4): "a patch and a checkpoint that do not belong together are a check: 1",
+    ("sign", 1): "it is asked for no answer",
+    ("sign", 4): "it looks at one file at a time",
+    ("recipe init", 1): "it is asked for no answer",
+    ("recipe init", 3): "it reads no file",
+    ("recipe init", 4): "it knows no patch and no checkpoint",
+    ("recipe check", 1): "a recipe is well formed or it is not: 3",
+    ("recipe check", 4): "it knows no patch and no checkpoint",
+}
+#: Kinds of errors that no command line brings about: see test_a_bug and test_streams.test_ctrl_c.
+ANYWHERE = {"internal", "interrupted"}
+
+
+def commands() -> list[str]:
+    """Every command of the app, with the name of its group before it."""
+    return [
+        f"{name} {inner}".strip()
+        for name, command in typer.main.get_command(sepme_cli.app.app).commands.items()
+        for inner in getattr(command, "commands", {"": command})
+    ]
+
+
+def kinds(error: type[SepmeError] = SepmeError) -> Iterator[type[SepmeError]]:
+    for kind in error.__subclasses__():
+        yield kind
+        yield from kinds(kind)
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_status_of_every_command_has_a_row(command: str) -> None:
+    rows = {case.status for case in FAILING if case.command == command}
+    rows |= {status for status, line in SUCCEEDING if status and command_of(line) == command}
+    never = {status for name, status in NEVER if name == command}
+    assert rows | never == set(ExitStatus) - {ExitStatus.DONE, ExitStatus.INTERRUPTED}
+    assert not rows & never
+
+
+def test_every_kind_of_error_has_a_row() -> None:
+    told = {(case.kind, case.status) for case in FAILING}
+    known = {(error.kind, error.status) for error in kinds() if error.kind not in ANYWHERE}
+    assert told == known
+    assert {error.kind for error in kinds()} > ANYWHERE
+    assert all(error.status != ExitStatus.DONE for error in kinds())
+
+
+RUNS = {
+    "erase": "erase model.safetensors --concept Monet -o out",
+    "apply": "apply model.safetensors monet.sepme -o out",
+    "revert": "revert clean.safetensors --base model.safetensors -o out",
+    "diff": "diff model.safetensors clean.safetensors",
+    "inspect": "inspect monet.sepme",
+    "verify": "verify monet.sepme",
+    "sign": "sign monet.sepme --key key",
+    "sample": "sample model.safetensors --prompt x -o out",
+    "evaluate": f"evaluate model.safetensors monet.sepme {JUDGED}",
+    "recipe init": "recipe init new.yaml",
+    "recipe check": "recipe check policy.yaml",
+}
+
+
+@pytest.mark.parametrize("command", commands())
+@pytest.mark.usefixtures("here")
+def test_a_bug(command: str, sepme: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bug(_: object) -> None:
+        raise ZeroDivisionError("one too few")
+
+    monkeypatch.setattr(Output, "__enter__", bug)
+    line = RUNS[command].split()
+    said = sepme(*line)
+    assert (said.status, said.out) == (ExitStatus.SYSTEM, b"")
+    assert said.err.count("\n") == 1
+    for words in ("please report it", "ZeroDivisionError('one too few')", f"{line[0]}.py:"):
+        assert words in said.err
+    assert "Traceback" in sepme(*line, "-v").err
+    error = sepme(*line, "--json").json["error"]
+    assert error["kind"] == "internal" and "please report it" in error["message"]

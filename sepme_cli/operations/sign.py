@@ -1,0 +1,97 @@
+"""Sign patches, checkpoints and statements with an SSH key."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sepme_cli.checkpoints.boundary import reading
+from sepme_cli.checkpoints.files import check_writable, new_file, only_writer, write_all
+from sepme_cli.checkpoints.kinds import kind_of
+from sepme_cli.checkpoints.patches import read_patch_file
+from sepme_cli.checkpoints.reader import open_checkpoint
+from sepme_cli.errors import UnsupportedError, UsageError
+from sepme_cli.progress import SILENT, Progress
+from sepme_cli.signing import openssh
+from sepme_cli.signing.sidecar import sidecar
+from sepme_cli.signing.statement import is_statement, read_statement
+
+
+@dataclass(frozen=True)
+class Signed:
+    """file: what was signed. signature: the file with the signature. key: type and fingerprint."""
+
+    file: str
+    signature: str
+    key: str
+
+
+@dataclass(frozen=True)
+class SignResult:
+    """What was signed, file by file."""
+
+    signatures: tuple[Signed, ...]
+    seconds: float
+
+
+def sign(
+    files: Sequence[Path], key: Path, *, force: bool = False, progress: Progress = SILENT
+) -> SignResult:
+    """Sign files, each into a file beside it: `monet.sepme` into `monet.sepme.sig`.
+
+    files: patches, checkpoints of one file, statements; each is read first, and held to what its
+    format demands. key: an OpenSSH private key, or a public one whose private half ssh-agent
+    holds. force: a signature may replace one that is there.
+    Raises UsageError; MalformedError, UnsupportedError and SystemFailure for files and keys.
+    """
+    started = time.monotonic()
+    if not files:
+        raise UsageError("name a patch, a checkpoint or a statement to sign")
+    files = tuple(dict.fromkeys(files))
+    openssh.check_key(key)
+    for file in files:
+        _check(file, progress)
+        check_writable(sidecar(file), 0, force=force)
+    progress.stage("signing", len(files))
+    signatures = []
+    for file in files:
+        signatures.append(_sign(file, key, force, progress))
+        progress.advance()
+    return SignResult(tuple(signatures), time.monotonic() - started)
+
+
+def _sign(file: Path, key: Path, force: bool, progress: Progress) -> Signed:
+    with reading(file), file.open("rb") as opened:
+        signature = openssh.sign(opened, key, progress.say)
+    path = sidecar(file)
+    with only_writer(path), new_file(path, len(signature.data), force=force) as descriptor:
+        write_all(descriptor, signature.data, 0)
+    return Signed(str(file), str(path), signature.key)
+
+
+def _check(file: Path, progress: Progress) -> None:
+    """Whether it is something of ours, whole; raises what reading it does."""
+    if file.is_dir():
+        raise UnsupportedError(
+            f"{file} is a folder, and a signature is of one file: have sepme apply write a "
+            "--statement of it, and sign that",
+            file=file,
+            expected="a patch, a checkpoint of one file or a statement",
+            found="a folder",
+        )
+    if is_statement(file):
+        read_statement(file)
+        return
+    kind = kind_of(file)
+    if kind == "undo":
+        raise UnsupportedError(
+            f"{file} is an undo journal, which is of use only where it lies",
+            file=file,
+            expected="a patch, a checkpoint of one file or a statement",
+            found="an undo journal",
+        )
+    if kind == "patch":
+        read_patch_file(file)
+    else:
+        with open_checkpoint(file, progress):
+            pass
