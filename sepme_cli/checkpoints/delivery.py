@@ -12,7 +12,14 @@ from typing import BinaryIO
 from patch_spec.stack import StackRecord
 from patch_spec.undo import UndoRecord
 from sepme_cli.checkpoints.boundary import writing
-from sepme_cli.checkpoints.files import check_writable, only_writer, remove, resolved, sweep
+from sepme_cli.checkpoints.files import (
+    check_own,
+    check_writable,
+    only_writer,
+    remove,
+    resolved,
+    sweep,
+)
 from sepme_cli.checkpoints.folder_writer import check_new_folder, write_folder
 from sepme_cli.checkpoints.journal import (
     State,
@@ -236,6 +243,7 @@ def _keep_undo(
 ) -> None:
     """The journal of a file that will have this record and header."""
     undo = undo_path(file.path)
+    check_own(undo, file.path)
     coming = UndoRecord(record.base, sha256(header_bytes).hexdigest())
     if checkpoint.stack is None:
         write_undo(undo, _state(checkpoint, file), coming)

@@ -27,6 +27,25 @@ def resolved(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
+def check_own(path: Path, beside: Path) -> None:
+    """SystemFailure if a file that sepme keeps beside another was put there by somebody else.
+
+    Where others may write, a link could have us write to whatever it points to, and a journal
+    could have us write whatever it says: links are not followed, and a file counts only if it is
+    this user's or that of the owner of `beside`.
+    """
+    with writing(path), suppress(FileNotFoundError):
+        status = path.lstat()
+        link = stat.S_ISLNK(status.st_mode)
+        if link or status.st_uid not in (os.geteuid(), beside.stat().st_uid):
+            raise SystemFailure(
+                f"{path} was put there by somebody else: see what it is, and remove it",
+                file=path,
+                expected="a file of your own, which sepme keeps there",
+                found="a link" if link else f"a file of user {status.st_uid}",
+            )
+
+
 @contextmanager
 def only_writer(path: Path) -> Iterator[None]:
     """Nobody else writes `path` meanwhile; SystemFailure ("busy") if somebody does.
@@ -48,7 +67,8 @@ def only_writer(path: Path) -> Iterator[None]:
 
 def _lock(lock: Path, path: Path) -> int:
     while True:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        descriptor = os.open(lock, flags, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # The holder before may have removed the file between our open and our lock.

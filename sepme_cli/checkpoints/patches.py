@@ -12,7 +12,7 @@ from patch_spec.increment import Increment
 from patch_spec.manifest import Patch
 from patch_spec.stack import StackEntry
 from sepme_cli.checkpoints.boundary import reading, writing
-from sepme_cli.checkpoints.files import new_file, resolved, write_all
+from sepme_cli.checkpoints.files import check_own, new_file, resolved, write_all
 from sepme_cli.errors import RefusedError
 
 PatchSource = Path | BinaryIO
@@ -68,12 +68,15 @@ def kept_folder(path: Path) -> Path:
 
 def kept_patches(path: Path) -> tuple[PatchFile, ...]:
     """The patches kept beside a checkpoint, in the order of their digests."""
-    return tuple(read_patch_file(file) for file in sorted(kept_folder(path).glob("*.sepme")))
+    folder = kept_folder(path)
+    check_own(folder, path)
+    return tuple(read_patch_file(file) for file in sorted(folder.glob("*.sepme")))
 
 
 def keep_patches(path: Path, files: Iterable[PatchFile]) -> None:
     """Keep these patches, and no others. The caller is the only writer of the checkpoint."""
     folder = kept_folder(path)
+    check_own(folder, path)
     wanted = {file.digest: file for file in files}
     with writing(folder):
         for left in folder.glob(".*.sepme-tmp"):  # by a writer who was killed

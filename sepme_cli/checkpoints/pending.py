@@ -25,6 +25,7 @@ from patch_spec.header import (
 )
 from sepme_cli.checkpoints.boundary import reading, writing
 from sepme_cli.checkpoints.files import (
+    check_own,
     copy_all,
     new_file,
     only_writer,
@@ -201,6 +202,7 @@ def write_over_in_place(checkpoint: Path, changes: Sequence[Change], progress: P
     checkpoint's only writer.
     """
     journal = pending_path(checkpoint)
+    check_own(journal, checkpoint)
     progress.stage(
         f"writing {checkpoint.name} in place", sum(len(change.touched) for change in changes)
     )
@@ -234,6 +236,7 @@ def undo_interrupted(path: Path, progress: Progress) -> None:
     journal = pending_path(path)
     if not journal.exists() or not path.exists():
         return
+    check_own(journal, path)
     with _open(journal) as pending, writing(path), ExitStack() as stack:
         opened = [(part, stack.enter_context(_opened(part.path))) for part in pending.files()]
         for part, file in opened:
