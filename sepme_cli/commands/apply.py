@@ -66,8 +66,8 @@ def apply(
 
     MODEL is a Stable Diffusion checkpoint, PATCH a .sepme file or - for standard input.
 
-    What is taken out of a model is out of its pictures, and no lock: whoever has MODEL or the
-    patches can put it back, and fine-tuning or a learned embedding may.
+    A patch is no lock: whoever has MODEL or the patch can put its concepts back, and fine-tuning
+    or a learned embedding may.
 
     Examples:
 
