@@ -45,12 +45,12 @@ def signatures_of(
         unchecked += [
             f"{file}: its signature: that takes --allowed-signers"
             for file in files
-            if sidecar(file).exists()
+            if file.is_file() and sidecar(file).exists()
         ]
         return
     with allowed_signers(trust.allowed) as signers:
         for file in files:
-            if file == stated and not sidecar(file).exists():
+            if file == stated and not (file.is_file() and sidecar(file).exists()):
                 continue
             ok, detail = _signature(file, signers, trust)
             yield Check(f"{file}: signature", ok, detail)

@@ -28,10 +28,11 @@ def check_key(key: Path) -> None:
     """SystemFailure if `key` is not there, MalformedError if it is no key; private or public."""
     with reading(key), key.open("rb"):
         pass
-    done = _run(["-l", "-f", str(key)])
-    if done.returncode:
+    # Of a device ssh-keygen would read for ever.
+    done = _run(["-l", "-f", str(key)]) if key.is_file() else None
+    if done is None or done.returncode:
         raise MalformedError(
-            f"{key}: {_said(done.stderr)}",
+            f"{key}: {'this is no file' if done is None else _said(done.stderr)}",
             file=key,
             expected="an OpenSSH private key, or a public key whose private half ssh-agent holds",
             found="something else",

@@ -119,6 +119,19 @@ def test_what_is_signed_is_never_taken_for_the_passphrase(locked: Path, here: Pa
         assert not signature.exists()
 
 
+def test_a_program_is_asked_where_the_user_said_so(
+    locked: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = here / "askpass"
+    program.write_text("#!/bin/sh\necho secret\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("SSH_ASKPASS", str(program))
+    assert alone("sign", "monet.sepme", "--key", locked).returncode == 5
+    monkeypatch.setenv("SSH_ASKPASS_REQUIRE", "force")
+    assert alone("sign", "monet.sepme", "--key", locked).returncode == 0
+    assert good("monet.sepme")
+
+
 def test_on_a_terminal_the_passphrase_is_asked_for(locked: Path, here: Path) -> None:
     child, terminal = pty.fork()
     if child == 0:
@@ -170,6 +183,8 @@ def test_a_file_that_changes_meanwhile_is_not_signed(here: Path, sepme: Run) -> 
         (2, "sign --key key"),
         (2, "sign monet.sepme"),
         (5, "sign monet.sepme --key missing"),
+        (5, "sign monet.sepme --key ."),
+        (3, "sign monet.sepme --key /dev/zero"),
         (3, "sign monet.sepme --key monet.sepme"),
         (5, "sign monet.sepme --key signers"),
         (5, "sign monet.sepme missing.sepme --key key"),

@@ -1,6 +1,7 @@
 """verify with a signature demanded: 0 only for a good one, whatever is wrong with the others."""
 
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -168,6 +169,21 @@ def test_what_a_line_may_say(name: str, options: str, sepme: Run) -> None:
     signers(options, name=name)
     for more in ([], ["--signed-by", ALICE]):
         assert sepme(*DEMANDED.split(), *more).status == 0
+
+
+def test_certificates(here: Path, sepme: Run) -> None:
+    authority = make_key(here / "authority")
+    certify = ["ssh-keygen", "-q", "-s", authority, "-I", "alice", "-n", ALICE, "alice.pub"]
+    subprocess.run(certify, check=True)
+    SIGNATURE.unlink()
+    assert sepme("sign", "monet.sepme", "--key", "alice-cert.pub").status == 0
+    signers("cert-authority", key="authority", name="*@example.org")
+    assert sepme(*DEMANDED.split(), "--signed-by", ALICE).status == 0
+    done = sepme(*DEMANDED.split(), "--signed-by", "bob@example.org")
+    assert done.status == 1
+    assert sepme(*DEMANDED.split()).status == 0
+    signers("cert-authority", key="bob", name="*@example.org")
+    assert sepme(*DEMANDED.split()).status == 1
 
 
 @pytest.mark.parametrize("kind", ["rsa", "ecdsa"])

@@ -430,3 +430,15 @@ def test_a_bug(command: str, sepme: Run, monkeypatch: pytest.MonkeyPatch) -> Non
     assert "Traceback" in sepme(*line, "-v").err
     error = sepme(*line, "--json").json["error"]
     assert error["kind"] == "internal" and "please report it" in error["message"]
+
+
+@pytest.mark.parametrize("command", commands())
+@pytest.mark.usefixtures("here")
+def test_an_interruption(command: str, sepme: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Output, "__enter__", interrupted)
+    line = RUNS[command].split()
+    assert sepme(*line).status == ExitStatus.INTERRUPTED
+    assert sepme(*line, "--json").json["error"]["kind"] == "interrupted"

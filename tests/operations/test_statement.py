@@ -132,6 +132,10 @@ def test_a_signed_statement_is_a_signature_of_its_checkpoint(
     assert failed(verify([clean], statement=statement, allowed_signers=signers)) == ["signature"]
     by_hand(statement, key)
     assert failed(verify([clean], statement=statement, allowed_signers=signers)) == []
+    # Another program's signature, that happens to lie beside a folder, is none of ours.
+    clean.with_name("c.sig").write_text("{}")
+    assert failed(verify([clean], statement=statement, allowed_signers=signers)) == []
+    assert verify([clean], statement=statement).unchecked[0].startswith(str(statement))
     # It speaks for the checkpoint, and for no patch.
     everything = verify([clean, *patches], statement=statement, allowed_signers=signers)
     assert failed(everything) == ["signature", "signature"]
