@@ -52,15 +52,13 @@ def sign(
     for file in files:
         _check(file, progress)
         check_writable(sidecar(file), 0, force=force)
-    progress.stage("signing", len(files))
-    signatures = []
-    for file in files:
-        signatures.append(_sign(file, key, force, progress))
-        progress.advance()
-    return SignResult(tuple(signatures), time.monotonic() - started)
+    signatures = tuple(_sign(file, key, force, progress) for file in files)
+    return SignResult(signatures, time.monotonic() - started)
 
 
 def _sign(file: Path, key: Path, force: bool, progress: Progress) -> Signed:
+    # No stage: its bar would be drawn over ssh-keygen's question for the passphrase.
+    progress.say(f"signing {file} with {key}")
     with reading(file), file.open("rb") as opened:
         signature = openssh.sign(opened, key, progress.say)
     path = sidecar(file)
