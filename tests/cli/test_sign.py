@@ -104,7 +104,10 @@ def test_what_is_signed_is_never_taken_for_the_passphrase(locked: Path, here: Pa
         f"made = openssh.sign(open({str(file)!r}, 'rb'), Path({str(locked)!r}), print)\n"
         f"Path({str(signature)!r}).write_bytes(made.data)"
     )
-    for asked in ({}, {"SSH_ASKPASS_REQUIRE": "prefer"}):
+    for asked, says in (
+        ({}, "incorrect passphrase"),
+        ({"SSH_ASKPASS_REQUIRE": "prefer"}, "not one of the file as it is now"),
+    ):
         environment = {**os.environ, **asked}
         environment.pop("DISPLAY", None)
         done = subprocess.run(
@@ -115,7 +118,7 @@ def test_what_is_signed_is_never_taken_for_the_passphrase(locked: Path, here: Pa
             env=environment,
             check=False,
         )
-        assert "SystemFailure" in done.stderr
+        assert "SystemFailure" in done.stderr and says in done.stderr
         assert not signature.exists()
 
 

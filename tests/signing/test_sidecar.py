@@ -3,6 +3,7 @@
 import struct
 from base64 import b64encode
 from pathlib import Path
+from string import ascii_lowercase, ascii_uppercase, digits
 
 import pytest
 from hypothesis import given
@@ -21,6 +22,14 @@ def blob(
 ) -> bytes:
     fields = (string(b"ssh-ed25519") + string(b"k" * 32), b"sepme", reserved, b"sha512", b"s" * 83)
     return magic + struct.pack(">I", version) + b"".join(map(string, fields)) + after
+
+
+def blob_of(more: int) -> bytes:
+    """One that is so many bytes longer."""
+    return blob()[:-87] + string(b"s" * (83 + more))
+
+
+ALPHABET = (ascii_uppercase + ascii_lowercase + digits + "+/").encode()
 
 
 def armoured(data: bytes, width: int = 70) -> bytes:
@@ -66,6 +75,17 @@ def test_a_last_line_that_is_longer_or_blank() -> None:
     ):
         with pytest.raises(MalformedError):
             parse_signature(b"\n".join(lines))
+
+
+def test_bits_that_base64_passes_over_must_be_none() -> None:
+    data = next(one for one in map(blob_of, range(3)) if armoured(one).count(b"==\n") == 1)
+    good = armoured(data)
+    assert parse_signature(good).namespace == "sepme"
+    at = good.index(b"==\n") - 1
+    for bit in range(4):  # of the last digit before two signs of padding
+        digit = ALPHABET[ALPHABET.index(good[at]) ^ 1 << bit]
+        with pytest.raises(MalformedError, match="no SSH signature"):
+            parse_signature(good[:at] + bytes([digit]) + good[at + 1 :])
 
 
 @given(st.binary(max_size=300))
