@@ -17,6 +17,7 @@ from sepme_cli.commands.apply import apply
 from sepme_cli.commands.diff import diff
 from sepme_cli.commands.erase import erase
 from sepme_cli.commands.evaluate import evaluate
+from sepme_cli.commands.example import example
 from sepme_cli.commands.inspect import inspect
 from sepme_cli.commands.recipe import recipe
 from sepme_cli.commands.revert import revert
@@ -35,7 +36,7 @@ app = typer.Typer(
 #: What the completion script of a shell sets when it asks; Typer makes the name from the program's.
 COMPLETING = "_SEPME_COMPLETE"
 
-for command in (erase, apply, revert, diff, inspect, verify, sample, evaluate):
+for command in (erase, apply, revert, diff, inspect, verify, sample, evaluate, example):
     app.command()(command)
 app.add_typer(recipe, name="recipe")
 
