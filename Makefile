@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # One thread a process: the tests run side by side, and results must not depend on it.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: setup demo test lint types contract vectors check clean
+.PHONY: setup demo test lint types contract vectors site check clean
 
 setup: $(READY)
 
@@ -34,6 +34,9 @@ contract: $(READY)
 
 vectors: $(READY)
 	$(BIN)/python -m patch_spec.make_vectors --check
+
+site: $(READY)
+	$(BIN)/mkdocs build -d build/site
 
 check: lint types contract vectors test
 

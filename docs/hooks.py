@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from textwrap import dedent
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -15,9 +16,15 @@ def commands() -> str:
     """The reference of all commands, from the application itself."""
     line = [sys.executable, "-m", "typer", "sepme_cli.app", "utils", "docs", "--name", "sepme"]
     text = subprocess.run(line, capture_output=True, text=True, check=True, cwd=ROOT).stdout
-    # Examples stand indented by two in the help; four make them code.
-    text = re.sub(r"^  (?=\S| )", "    ", text, flags=re.MULTILINE)
+    # What the help shows as it stands, examples and statuses, begins with a backspace.
+    text = re.sub(r"^ *\x08\n(.*?)\n(?=\n)", _code, text, flags=re.MULTILINE | re.DOTALL)
+    # Each command says more of itself further down than a cut line does.
+    text = re.sub(r"\*\*Commands\*\*:\n\n(\* .*\n)+", "", text)
     return text.replace("# `sepme`", "# Commands", 1)
+
+
+def _code(found: re.Match[str]) -> str:
+    return f"```\n{dedent(found[1])}\n```\n"
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

@@ -24,9 +24,9 @@ pytestmark = pytest.mark.slow
 
 
 def commands(page: Path) -> list[str]:
-    """The lines of a page's console blocks that are typed."""
-    blocks = re.findall(r"^```console\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
-    return [line[2:] for block in blocks for line in block.splitlines() if line[:2] == "$ "]
+    """What a page's bash blocks say to type, one command each."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    return [line for block in blocks for line in block.replace("\\\n", "").splitlines()]
 
 
 def sepme(*words: str, cwd: Path) -> None:
