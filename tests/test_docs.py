@@ -72,6 +72,10 @@ def test_a_how_to(page: Path, folder: Path) -> None:
     run_all(page, folder)
 
 
+def test_the_readme(folder: Path) -> None:
+    run_all(ROOT / "README.md", folder)
+
+
 def test_the_site_builds_and_its_links_lead_somewhere(tmp_path: Path) -> None:
     line = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", tmp_path / "site"]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
