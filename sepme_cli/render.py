@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sepme_cli.operations.diff import DiffResult
     from sepme_cli.operations.erase import EraseResult
     from sepme_cli.operations.evaluate import EvaluateResult
+    from sepme_cli.operations.example import ExampleResult
     from sepme_cli.operations.inspect import CheckpointInfo, InspectResult, PatchInfo
     from sepme_cli.operations.recipes import InitResult, RecipeInfo
     from sepme_cli.operations.revert import RevertResult
@@ -162,6 +163,11 @@ def evaluate(result: "EvaluateResult") -> RenderableType:
         ("time", duration(result.seconds)),
     )
     return Group(table, "", figures)
+
+
+def example(result: "ExampleResult") -> RenderableType:
+    """Where the model is."""
+    return fields(("model", f"{result.model}, {size(result.bytes)}"), ("judge", result.judge))
 
 
 def recipe_init(result: "InitResult") -> RenderableType:

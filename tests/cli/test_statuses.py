@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
@@ -121,6 +122,7 @@ USAGE = [
     Case(2, "usage", "apply model.safetensors monet.sepme -o out --statement out"),
     Case(2, "usage", "sign monet.sepme"),
     Case(2, "usage", "sign --key key"),
+    Case(2, "usage", "example nonsense"),
     Case(2, "usage", "recipe init one.yaml two.yaml"),
     Case(2, "usage", "recipe check"),
     Case(2, "usage", "recipe nonsense"),
@@ -233,6 +235,8 @@ SYSTEM = [
     Case(5, "system", "sign monet.sepme --key missing"),
     Case(5, "system", "sign missing.sepme --key key"),
     Case(5, "system", "sign klimt.sepme --key key"),
+    Case(5, "system", "example"),
+    Case(5, "system", "example -o missing/out"),
     Case(5, "system", "recipe init policy.yaml"),
     Case(5, "system", "recipe init missing/policy.yaml"),
     Case(5, "system", "recipe init /dev/full"),
@@ -308,6 +312,7 @@ SUCCEEDING = [
     (1, "verify model.safetensors --statement clean.json"),
     (1, "verify clean.safetensors klimt.sepme --statement clean.json"),
     (0, "apply model.safetensors both.sepme -o out --statement out.json"),
+    (0, "example -o new.safetensors"),
     (0, "recipe init new.yaml"),
     (0, "recipe init policy.yaml --force"),
     (0, "recipe check policy.yaml"),
@@ -350,6 +355,15 @@ def test_an_answer(status: int, line: str, as_json: bool, sepme: Run) -> None:
         assert "\x1b" not in done.err
 
 
+def test_an_example_that_is_not_installed(here: Path, sepme: Run, monkeypatch: Any) -> None:
+    monkeypatch.setattr("sepme_cli.operations.example.PACKAGE", "not_installed_here")
+    before = contents(here)
+    error = (told := sepme("example", "-o", "new", "--json")).json["error"]
+    assert (told.status, error["kind"], error["found"]) == (5, "system", "not installed")
+    assert "pip install 'sepme[example]'" in error["message"]
+    assert contents(here) == before
+
+
 #: The statuses that a command never ends with, and why.
 NEVER = {
     ("inspect", 1): "it is asked for no answer",
@@ -357,6 +371,9 @@ NEVER = {
     ("verify", 4): "a patch and a checkpoint that do not belong together are a check: 1",
     ("sign", 1): "it is asked for no answer",
     ("sign", 4): "it looks at one file at a time",
+    ("example", 1): "it is asked for no answer",
+    ("example", 3): "it reads no file but its own",
+    ("example", 4): "it knows no patch",
     ("recipe init", 1): "it is asked for no answer",
     ("recipe init", 3): "it reads no file",
     ("recipe init", 4): "it knows no patch and no checkpoint",
@@ -409,6 +426,7 @@ RUNS = {
     "sign": "sign monet.sepme --key key",
     "sample": "sample model.safetensors --prompt x -o out",
     "evaluate": f"evaluate model.safetensors monet.sepme {JUDGED}",
+    "example": "example -o new.safetensors",
     "recipe init": "recipe init new.yaml",
     "recipe check": "recipe check policy.yaml",
 }
