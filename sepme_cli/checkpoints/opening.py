@@ -14,9 +14,10 @@ from sepme_cli.errors import MalformedError, UnsupportedError
 PICKLED = frozenset({".ckpt", ".pt", ".pth", ".bin"})
 """What files are called that torch has saved."""
 
-_ZIP = b"PK\x03\x04"
+ZIP = b"PK\x03\x04"
+"""How a file begins that torch has saved, but for its oldest format, which is a bare pickle."""
 _FOREIGN_MAGIC: tuple[tuple[bytes, str], ...] = (
-    (_ZIP, "a pickle in a zip archive, as torch saves them"),
+    (ZIP, "a pickle in a zip archive, as torch saves them"),
     *((b"\x80" + bytes([protocol]), "a pickle") for protocol in range(1, 6)),
     (b"GGUF", "a GGUF file"),
     (b"\x89HDF", "an HDF5 file"),
@@ -54,8 +55,8 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _is_pickled(file: BinaryIO) -> bool:
-    prefix = read_exactly(file.fileno(), len(_ZIP), 0)
-    return prefix == _ZIP or (prefix[:1] == b"\x80" and prefix[1:2] in (b"\2", b"\3", b"\4"))
+    prefix = read_exactly(file.fileno(), len(ZIP), 0)
+    return prefix == ZIP or (prefix[:1] == b"\x80" and prefix[1:2] in (b"\2", b"\3", b"\4"))
 
 
 def _read_header(file: BinaryIO, path: Path) -> tuple[Header, bytes]:

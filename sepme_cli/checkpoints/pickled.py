@@ -5,6 +5,7 @@ file is mapped into memory, so that tensors are read from it when they are asked
 module of this floor that needs torch.
 """
 
+import errno
 import re
 import warnings
 import zipfile
@@ -18,8 +19,9 @@ import torch
 from torch import Tensor
 
 from patch_spec.header import PREFIX_BYTES, TensorEntry, encode_header, parse_header
-from sepme_cli.checkpoints.boundary import reading
-from sepme_cli.checkpoints.files import COPY_BYTES, write_all
+from sepme_cli.checkpoints.boundary import reading, system_failure
+from sepme_cli.checkpoints.files import COPY_BYTES, read_exactly, write_all
+from sepme_cli.checkpoints.opening import ZIP
 from sepme_cli.checkpoints.parts import WeightsFile
 from sepme_cli.errors import MalformedError
 
@@ -102,6 +104,8 @@ def open_pickled(path: Path, place: str, file: BinaryIO) -> PickledFile:
     if not isinstance(inner, dict):
         raise _no_weights(path, type(inner).__name__)
     tensors = {name: value for name, value in inner.items() if _is_weight(name, value)}
+    for name, value in tensors.items():
+        _check_size(path, name, value)
     if not tensors:
         raise _no_weights(path, f"{len(inner)} other things")
     rest = [str(name) for name in inner if name not in tensors]
@@ -113,7 +117,8 @@ def open_pickled(path: Path, place: str, file: BinaryIO) -> PickledFile:
 
 
 def _load(path: Path, file: BinaryIO) -> Any:
-    mapped = zipfile.is_zipfile(file)
+    # By how it begins, as torch does: what is found from its end may be another archive.
+    mapped = read_exactly(file.fileno(), len(ZIP), 0) == ZIP
     if mapped:
         _check_archive(path, file)
     try:
@@ -121,10 +126,11 @@ def _load(path: Path, file: BinaryIO) -> Any:
             # It warns of every protocol that it does not write itself.
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except OSError:
-        raise
-    # On bytes that are no pickle of torch's its reader raises whatever they lead it to.
+    # On bytes that are no pickle of torch's its reader raises whatever they lead it to, such as
+    # what the system says to a seek to where no file can be.
     except Exception as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise system_failure(error, path) from error
         unsafe = _UNSAFE.search(str(error))
         if unsafe is None:
             raise MalformedError(
@@ -147,7 +153,8 @@ def _check_archive(path: Path, file: BinaryIO) -> None:
     try:
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError) as error:
+    # A seek to before the beginning, and names in no encoding, are not told by a type of its own.
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError) as error:
         raise MalformedError(f"{path}: a damaged zip archive: {error}", file=path) from error
     for member in members:
         weights = "/data/" in member.filename
@@ -165,6 +172,18 @@ def _check_archive(path: Path, file: BinaryIO) -> None:
                 expected=f"at most {_PICKLE_BYTES} bytes",
                 found=member.file_size,
             )
+
+
+def _check_size(path: Path, name: str, value: Tensor) -> None:
+    """A view can claim any size, and would take as much memory when it is read."""
+    claimed, held = value.numel() * value.element_size(), value.untyped_storage().nbytes()
+    if claimed > held:
+        raise MalformedError(
+            f"{path}: {ascii(name)[:80]} claims more than the file holds",
+            file=path,
+            expected=f"at most {held} bytes",
+            found=f"{claimed} bytes",
+        )
 
 
 def _is_weight(name: object, value: object) -> bool:
