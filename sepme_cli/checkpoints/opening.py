@@ -8,14 +8,12 @@ from typing import BinaryIO
 from patch_spec.header import PREFIX_BYTES, Header, header_length, parse_header
 from sepme_cli.checkpoints.boundary import reading
 from sepme_cli.checkpoints.files import read_exactly
-from sepme_cli.checkpoints.parts import WeightsFile
+from sepme_cli.checkpoints.parts import ZIP, WeightsFile
 from sepme_cli.errors import MalformedError, UnsupportedError
 
 PICKLED = frozenset({".ckpt", ".pt", ".pth", ".bin"})
 """What files are called that torch has saved."""
 
-ZIP = b"PK\x03\x04"
-"""How a file begins that torch has saved, but for its oldest format, which is a bare pickle."""
 _FOREIGN_MAGIC: tuple[tuple[bytes, str], ...] = (
     (ZIP, "a pickle in a zip archive, as torch saves them"),
     *((b"\x80" + bytes([protocol]), "a pickle") for protocol in range(1, 6)),

@@ -35,6 +35,7 @@ from sepme_cli.checkpoints.files import (
     resolved,
     write_all,
 )
+from sepme_cli.checkpoints.headers import same_but_record
 from sepme_cli.checkpoints.resizing import collapse, find_hole, insert
 from sepme_cli.errors import MalformedError, RefusedError
 from sepme_cli.progress import Progress
@@ -181,6 +182,10 @@ class Pending:
             return False
         return resolved(self.folder / path) == self.folder / path
 
+    def _header(self, number: int, side: Side) -> Header:
+        text = self.read(_member(number, side, _HEADER))
+        return parse_header(text[:PREFIX_BYTES], text[PREFIX_BYTES:], None)
+
     @cached_property
     def _members(self) -> Mapping[tuple[str, str], Set[str]]:
         """The names of its tensors without number and side, by these."""
@@ -205,9 +210,11 @@ class Pending:
             starts[side] = self.own.by_name[_member(number, side, _HEADER)].nbytes
         if (starts["old"] - starts["new"]) % BLOCK:
             raise self.malformed()
-        text = self.read(_member(number, "old", _HEADER))
-        header = parse_header(text[:PREFIX_BYTES], text[PREFIX_BYTES:], None)
-        if names[0] != names[1] or not names[0] - {_HEADER} <= header.by_name.keys():
+        header, coming = (self._header(number, side) for side in sides)
+        # Only the record ever changes: a journal that says more is damaged, or not ours.
+        if names[0] != names[1] or not same_but_record(header, coming):
+            raise self.malformed()
+        if not names[0] - {_HEADER} <= header.by_name.keys():
             raise self.malformed()
         touched = tuple(header.by_name[name] for name in sorted(names[0] - {_HEADER}))
         return PendingFile(path, number, touched, starts, header.data_length, self)

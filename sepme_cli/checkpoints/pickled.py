@@ -21,8 +21,7 @@ from torch import Tensor
 from patch_spec.header import PREFIX_BYTES, TensorEntry, encode_header, parse_header
 from sepme_cli.checkpoints.boundary import reading, system_failure
 from sepme_cli.checkpoints.files import COPY_BYTES, read_exactly, write_all
-from sepme_cli.checkpoints.opening import ZIP
-from sepme_cli.checkpoints.parts import WeightsFile
+from sepme_cli.checkpoints.parts import ZIP, WeightsFile
 from sepme_cli.errors import MalformedError
 
 _DTYPES = {

@@ -153,6 +153,29 @@ def test_an_archive_that_unpacks_to_more_is_malformed(tmp_path: Path) -> None:
         open_checkpoint(path)
 
 
+def test_an_archive_within_the_end_of_another_is_not_what_is_checked(tmp_path: Path) -> None:
+    """Torch looks for the list of members in another way than Python does: a signature behind the
+    end hides it from Python alone, and with it what it says of compressed members."""
+    path = write_ckpt(tmp_path / "m.ckpt", checkpoint_tensors())
+    with path.open("ab") as file:
+        file.write(b"PK\x05\x06")
+    assert not zipfile.is_zipfile(path)
+    with pytest.raises(MalformedError, match="damaged zip archive"):
+        open_checkpoint(path)
+
+
+@pytest.mark.parametrize("archive", [True, False], ids=["zip", "legacy"])
+def test_a_view_that_claims_more_than_the_file_holds_is_malformed(
+    archive: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "m.ckpt"
+    wide = {**state(), "wide": torch.zeros(1).expand(2**40)}
+    torch.save(wide, path, _use_new_zipfile_serialization=archive)
+    with pytest.raises(MalformedError, match="claims more than") as caught:
+        open_checkpoint(path)
+    assert caught.value.found == f"{2**42} bytes"
+
+
 @pytest.mark.parametrize("cut", [10, 1000, 20000])
 def test_a_truncated_archive_is_malformed(cut: int, tmp_path: Path) -> None:
     path = write_ckpt(tmp_path / "m.ckpt", checkpoint_tensors())
