@@ -135,11 +135,11 @@ def interrupted(folder: Path) -> tuple[Path, Path]:
     return model, pending.pending_path(model)
 
 
-def renamed(journal: bytes, name: str) -> bytes:
-    """A pending journal that tells of another file."""
+def renamed(journal: bytes, names: str) -> bytes:
+    """A pending journal that tells of other files, in a JSON text."""
     start = 8 + int.from_bytes(journal[:8], "little")
     header = json.loads(journal[8:start])
-    header["__metadata__"]["sepme_pending"] = json.dumps([name])
+    header["__metadata__"]["sepme_pending"] = names
     text = json.dumps(header).encode()
     return len(text).to_bytes(8, "little") + text + journal[start:]
 

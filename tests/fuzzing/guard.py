@@ -1,6 +1,5 @@
 """Running one reader under watch: time, memory, and what it touches or starts."""
 
-import faulthandler
 import os
 import resource
 import signal
@@ -82,7 +81,6 @@ class Guard:
             raise Hang(f"longer than {self.seconds} s")
 
         before = signal.signal(signal.SIGPROF, stop)
-        faulthandler.dump_traceback_later(120, exit=True)
         signal.setitimer(signal.ITIMER_PROF, self.seconds)
         Guard._active = self
         try:
@@ -90,7 +88,6 @@ class Guard:
         finally:
             Guard._active = None
             signal.setitimer(signal.ITIMER_PROF, 0)
-            faulthandler.cancel_dump_traceback_later()
             signal.signal(signal.SIGPROF, before)
 
     def hear(self, event: str, arguments: tuple[Any, ...]) -> None:

@@ -235,7 +235,7 @@ class Pending(Target):
         self.files = (self.model, self.decoy)
         (self.folder / "link.safetensors").symlink_to(self.decoy)
         names = ("other.safetensors", "link.safetensors", "./m.safetensors", "m.safetensors/../x")
-        return [good, *(corpus.renamed(good, name) for name in names)]
+        return [good, *(corpus.renamed(good, f'["{name}"]') for name in names)]
 
     def check(self, data: bytes) -> None:
         self.journal.write_bytes(data)
