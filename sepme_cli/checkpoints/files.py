@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sepme_cli.checkpoints.boundary import writing
-from sepme_cli.errors import MalformedError, SystemFailure
+from sepme_cli.errors import MalformedError, RefusedError, SystemFailure
 
 BLOCK = 4096
 """Of file systems, on machines of today; a page of memory too."""
@@ -25,6 +25,21 @@ COPY_BYTES = 8 * 2**20
 def resolved(path: Path) -> Path:
     """The file behind a symbolic link: links stay, what they point to is replaced."""
     return Path(os.path.realpath(path))
+
+
+def check_no_link(path: Path) -> None:
+    """RefusedError if what sepme keeps beside a checkpoint is a link.
+
+    It makes none. One that came with a download may lead to any file of the user's, and what it
+    leads to would be overwritten.
+    """
+    if path.is_symlink():
+        raise RefusedError(
+            f"{path} is a link, and sepme would write over what it leads to; remove it",
+            file=path,
+            expected="a file or folder of its own, or none",
+            found=f"a link to {os.readlink(path)}",
+        )
 
 
 @contextmanager
@@ -48,7 +63,8 @@ def only_writer(path: Path) -> Iterator[None]:
 
 def _lock(lock: Path, path: Path) -> int:
     while True:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(lock, flags, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # The holder before may have removed the file between our open and our lock.

@@ -13,7 +13,14 @@ from typing import BinaryIO, Self
 from patch_spec.header import Header, TensorEntry, encode_header, read_header
 from patch_spec.undo import HEADER_TENSOR, METADATA_KEY, UndoRecord, original_header, undo_record
 from sepme_cli.checkpoints.boundary import reading
-from sepme_cli.checkpoints.files import copy_all, new_file, read_exactly, resolved, write_all
+from sepme_cli.checkpoints.files import (
+    check_no_link,
+    copy_all,
+    new_file,
+    read_exactly,
+    resolved,
+    write_all,
+)
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,11 @@ def undo_path(path: Path) -> Path:
 
 
 def write_undo(path: Path, state: State, record: UndoRecord) -> None:
-    """Write an undo journal, whole and synced, over an older one, by the checkpoint's writer."""
+    """Write an undo journal, whole and synced, over an older one, by the checkpoint's writer.
+
+    Raises RefusedError if there is a link where it goes.
+    """
+    check_no_link(path)
     position = len(state.header_bytes)
     entries = [TensorEntry(HEADER_TENSOR, "U8", (position,), 0, position)]
     for kept in state.touched:

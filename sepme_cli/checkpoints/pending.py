@@ -27,6 +27,7 @@ from patch_spec.header import (
 from sepme_cli.checkpoints.boundary import reading, writing
 from sepme_cli.checkpoints.files import (
     BLOCK,
+    check_no_link,
     copy_all,
     new_file,
     only_writer,
@@ -291,6 +292,7 @@ def _put(journal: Path, side: Side, files: Sequence[BinaryIO]) -> None:
 def _write_journal(
     journal: Path, changes: Sequence[Change], files: Sequence[BinaryIO], progress: Progress
 ) -> None:
+    check_no_link(journal)
     folder = journal.parent
     names = [_relative(resolved(change.path), folder) for change in changes]
     entries, size = _entries(changes)

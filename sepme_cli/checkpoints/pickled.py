@@ -6,6 +6,7 @@ module of this floor that needs torch.
 """
 
 import errno
+import os
 import re
 import warnings
 import zipfile
@@ -103,8 +104,7 @@ def open_pickled(path: Path, place: str, file: BinaryIO) -> PickledFile:
     if not isinstance(inner, dict):
         raise _no_weights(path, type(inner).__name__)
     tensors = {name: value for name, value in inner.items() if _is_weight(name, value)}
-    for name, value in tensors.items():
-        _check_size(path, name, value)
+    _check_sizes(path, file, tensors)
     if not tensors:
         raise _no_weights(path, f"{len(inner)} other things")
     rest = [str(name) for name in inner if name not in tensors]
@@ -173,16 +173,25 @@ def _check_archive(path: Path, file: BinaryIO) -> None:
             )
 
 
-def _check_size(path: Path, name: str, value: Tensor) -> None:
-    """A view can claim any size, and would take as much memory when it is read."""
-    claimed, held = value.numel() * value.element_size(), value.untyped_storage().nbytes()
-    if claimed > held:
-        raise MalformedError(
-            f"{path}: {ascii(name)[:80]} claims more than the file holds",
-            file=path,
-            expected=f"at most {held} bytes",
-            found=f"{claimed} bytes",
-        )
+def _check_sizes(path: Path, file: BinaryIO, tensors: Mapping[str, Tensor]) -> None:
+    """No tensor is larger than what it is a view of, nor these together than the file.
+
+    A view can claim any size, and would take as much memory when it is read; and what the oldest
+    format says is there, and is not, is memory that nobody has filled.
+    """
+    room, seen = os.fstat(file.fileno()).st_size, set()
+    for name, value in tensors.items():
+        claimed, held = value.numel() * value.element_size(), value.untyped_storage().nbytes()
+        if value.untyped_storage().data_ptr() not in seen:
+            seen.add(value.untyped_storage().data_ptr())
+            room -= held
+        if claimed > held or room < 0:
+            raise MalformedError(
+                f"{path}: {ascii(name)[:80]} claims more than the file holds",
+                file=path,
+                expected=f"at most {min(held, max(room + held, 0))} bytes",
+                found=f"{max(claimed, held)} bytes",
+            )
 
 
 def _is_weight(name: object, value: object) -> bool:

@@ -1,6 +1,7 @@
 """Files that torch has pickled: their weights come out, and nothing of theirs runs."""
 
 import pickle
+import pickletools
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,19 @@ def test_a_view_that_claims_more_than_the_file_holds_is_malformed(
     with pytest.raises(MalformedError, match="claims more than") as caught:
         open_checkpoint(path)
     assert caught.value.found == f"{2**42} bytes"
+
+
+def test_memory_that_nobody_filled_is_not_taken_for_weights(tmp_path: Path) -> None:
+    """The oldest format lists what follows; of what the list leaves out, torch reads nothing."""
+    path = tmp_path / "m.ckpt"
+    torch.save({"a.weight": torch.ones(10**6)}, path, _use_new_zipfile_serialization=False)
+    with path.open("rb") as file:
+        for _ in range(4):  # a magic number, a version, a system, and what was saved
+            list(pickletools.genops(file))
+        position = file.tell()
+    path.write_bytes(path.read_bytes()[:position] + pickle.dumps([], protocol=2))
+    with pytest.raises(MalformedError, match="claims more than"):
+        open_checkpoint(path)
 
 
 @pytest.mark.parametrize("cut", [10, 1000, 20000])
