@@ -22,6 +22,7 @@ from torch import Tensor
 from patch_spec.header import PREFIX_BYTES, TensorEntry, encode_header, parse_header
 from sepme_cli.checkpoints.boundary import reading, system_failure
 from sepme_cli.checkpoints.files import COPY_BYTES, read_exactly, write_all
+from sepme_cli.checkpoints.opcodes import check_cost
 from sepme_cli.checkpoints.parts import ZIP, WeightsFile
 from sepme_cli.errors import MalformedError
 
@@ -39,7 +40,7 @@ _DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-_PICKLE_BYTES = 64 * 2**20
+_PICKLE_BYTES = 8 * 2**20
 """A zip member that is no tensor; real ones have some hundred kilobytes."""
 
 
@@ -118,8 +119,14 @@ def open_pickled(path: Path, place: str, file: BinaryIO) -> PickledFile:
 def _load(path: Path, file: BinaryIO) -> Any:
     # By how it begins, as torch does: what is found from its end may be another archive.
     mapped = read_exactly(file.fileno(), len(ZIP), 0) == ZIP
-    if mapped:
-        _check_archive(path, file)
+    try:
+        if mapped:
+            _check_archive(path, file)
+        else:
+            _check_pickles(path)
+    # A seek to before the beginning, and names in no encoding, are not told by a type of its own.
+    except (zipfile.BadZipFile, RuntimeError, ValueError, OSError, EOFError) as error:
+        raise MalformedError(f"{path} is damaged, or hostile: {error}", file=path) from error
     try:
         with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
             # It warns of every protocol that it does not write itself.
@@ -148,29 +155,39 @@ def _load(path: Path, file: BinaryIO) -> Any:
 
 
 def _check_archive(path: Path, file: BinaryIO) -> None:
-    """Nothing in the archive may be larger unpacked than it is, or lie about it."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            members = archive.infolist()
-    # A seek to before the beginning, and names in no encoding, are not told by a type of its own.
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError) as error:
-        raise MalformedError(f"{path}: a damaged zip archive: {error}", file=path) from error
-    for member in members:
-        weights = "/data/" in member.filename
-        if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
-            raise MalformedError(
-                f"{path}: {member.filename} is compressed, which torch never does",
-                file=path,
-                expected="stored",
-                found="compressed",
-            )
-        if not weights and member.file_size > _PICKLE_BYTES:
-            raise MalformedError(
-                f"{path}: {member.filename} is too large for what it should be",
-                file=path,
-                expected=f"at most {_PICKLE_BYTES} bytes",
-                found=member.file_size,
-            )
+    """Nothing in the archive may be larger unpacked than it is, lie about it, or be a pickle that
+    nobody could read to its end."""
+    with zipfile.ZipFile(file) as archive:
+        for member in archive.infolist():
+            _check_member(path, member)
+            if member.filename.endswith(".pkl"):
+                del member.CRC  # torch can be told to leave it out
+                check_cost(archive.read(member))
+
+
+def _check_pickles(path: Path) -> None:
+    """As of an archive's: a magic number, a version, a system, what was saved, what follows."""
+    with path.open("rb") as stream:
+        for _ in range(5):
+            check_cost(stream)
+
+
+def _check_member(path: Path, member: zipfile.ZipInfo) -> None:
+    weights = "/data/" in member.filename and not member.filename.endswith(".pkl")
+    if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
+        raise MalformedError(
+            f"{path}: {member.filename} is compressed, which torch never does",
+            file=path,
+            expected="stored",
+            found="compressed",
+        )
+    if not weights and member.file_size > _PICKLE_BYTES:
+        raise MalformedError(
+            f"{path}: {member.filename} is too large for what it should be",
+            file=path,
+            expected=f"at most {_PICKLE_BYTES} bytes",
+            found=member.file_size,
+        )
 
 
 def _check_sizes(path: Path, file: BinaryIO, tensors: Mapping[str, Tensor]) -> None:

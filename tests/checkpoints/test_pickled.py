@@ -161,7 +161,7 @@ def test_an_archive_within_the_end_of_another_is_not_what_is_checked(tmp_path: P
     with path.open("ab") as file:
         file.write(b"PK\x05\x06")
     assert not zipfile.is_zipfile(path)
-    with pytest.raises(MalformedError, match="damaged zip archive"):
+    with pytest.raises(MalformedError, match="damaged, or hostile"):
         open_checkpoint(path)
 
 
@@ -188,6 +188,29 @@ def test_memory_that_nobody_filled_is_not_taken_for_weights(tmp_path: Path) -> N
     path.write_bytes(path.read_bytes()[:position] + pickle.dumps([], protocol=2))
     with pytest.raises(MalformedError, match="claims more than"):
         open_checkpoint(path)
+
+
+@pytest.mark.parametrize("archive", [True, False], ids=["zip", "legacy"])
+def test_tuples_that_unfold_without_end_are_malformed(archive: bool, tmp_path: Path) -> None:
+    """Sixty opcodes; to hash what they say would take longer than anyone has."""
+    unfolding: Any = ()
+    for _ in range(60):
+        unfolding = (unfolding, unfolding)
+    path = tmp_path / "m.ckpt"
+    torch.save(state() | {"x": [unfolding]}, path, _use_new_zipfile_serialization=archive)
+    with pytest.raises(MalformedError, match="more time or memory"):
+        open_checkpoint(path)
+
+
+def test_an_archive_whose_checksums_torch_left_out_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "m.ckpt"
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(state(), path)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    with open_checkpoint(path) as checkpoint:
+        assert len(checkpoint.targets) == 14
 
 
 @pytest.mark.parametrize("cut", [10, 1000, 20000])
