@@ -4,13 +4,17 @@ Torch's weights-only loader runs no code of a pickle's, but it builds what the p
 that hold each other twice, forty deep, take forty opcodes, and hashing the last one takes years.
 """
 
+import io
 import pickletools
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 _OPCODES = 2**23
 """Of one pickle; real ones have some hundred thousand."""
 _TUPLE = 10**6
 """How many parts a tuple may have, and its parts, and theirs."""
+_ARGUMENT = 2**23
+"""Bytes of one text, which in real ones is a name."""
+_TOO_MUCH = "it would take more time or memory than any weights do"
 _GET = ("GET", "BINGET", "LONG_BINGET")
 _PUT = ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE")
 
@@ -21,9 +25,28 @@ def check_cost(pickle: BinaryIO | bytes) -> None:
     pickle: at its beginning; a stream is left behind its end.
     """
     machine = _Machine()
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(pickle)):
+    stream = cast(BinaryIO, _Sparing(io.BytesIO(pickle) if isinstance(pickle, bytes) else pickle))
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
         if count > _OPCODES or machine.step(opcode, argument) > _TUPLE:
-            raise ValueError("it would take more time or memory than any weights do")
+            raise ValueError(_TOO_MUCH)
+
+
+class _Sparing(io.RawIOBase):
+    """A stream that takes no memory for an argument whose length lies."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream = stream
+
+    def read(self, size: int = -1) -> bytes:
+        if size > _ARGUMENT:
+            raise ValueError(_TOO_MUCH)
+        return self.stream.read(size)
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        return self.stream.readline(_ARGUMENT)
+
+    def tell(self) -> int:
+        return self.stream.tell()
 
 
 class _Machine:

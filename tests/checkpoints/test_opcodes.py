@@ -2,6 +2,8 @@
 
 import io
 import pickle
+import tracemalloc
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,3 +48,14 @@ def test_too_many_opcodes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_no_pickle(data: bytes) -> None:
     with pytest.raises(ValueError):
         check_cost(data)
+
+
+@pytest.mark.parametrize("opcode", [b"\x8d", b"\x8e", b"\x96"])
+def test_a_length_that_lies_takes_no_memory(opcode: bytes, tmp_path: Path) -> None:
+    (tmp_path / "m.pkl").write_bytes(b"\x80\x05" + opcode + (2**40).to_bytes(8, "little") + b"x.")
+    with (tmp_path / "m.pkl").open("rb") as file:
+        tracemalloc.start()
+        with pytest.raises(ValueError):
+            check_cost(file)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+        tracemalloc.stop()

@@ -1,5 +1,6 @@
 """A short run of the mutants, the same every time; `docs/fuzzing.md` tells of the long ones."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.fuzzing.run import main, run_in_temporary
+from tests.fuzzing.table import RECORD, table
 from tests.fuzzing.targets import TARGETS
 
 SEED = 20
@@ -60,3 +62,12 @@ def test_the_guided_runner_runs(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr.decode()[-2000:]
     assert b"Done 200 runs" in done.stderr
+
+
+def test_the_document_tells_what_the_record_says() -> None:
+    document = RECORD.with_suffix(".md").read_text()
+    assert table() in document, "python -m tests.fuzzing.table prints what belongs there"
+    record = json.loads(RECORD.read_text())
+    assert record["mutants"] == sum(run["mutants"] for run in record["runs"]) >= 1_000_000
+    assert record["targets"].keys() == TARGETS.keys()
+    assert all(total["crashes"] == 0 for total in record["targets"].values())
