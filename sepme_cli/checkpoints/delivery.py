@@ -29,7 +29,7 @@ from sepme_cli.checkpoints.journal import (
 )
 from sepme_cli.checkpoints.opening import PICKLED
 from sepme_cli.checkpoints.parts import WeightsFile
-from sepme_cli.checkpoints.patches import PatchFile, keep_patches, kept_patches
+from sepme_cli.checkpoints.patches import PatchFile, keep_patches, kept_folder, kept_patches
 from sepme_cli.checkpoints.pending import undo_interrupted
 from sepme_cli.checkpoints.reader import Checkpoint
 from sepme_cli.checkpoints.writer import Rewrite, write_copy, write_in_place, write_stream
@@ -185,6 +185,8 @@ def write_over(
     caller is its only writer. What stays beside it is written before and removed after, so that
     whatever happens in between it is there for what needs it.
     """
+    # Patches that are not in the checkpoint are removed from there: not from a folder elsewhere.
+    check_own(kept_folder(checkpoint.path), checkpoint.path)
     for path in {resolved(checkpoint.path), *(resolved(r.source.path) for r in rewrites)}:
         with writing(path):
             sweep(path)

@@ -18,13 +18,15 @@ Naming = Literal["ldm", "diffusers", "transformers", "openclip"]
 UNET = "model.diffusion_model."
 EMA = "model_ema."
 
-_REST = r"transformer_blocks\.\d+\.attn2\.to_[kv]\.weight"
+# As programs write numbers: 01, or the digits of another script, would give one weight two names.
+_NUMBER = r"(?:0|[1-9][0-9]{0,3})"
+_REST = rf"transformer_blocks\.{_NUMBER}\.attn2\.to_[kv]\.weight"
 _LDM_TARGET = re.compile(
-    r"(?:(?P<side>input|output)_blocks\.(?P<block>\d+)|middle_block)\.1\."
+    rf"(?:(?P<side>input|output)_blocks\.(?P<block>{_NUMBER})|middle_block)\.1\."
     rf"(?P<rest>{_REST})"
 )
 _TARGET = re.compile(
-    rf"(?:(?:down|up)_blocks\.\d+\.attentions\.\d+|mid_block\.attentions\.0)\.{_REST}"
+    rf"(?:(?:down|up)_blocks\.{_NUMBER}\.attentions\.{_NUMBER}|mid_block\.attentions\.0)\.{_REST}"
 )
 
 
@@ -62,7 +64,8 @@ class Layout:
             bare = name.removeprefix(self.prefix)
             return bare if _TARGET.fullmatch(bare) else None
         found = _LDM_TARGET.fullmatch(name, len(self.prefix))
-        if found is None:
+        # Block 0 is the input convolution.
+        if found is None or (found["side"], found["block"]) == ("input", "0"):
             return None
         return f"{self._attention(found['side'], found['block'])}.{found['rest']}"
 
@@ -86,7 +89,7 @@ def _span(names: frozenset[str], prefix: str) -> int:
 
     A UNet of one level has none; then all blocks but the first, the input convolution, are its.
     """
-    block = re.compile(re.escape(prefix) + r"input_blocks\.(\d+)\.0\.(op\.weight)?")
+    block = re.compile(re.escape(prefix) + rf"input_blocks\.({_NUMBER})\.0\.(op\.weight)?")
     found = [match for name in names if (match := block.match(name))]
-    downsamplers = [int(match[1]) for match in found if match[2]]
+    downsamplers = [int(match[1]) for match in found if match[2] and match[1] != "0"]
     return min(downsamplers) if downsamplers else max(int(match[1]) for match in found) + 1

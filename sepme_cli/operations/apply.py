@@ -1,6 +1,5 @@
 """Apply patches to a checkpoint."""
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -8,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
+from patch_spec import limits
 from patch_spec.increment import Increment
 from patch_spec.stack import StackEntry, StackRecord
 from sepme_cli.checkpoints.delivery import Destination, Kept
@@ -149,8 +149,12 @@ def _request(
 ) -> _Request:
     if not patches:
         raise UsageError("name at least one patch")
-    if not math.isfinite(scale) or scale == 0:
-        raise UsageError("a scale must be a number other than 0", found=scale)
+    if not 0 < abs(scale) <= limits.SAFE_INTEGER:  # which is not so of a NaN either
+        raise UsageError(
+            "a scale must be a number other than 0",
+            expected="a magnitude up to 2**53 - 1",
+            found=scale,
+        )
     wanted = None if dtype is None else header_dtype(dtype)
     if dtype is not None and wanted is None:
         raise UsageError("unknown dtype", expected=" or ".join(CASTS.values()), found=dtype)

@@ -85,6 +85,21 @@ def _twice(path: Path) -> None:
     path.write_bytes(struct.pack("<Q", len(text)) + text + b"\0")
 
 
+def _index_with_a_key_twice(path: Path) -> None:
+    (path / "unet").mkdir(parents=True)
+    shard = '"diffusion_pytorch_model-00001-of-00001.safetensors"'
+    text = f'{{"weight_map": {{"a": {shard}, "a": {shard}}}}}'
+    (path / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text(text)
+
+
+def _journal_of_another_file(path: Path) -> None:
+    """A checkpoint, and beside it a journal that says another file was being written."""
+    path.write_bytes((path.parent / "model.safetensors").read_bytes())
+    tensors = {f"0.{side}.header": ("U8", np.zeros(8, "u1")) for side in ("old", "new")}
+    names = {"sepme_pending": '["model.safetensors"]'}
+    write_safetensors(path.with_name(f"{path.name}.sepme-pending"), tensors, names)
+
+
 BAD: dict[str, Callable[[Path], object]] = {
     "empty.safetensors": lambda path: path.write_bytes(b""),
     "text.safetensors": lambda path: path.write_text("not a checkpoint, whatever its name says"),
@@ -96,6 +111,10 @@ BAD: dict[str, Callable[[Path], object]] = {
     "flux.safetensors": _stranger,
     "bad.yaml": lambda path: path.write_text("version: 1\nconcepts: Monet\n"),
     "bad.json": lambda path: path.write_text('{"_type":"https://in-toto.io/Statement/v1"}'),
+    "tagged.yaml": lambda path: path.write_text("version: !!int ''\nconcepts: [Monet]\n"),
+    "escaped.yaml": lambda path: path.write_text('version: 1\nconcepts: ["\\UFFFFFFFF"]\n'),
+    "twice": _index_with_a_key_twice,
+    "journalled.safetensors": _journal_of_another_file,
     "cut.sepme": _cut_patch,
     "headless.sepme": _cut_header,
     "text.sepme": lambda path: path.write_text("not a patch"),
