@@ -10,6 +10,7 @@ Words = str | Sequence[str]
 Files = FilePath | Sequence[FilePath]
 
 One = TypeVar("One", bound=str | PathLike[str] | BinaryIO)
+Other = TypeVar("Other", bound=BinaryIO | None)
 
 
 def several(said: One | Sequence[One]) -> tuple[One, ...]:
@@ -19,16 +20,11 @@ def several(said: One | Sequence[One]) -> tuple[One, ...]:
     return tuple(said)
 
 
-def paths(said: Files) -> tuple[Path, ...]:
+def as_path(said: FilePath | Other) -> Path | Other:
+    """What names a file as a path; a stream, or None, as it is."""
+    return Path(said) if isinstance(said, str | PathLike) else said
+
+
+def as_paths(said: Files) -> tuple[Path, ...]:
     """Every file that is named."""
     return tuple(map(Path, several(said)))
-
-
-def optional_path(said: FilePath | None) -> Path | None:
-    """The file that is named, if one is."""
-    return None if said is None else Path(said)
-
-
-def path_or_stream(said: FilePath | BinaryIO) -> Path | BinaryIO:
-    """A file by its path, a stream as it is."""
-    return Path(said) if isinstance(said, str | PathLike) else said

@@ -12,7 +12,7 @@ from patch_spec.container import patch_bytes, read_patch
 from patch_spec.increment import Increment
 from patch_spec.manifest import Patch
 from patch_spec.stack import StackEntry
-from sepme_cli.arguments import FilePath, Words, path_or_stream, several
+from sepme_cli.arguments import FilePath, Words, as_path, several
 from sepme_cli.checkpoints.boundary import reading, writing
 from sepme_cli.checkpoints.files import new_file, resolved, write_all
 from sepme_cli.errors import RefusedError, UsageError
@@ -37,7 +37,7 @@ class PatchFile:
 
 def read_patch_file(source: PatchSource) -> PatchFile:
     """Raises MalformedError for what is no valid patch, SystemFailure if it cannot be read."""
-    where = path_or_stream(source)
+    where = as_path(source)
     name = str(where) if isinstance(where, Path) else "standard input"
     with reading(name):
         if not isinstance(where, Path):

@@ -10,10 +10,11 @@ from typing import BinaryIO
 
 from patch_spec.increment import Increment
 from patch_spec.stack import StackEntry, StackRecord
+from sepme_cli.arguments import FilePath, Words, as_path, several
 from sepme_cli.checkpoints.delivery import Destination, Kept
 from sepme_cli.checkpoints.dtypes import CASTS, header_dtype
 from sepme_cli.checkpoints.original import Original
-from sepme_cli.checkpoints.patches import PatchFile, PatchSource, read_patch_file, select
+from sepme_cli.checkpoints.patches import Patches, PatchFile, read_patch_files, select
 from sepme_cli.checkpoints.reader import Checkpoint, open_checkpoint
 from sepme_cli.errors import RefusedError, UnsupportedError, UsageError
 from sepme_cli.increments import acts_on
@@ -84,14 +85,14 @@ class _Plan:
 
 
 def apply(
-    model: Path,
-    patches: Sequence[PatchSource],
-    output: Path | BinaryIO | None = None,
+    model: FilePath,
+    patches: Patches,
+    output: FilePath | BinaryIO | None = None,
     *,
     in_place: bool = False,
-    only: Sequence[str] = (),
+    only: Words = (),
     scale: float = 1.0,
-    base: Path | None = None,
+    base: FilePath | None = None,
     check: bool = False,
     dtype: str | None = None,
     force: bool = False,
@@ -108,8 +109,9 @@ def apply(
     of another model; MalformedError, UnsupportedError and SystemFailure for files.
     """
     started = time.monotonic()
-    destination = Destination(output, in_place, force)
-    request = _request(patches, only, scale, base, dtype, in_place=in_place)
+    model = Path(model)
+    destination = Destination(as_path(output), in_place, force)
+    request = _request(patches, only, scale, as_path(base), dtype, in_place=in_place)
     destination.check(model, needed=not check)
     with ExitStack() as stack:
         if not check:
@@ -128,15 +130,15 @@ def apply(
 
 
 def _request(
-    patches: Sequence[PatchSource],
-    only: Sequence[str],
+    patches: Patches,
+    only: Words,
     scale: float,
     base: Path | None,
     dtype: str | None,
     *,
     in_place: bool,
 ) -> _Request:
-    if not patches:
+    if not several(patches):
         raise UsageError("name at least one patch")
     if not math.isfinite(scale) or scale == 0:
         raise UsageError("a scale must be a number other than 0", found=scale)
@@ -145,7 +147,7 @@ def _request(
         raise UsageError("unknown dtype", expected=" or ".join(CASTS.values()), found=dtype)
     if wanted is not None and in_place:
         raise UsageError("another dtype moves every tensor: write to another file, not in place")
-    files = tuple(read_patch_file(patch) for patch in patches)
+    files = read_patch_files(patches)
     return _Request(files, select(files, only), scale, base, wanted)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from patch_spec.digest import tensor_fingerprint
 from patch_spec.errors import FormatError
+from sepme_cli.arguments import FilePath, Files, as_path, as_paths
 from sepme_cli.checkpoints.kinds import kind_of
 from sepme_cli.checkpoints.patches import PatchFile, read_patch_file
 from sepme_cli.checkpoints.reader import Checkpoint, open_checkpoint
@@ -33,11 +34,11 @@ class VerifyResult:
 
 
 def verify(
-    files: Sequence[Path],
+    files: Files,
     *,
-    base: Path | None = None,
-    model: Path | None = None,
-    recipe: Path | None = None,
+    base: FilePath | None = None,
+    model: FilePath | None = None,
+    recipe: FilePath | None = None,
     progress: Progress = SILENT,
 ) -> VerifyResult:
     """Check patches, or a checkpoint and the patches in it.
@@ -51,18 +52,19 @@ def verify(
     all, and UsageError for two checkpoints, and for a model or a recipe without patches.
     """
     started = time.monotonic()
-    if not files:
+    named = as_paths(files)
+    if not named:
         raise UsageError("name a patch, or a checkpoint and the patches in it")
-    kinds = [kind_of(path) for path in files]
+    kinds = [kind_of(path) for path in named]
     if "undo" in kinds:
         raise UnsupportedError(
-            f"{files[kinds.index('undo')]} is an undo journal",
-            file=files[kinds.index("undo")],
+            f"{named[kinds.index('undo')]} is an undo journal",
+            file=named[kinds.index("undo")],
             expected="checkpoints and patches",
             found="an undo journal",
         )
-    models = [path for path, kind in zip(files, kinds, strict=True) if kind == "checkpoint"]
-    patches = [read_patch_file(p) for p, k in zip(files, kinds, strict=True) if k == "patch"]
+    models = [path for path, kind in zip(named, kinds, strict=True) if kind == "checkpoint"]
+    patches = [read_patch_file(p) for p, k in zip(named, kinds, strict=True) if k == "patch"]
     if len(models) > 1 or (base is not None and not models):
         raise UsageError("one checkpoint at a time, and its base with it", found=len(models))
     if not patches and (model is not None or recipe is not None):
@@ -70,13 +72,13 @@ def verify(
     unchecked: list[str] = []
     checks = [check for file in patches for check in _patch(file)]
     if recipe is not None:
-        policy = read_recipe(recipe, Settings.allowed())
+        policy = read_recipe(Path(recipe), Settings.allowed())
         checks += [check for file in patches for check in made_by(file, policy)]
     if model is not None:
-        checks += kept_on(model, patches, unchecked, progress)
+        checks += kept_on(Path(model), patches, unchecked, progress)
     if models:
         with open_checkpoint(models[0], progress) as checkpoint:
-            checks += _checkpoint(checkpoint, patches, base, unchecked, progress)
+            checks += _checkpoint(checkpoint, patches, as_path(base), unchecked, progress)
     return VerifyResult(
         all(check.ok for check in checks),
         tuple(checks),
