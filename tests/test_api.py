@@ -14,7 +14,7 @@ import torch
 
 import sepme_cli as sepme
 from sepme_cli.app import app
-from tests.small_model import SMALL, networks, save_small_model, small_unet
+from tests.small_model import SMALL, save_small_model, small_unet
 from tests.synthetic import make_checkpoint, make_patches
 
 PACKAGE = Path(sepme.__file__)
@@ -88,7 +88,8 @@ def test_a_recipe_may_be_a_file(tmp_path: Path) -> None:
         str(tmp_path / "sd.safetensors"), recipe=str(recipe), output=tmp_path / "p.sepme"
     )
     assert [part.concept for part in made.increments] == ["Monet"]
-    assert made.recipe == planned.recipe != None  # noqa: E711
+    assert made.recipe is not None
+    assert made.recipe == planned.recipe
 
 
 def test_a_stream_is_one_patch(tmp_path: Path) -> None:
@@ -113,9 +114,8 @@ def test_deltas_are_what_applying_adds(tmp_path: Path) -> None:
     patches = make_patches(tmp_path, tmp_path / "unet")
     before = {name: value.clone() for name, value in unet.state_dict().items()}
     found = sepme.deltas(unet.state_dict(), patches, scale={"Monet": 0.5, "Klimt": 0})
-    assert found.keys() == {
-        name for name in before if ".attn2.to_k" in name or ".attn2.to_v" in name
-    }
+    changed = {n for n in before if n.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))}
+    assert found.keys() == changed
     with sepme.patched(unet, patches, scale={"Monet": 0.5, "Klimt": 0}):
         after = unet.state_dict()
         for name, change in found.items():
@@ -177,8 +177,8 @@ def test_results_are_frozen() -> None:
 @pytest.mark.parametrize(
     ("line", "heavy"),
     [
-        ("import sepme_cli as sepme; dir(sepme); sepme.SepmeError; sepme.Progress", {"numpy"}),
-        ("import sepme_cli; sepme_cli.apply; sepme_cli.inspect; sepme_cli.diff", set()),
+        ("import sepme_cli as sepme; dir(sepme); sepme.SepmeError; sepme.Progress", set()),
+        ("import sepme_cli; sepme_cli.apply; sepme_cli.inspect; sepme_cli.diff", {"numpy"}),
         ("import sepme_cli; sepme_cli.patched; sepme_cli.deltas", {"torch", "numpy"}),
     ],
 )
@@ -187,5 +187,4 @@ def test_a_name_loads_what_it_needs_and_no_more(line: str, heavy: set[str]) -> N
     known = {"torch", "numpy", "typer", "rich", "diffusers", "transformers"}
     code = f"import sys; {line}; print(*{known!r} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
-    assert set(done.stdout.split()) <= heavy | {"numpy"}
-    assert "networks" in networks.__name__
+    assert set(done.stdout.split()) == heavy
