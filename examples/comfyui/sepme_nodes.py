@@ -10,6 +10,10 @@ The weights are changed by ComfyUI itself, as for a LoRA: cloning a model, LoRAs
 low memory and putting everything back are its own. What is added is computed from the model's own
 weights without any patch, so that several patches, one node each, do not depend on their order.
 It takes the memory of the cross-attention's keys and values, 37 MiB for SD 1.x and 650 for XL.
+
+Tested with ComfyUI 0.3.64's own ModelPatcher and UNet, scaled down, in fp32, fp16 and bf16, with
+and without its low-memory mode: two nodes in a row give the weights of `sepme apply` to within a
+rounding, and afterwards the original's bits. Not tested on a GPU, nor in its window.
 """
 
 import os

@@ -12,6 +12,11 @@ bits again afterwards, also after an error; LoRAs come on top of the patched wei
 own patching of weights does it, as for a LoRA. A patch that does not fit ends the generation: no
 picture is drawn as if it had been applied. Another model for the refiner or for the hires pass
 would not be patched, and is refused.
+
+Tested with Forge's own ModelPatcher, LoRA loader and UNet (of June 2025), scaled down, and with
+the LoRA code of AUTOMATIC1111's web UI 1.8 and 1.10 on the same UNet: with and without LoRAs it
+draws what the file of `sepme apply` draws (in Forge to within a rounding of the weights), and
+afterwards the weights are the original's bits. Not tested on a GPU, nor in a browser.
 """
 
 import os
