@@ -12,7 +12,7 @@ Words = str | Sequence[str]
 Files = FilePath | Sequence[FilePath]
 
 One = TypeVar("One", bound=str | PathLike[str] | BinaryIO)
-Other = TypeVar("Other", bound=BinaryIO | None)
+Other = TypeVar("Other")
 
 
 def several(said: One | Sequence[One]) -> tuple[One, ...]:
@@ -23,13 +23,13 @@ def several(said: One | Sequence[One]) -> tuple[One, ...]:
 
 
 def as_path(said: FilePath | Other) -> Path | Other:
-    """What names a file as a path; a stream, or None, as it is."""
+    """What names a file as a path; anything else, a stream or None, as it is."""
     return Path(said) if isinstance(said, str | PathLike) else said
 
 
 def as_paths(said: Files) -> tuple[Path, ...]:
     """Every file that is named."""
-    return tuple(map(Path, several(said)))
+    return tuple(as_path(one) for one in several(said))
 
 
 def scales_in(text: str) -> dict[str, float]:

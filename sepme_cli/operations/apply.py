@@ -109,7 +109,7 @@ def apply(
     of another model; MalformedError, UnsupportedError and SystemFailure for files.
     """
     started = time.monotonic()
-    model = Path(model)
+    model = as_path(model)
     destination = Destination(as_path(output), in_place, force)
     request = _request(patches, only, scale, as_path(base), dtype, in_place=in_place)
     destination.check(model, needed=not check)

@@ -116,7 +116,7 @@ def erase(
         if isinstance(path, Path):
             check_writable(path, 0, force=force)
     with outlook(
-        Path(model),
+        as_path(model),
         wanted,
         settings,
         known=as_paths(known),

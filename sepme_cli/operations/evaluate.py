@@ -102,7 +102,7 @@ def evaluate(
     patched already), and what opening the checkpoint and the patches and writing raises.
     """
     started = time.monotonic()
-    model, report = Path(model), Path(report)
+    model, report = as_path(model), as_path(report)
     policy = None if recipe is None else as_recipe(recipe)
     check_folder(report, force=force)
     where = choose_device(device, progress)

@@ -4,7 +4,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 
 from patch_spec.increment import Increment
 from patch_spec.text import slugify
@@ -117,7 +116,7 @@ def plan_erasure(
     method = chosen_method(method, wanted, shown, joint=joint)
     settings = settings or Settings.of(wanted.settings)
     with outlook(
-        Path(model),
+        as_path(model),
         wanted,
         settings,
         known=as_paths(known),

@@ -36,7 +36,7 @@ class RecipeInfo:
 
 def as_recipe(said: Recipe | FilePath) -> Recipe:
     """A recipe, read if it is a file. Raises MalformedError, with the line, and SystemFailure."""
-    return said if isinstance(said, Recipe) else read_recipe(Path(said), Settings.allowed())
+    return said if isinstance(said, Recipe) else read_recipe(as_path(said), Settings.allowed())
 
 
 def init(output: FilePath | BinaryIO, *, force: bool = False) -> InitResult:

@@ -4,7 +4,6 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import BinaryIO
 
 from patch_spec.stack import StackEntry, StackRecord
@@ -85,7 +84,7 @@ def revert(
     UnsupportedError and SystemFailure for files.
     """
     started = time.monotonic()
-    model = Path(model)
+    model = as_path(model)
     destination = Destination(as_path(output), in_place, force)
     if base is not None and undo is not None:
         raise UsageError("give the base or an undo journal, not both")

@@ -61,7 +61,7 @@ def sample(
     Raises what opening the checkpoint and the patches raises, and SystemFailure for the output.
     """
     started = time.monotonic()
-    model, output, prompts = Path(model), Path(output), several(prompts)
+    model, output, prompts = as_path(model), as_path(output), several(prompts)
     check_writable(output, 0, force=force)
     files = read_patch_files(patches)
     chosen = select(files, only) if files else ()

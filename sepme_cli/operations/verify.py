@@ -72,10 +72,10 @@ def verify(
     unchecked: list[str] = []
     checks = [check for file in patches for check in _patch(file)]
     if recipe is not None:
-        policy = read_recipe(Path(recipe), Settings.allowed())
+        policy = read_recipe(as_path(recipe), Settings.allowed())
         checks += [check for file in patches for check in made_by(file, policy)]
     if model is not None:
-        checks += kept_on(Path(model), patches, unchecked, progress)
+        checks += kept_on(as_path(model), patches, unchecked, progress)
     if models:
         with open_checkpoint(models[0], progress) as checkpoint:
             checks += _checkpoint(checkpoint, patches, as_path(base), unchecked, progress)
