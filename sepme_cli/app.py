@@ -17,6 +17,7 @@ from sepme_cli.commands.apply import apply
 from sepme_cli.commands.diff import diff
 from sepme_cli.commands.erase import erase
 from sepme_cli.commands.evaluate import evaluate
+from sepme_cli.commands.example import example
 from sepme_cli.commands.inspect import inspect
 from sepme_cli.commands.recipe import recipe
 from sepme_cli.commands.revert import revert
@@ -30,10 +31,12 @@ from sepme_cli.wording import error_json, error_text
 app = typer.Typer(
     name="sepme",
     rich_markup_mode=None,
-    add_completion=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
-for command in (erase, apply, revert, diff, inspect, verify, sample, evaluate):
+#: What the completion script of a shell sets when it asks; Typer makes the name from the program's.
+COMPLETING = "_SEPME_COMPLETE"
+
+for command in (erase, apply, revert, diff, inspect, verify, sample, evaluate, example):
     app.command()(command)
 app.add_typer(recipe, name="recipe")
 
@@ -115,6 +118,9 @@ def run(arguments: Sequence[str]) -> int:
 def _invoke(arguments: Sequence[str]) -> int:
     # Not Typer's own main: it gives a broken pipe the status that means "the answer is no".
     command = typer.main.get_command(app)
+    if COMPLETING in os.environ:
+        # A shell asks what could come next; Typer's main answers, and ends the process.
+        command.main(prog_name="sepme")
     try:
         with command.make_context("sepme", list(arguments)) as context:
             command.invoke(context)

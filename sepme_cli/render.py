@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sepme_cli.operations.diff import DiffResult
     from sepme_cli.operations.erase import EraseResult
     from sepme_cli.operations.evaluate import EvaluateResult
+    from sepme_cli.operations.example import ExampleResult
     from sepme_cli.operations.inspect import CheckpointInfo, InspectResult, PatchInfo
     from sepme_cli.operations.recipes import InitResult, RecipeInfo
     from sepme_cli.operations.revert import RevertResult
@@ -172,6 +173,11 @@ def verify(result: "VerifyResult") -> RenderableType:
     parts: list[RenderableType] = [table]
     parts += [printable(f"not checked: {what}") for what in result.unchecked]
     return Group(*parts)
+
+
+def example(result: "ExampleResult") -> RenderableType:
+    """Where the model is."""
+    return fields(("model", f"{result.model}, {size(result.bytes)}"), ("judge", result.judge))
 
 
 def recipe_init(result: "InitResult") -> RenderableType:

@@ -94,7 +94,7 @@ def test_evaluating_tells_a_patch_that_works_from_one_that_does_nothing(tmp_path
     still = replace(increment, shift=np.zeros_like(increment.shift))
     idle.write_bytes(patch_bytes(replace(whole, increments=(still,))))
 
-    line = ["--judge", "examples.emoji.judging:judge", "--report", report, "--retain", "noto"]
+    line = ["--judge", "examples:judge", "--report", report, "--retain", "noto"]
     line += ["--retain", "rocket", "--pictures", "6", "--steps", "10", "--guidance", "3"]
     found = sepme("evaluate", MODEL, patch, *line)
     ink, noto, rocket = (found["concepts"][name] for name in ("ink", "noto", "rocket"))

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from sepme_cli import render
+from sepme_cli.commands.completing import names_of_concepts
 from sepme_cli.commands.options import (
     Base,
     Force,
@@ -33,6 +34,7 @@ def apply(
             metavar="CONCEPT",
             help="Of the patches, only this concept's increment. Repeatable.",
             show_default=False,
+            autocompletion=names_of_concepts,
         ),
     ] = None,
     scale: Annotated[

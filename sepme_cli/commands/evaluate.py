@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from sepme_cli import render
+from sepme_cli.commands.completing import names_of_concepts
 from sepme_cli.commands.options import (
     Device,
     Dtype,
@@ -86,6 +87,7 @@ def evaluate(
             metavar="CONCEPT",
             help="Of the patches, only this concept's increment. Repeatable.",
             show_default=False,
+            autocompletion=names_of_concepts,
         ),
     ] = None,
     restore: Annotated[

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from sepme_cli import render
+from sepme_cli.commands.completing import names_of_concepts
 from sepme_cli.commands.options import (
     Base,
     Force,
@@ -32,6 +33,7 @@ def revert(
             metavar="NAME",
             help="Put this concept back. Repeatable.",
             show_default=False,
+            autocompletion=names_of_concepts,
         ),
     ] = None,
     output: OptionalOutput = None,

@@ -185,6 +185,13 @@ def _plan(
         rewrites = composition.rewrites()
         if why:
             rewrites = tuple(measured(rewrite, error) for rewrite in rewrites)
+    elif original is not None and sources.missing(taken):
+        raise RefusedError(
+            f"{checkpoint.path}: {why}; nothing was changed",
+            file=checkpoint.path,
+            expected="the patches of what stays in",
+            found=", ".join(file.name for file in sources.files) or "no patch",
+        )
     else:
         rewrites = subtraction(checkpoint, sources, taken, remaining, after, error)
     kept = Kept(after, sources.holding(remaining))

@@ -56,6 +56,7 @@ FIELDS = {
         "unchecked": list,
     },
     "inspect monet.sepme": {"kind": str, "manifest": dict},
+    "example -o new.safetensors": {"model": str, "bytes": int, "judge": str, "warnings": list},
     "recipe init new.yaml": {"recipe": str, "bytes": int, "warnings": list},
     "recipe check policy.yaml": {
         "file": str,

@@ -4,6 +4,7 @@ import shutil
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -193,6 +194,8 @@ SYSTEM = [
     Case(5, "system", "erase model.safetensors --recipe policy.yaml -o monet.sepme"),
     Case(5, "system", "verify monet.sepme --recipe missing.yaml"),
     Case(5, "system", "verify monet.sepme --model missing.safetensors"),
+    Case(5, "system", "example"),
+    Case(5, "system", "example -o missing/out"),
     Case(5, "system", "recipe init policy.yaml"),
     Case(5, "system", "recipe init missing/policy.yaml"),
     Case(5, "system", "recipe init /dev/full"),
@@ -262,6 +265,7 @@ SUCCEEDING = [
     (1, "verify monet.sepme --model sd2.safetensors"),
     (1, "verify clean.safetensors klimt.sepme --base model.safetensors"),
     (1, "verify clean.safetensors --base cousin.safetensors"),
+    (0, "example -o new.safetensors"),
     (0, "recipe init new.yaml"),
     (0, "recipe init policy.yaml --force"),
     (0, "recipe check policy.yaml"),
@@ -302,3 +306,12 @@ def test_an_answer(status: int, line: str, as_json: bool, sepme: Run) -> None:
         assert done.out.strip()
         assert b"\x1b" not in done.out
         assert "\x1b" not in done.err
+
+
+def test_an_example_that_is_not_installed(here: Path, sepme: Run, monkeypatch: Any) -> None:
+    monkeypatch.setattr("sepme_cli.operations.example.PACKAGE", "not_installed_here")
+    before = contents(here)
+    error = (told := sepme("example", "-o", "new", "--json")).json["error"]
+    assert (told.status, error["kind"], error["found"]) == (5, "system", "not installed")
+    assert "pip install 'sepme[example]'" in error["message"]
+    assert contents(here) == before
