@@ -88,7 +88,8 @@ def one_round(unet: UNet2DConditionModel, folder: Path, seconds: dict[str, list[
         with timed(seconds, f"restore, {name}"):
             live.restore()
     with timed(seconds, _REFERENCE):
-        unet.load_lora_adapter(folder / "lora.safetensors", adapter_name="lora")
+        unet.load_lora_adapter(folder / "lora.safetensors", prefix="unet", adapter_name="lora")
+        assert unet.peft_config, "nothing was loaded"
         unet.fuse_lora()
     with timed(seconds, "unfuse and unload it"):
         unet.unfuse_lora()

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from sepme_cli.operations.diff import DiffResult, diff
     from sepme_cli.operations.erase import EraseResult, erase
     from sepme_cli.operations.evaluate import EvaluateResult, evaluate
+    from sepme_cli.operations.example import ExampleResult, example
     from sepme_cli.operations.inspect import InspectResult, inspect
     from sepme_cli.operations.patched import LivePatch, patched
     from sepme_cli.operations.plan import ErasePlan, plan_erasure
@@ -50,6 +51,7 @@ __all__ = [
     "ErasePlan",
     "EraseResult",
     "EvaluateResult",
+    "ExampleResult",
     "InspectResult",
     "LivePatch",
     "MalformedError",
@@ -69,6 +71,7 @@ __all__ = [
     "diff",
     "erase",
     "evaluate",
+    "example",
     "inspect",
     "patched",
     "plan_erasure",
@@ -94,6 +97,7 @@ _HOMES = {
     "operations.diff": ("DiffResult", "diff"),
     "operations.erase": ("EraseResult", "erase"),
     "operations.evaluate": ("EvaluateResult", "evaluate"),
+    "operations.example": ("ExampleResult", "example"),
     "operations.inspect": ("InspectResult", "inspect"),
     "operations.patched": ("LivePatch", "patched"),
     "operations.plan": ("ErasePlan", "plan_erasure"),

@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import inspect
 import io
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,17 +15,28 @@ import torch
 
 import sepme_cli as sepme
 from sepme_cli.app import app
-from tests.small_model import SMALL, save_small_model, small_unet
+from tests.small_model import SMALL, WIDTH, networks, save_small_model, small_unet
 from tests.synthetic import make_checkpoint, make_patches
 
 PACKAGE = Path(sepme.__file__)
+PAGE = Path(__file__).parent.parent / "docs" / "python.md"
 OPERATIONS = {
-    *("apply", "deltas", "diff", "erase", "evaluate", "inspect", "patched", "plan_erasure"),
+    *(
+        "apply",
+        "deltas",
+        "diff",
+        "erase",
+        "evaluate",
+        "example",
+        "inspect",
+        "patched",
+        "plan_erasure",
+    ),
     *("revert", "sample", "verify"),
 }
 FROZEN = {
     *("ApplyResult", "DiffResult", "Drawing", "ErasePlan", "EraseResult", "EvaluateResult"),
-    *("InspectResult", "RevertResult", "SampleResult", "Settings", "VerifyResult"),
+    *("ExampleResult", "InspectResult", "RevertResult", "SampleResult", "Settings", "VerifyResult"),
 }
 ERRORS = {
     *("MalformedError", "MismatchError", "RefusedError", "SepmeError", "SystemFailure"),
@@ -123,6 +135,40 @@ def test_deltas_are_what_applying_adds(tmp_path: Path) -> None:
             assert torch.allclose(before[name] + change, after[name], rtol=0, atol=1e-6)
             assert change.abs().max() > 1e-3
     assert sepme.deltas(unet.state_dict(), patches, scale=0) == {}
+
+
+class Pipe:
+    """What the page does with a pipeline: have one, and call it."""
+
+    def __init__(self) -> None:
+        self.unet = networks()[0]
+
+    def __call__(self, prompt: str) -> float:
+        asked = torch.full((1, 4, 8, 8), 0.1), 10, torch.full((1, 4, WIDTH), len(prompt) / 99)
+        with torch.no_grad():
+            return float(self.unet(*asked).sample.abs().sum())
+
+
+def test_the_page_does_what_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_small_model(tmp_path / "model.safetensors")
+    pipe = Pipe()
+    before = pipe("a garden by Monet")
+    blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 5
+    names: dict[str, Any] = {"pipe": pipe}
+    for block in blocks:
+        exec(block, names)
+    said = capsys.readouterr().out
+    assert "no patch given takes out 'Manet' one of Monet Manet" in said
+    assert "attn2.to_k.weight torch.Size([64, 64])" in said
+    model, back = tmp_path / "model.safetensors", tmp_path / "back.safetensors"
+    assert back.read_bytes() == model.read_bytes()
+    assert pipe("a garden by Monet") == before
+    with sepme.patched(pipe, "monet.sepme"):
+        assert pipe("a garden by Monet") != before
 
 
 # What is in it
