@@ -116,7 +116,7 @@ def detect(tensors: Mapping[str, Tensor]) -> tuple[Family, Layout]:
     layout = Layout.of(tensors)
     if layout is None:
         raise UnsupportedError(
-            "there is no Stable Diffusion UNet in this file",
+            "there is no Stable Diffusion UNet here",
             expected=_EXPECTED,
             found=f"{len(tensors)} other tensors",
         )

@@ -10,10 +10,11 @@ from typing import BinaryIO
 from patch_spec import limits
 from patch_spec.increment import Increment
 from patch_spec.stack import StackEntry, StackRecord
+from sepme_cli.arguments import FilePath, Words, as_path, several
 from sepme_cli.checkpoints.delivery import Destination, Kept
 from sepme_cli.checkpoints.dtypes import CASTS, header_dtype
 from sepme_cli.checkpoints.original import Original
-from sepme_cli.checkpoints.patches import PatchFile, PatchSource, read_patch_file, select
+from sepme_cli.checkpoints.patches import Patches, PatchFile, read_patch_files, select
 from sepme_cli.checkpoints.reader import Checkpoint, open_checkpoint
 from sepme_cli.errors import RefusedError, UnsupportedError, UsageError
 from sepme_cli.increments import acts_on
@@ -86,17 +87,17 @@ class _Plan:
 
 
 def apply(
-    model: Path,
-    patches: Sequence[PatchSource],
-    output: Path | BinaryIO | None = None,
+    model: FilePath,
+    patches: Patches,
+    output: FilePath | BinaryIO | None = None,
     *,
     in_place: bool = False,
-    only: Sequence[str] = (),
+    only: Words = (),
     scale: float = 1.0,
-    base: Path | None = None,
+    base: FilePath | None = None,
     check: bool = False,
     dtype: str | None = None,
-    statement: Path | None = None,
+    statement: FilePath | None = None,
     force: bool = False,
     progress: Progress = SILENT,
 ) -> ApplyResult:
@@ -112,11 +113,12 @@ def apply(
     of another model; MalformedError, UnsupportedError and SystemFailure for files.
     """
     started = time.monotonic()
-    destination = Destination(output, in_place, force)
-    request = _request(patches, only, scale, base, dtype, in_place=in_place)
+    model, said = as_path(model), as_path(statement)
+    destination = Destination(as_path(output), in_place, force)
+    request = _request(patches, only, scale, as_path(base), dtype, in_place=in_place)
     destination.check(model, needed=not check)
-    if statement is not None:
-        check_statement(statement, None if check else destination.path(model), force=force)
+    if said is not None:
+        check_statement(said, None if check else destination.path(model), force=force)
     with ExitStack() as stack:
         if not check:
             stack.enter_context(destination.held(model, progress))
@@ -130,24 +132,24 @@ def apply(
         if late := plan.composition.drowning.warning:
             progress.warn(late)
             plan = replace(plan, warnings=(*plan.warnings, late))
-        if statement is not None and (written := destination.path(model)) is not None:
+        if said is not None and (written := destination.path(model)) is not None:
             record = plan.composition.record
             assert record is not None  # something was put in
-            write_statement(statement, written, record, force=force, progress=progress)
+            write_statement(said, written, record, force=force, progress=progress)
     result = _result(plan, destination.name(model), time.monotonic() - started, checked=check)
-    return replace(result, statement=None if statement is None else str(statement))
+    return replace(result, statement=None if said is None else str(said))
 
 
 def _request(
-    patches: Sequence[PatchSource],
-    only: Sequence[str],
+    patches: Patches,
+    only: Words,
     scale: float,
     base: Path | None,
     dtype: str | None,
     *,
     in_place: bool,
 ) -> _Request:
-    if not patches:
+    if not several(patches):
         raise UsageError("name at least one patch")
     if not 0 < abs(scale) <= limits.SAFE_INTEGER:  # which is not so of a NaN either
         raise UsageError(
@@ -160,7 +162,7 @@ def _request(
         raise UsageError("unknown dtype", expected=" or ".join(CASTS.values()), found=dtype)
     if wanted is not None and in_place:
         raise UsageError("another dtype moves every tensor: write to another file, not in place")
-    files = tuple(read_patch_file(patch) for patch in patches)
+    files = read_patch_files(patches)
     return _Request(files, select(files, only), scale, base, wanted)
 
 

@@ -4,10 +4,10 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 from patch_spec.increment import Increment
+from sepme_cli.arguments import FilePath, as_path
 from sepme_cli.checkpoints.kinds import kind_of
 from sepme_cli.checkpoints.patches import PatchFile, read_patch_file
 from sepme_cli.checkpoints.reader import Checkpoint, open_checkpoint
@@ -62,13 +62,14 @@ class DiffResult:
     seconds: float = 0.0
 
 
-def diff(a: Path, b: Path, *, progress: Progress = SILENT) -> DiffResult:
+def diff(a: FilePath, b: FilePath, *, progress: Progress = SILENT) -> DiffResult:
     """Compare two files; of a checkpoint and a patch either may come first.
 
     Raises MalformedError, UnsupportedError and SystemFailure for files, MismatchError for a patch
     of another kind of model.
     """
     started = time.monotonic()
+    a, b = as_path(a), as_path(b)
     kinds = (kind_of(a), kind_of(b))
     if "undo" in kinds:
         journal = a if kinds[0] == "undo" else b

@@ -3,7 +3,6 @@
 import io
 import os
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import BinaryIO
 from patch_spec.container import patch_bytes
 from patch_spec.manifest import Patch
 from sepme_cli import __version__
+from sepme_cli.arguments import FilePath, Files, Words, as_path, as_paths, several
 from sepme_cli.checkpoints.boundary import writing
 from sepme_cli.checkpoints.files import check_writable, new_file, only_writer, write_all
 from sepme_cli.diffusion.eraser import Made, closed_form_increment, sepme_increments
@@ -23,6 +23,7 @@ from sepme_cli.errors import UsageError
 from sepme_cli.operations.apply import apply
 from sepme_cli.operations.asking import MethodName, asked, chosen_method
 from sepme_cli.operations.outlook import BaseSummary, Outlook, outlook
+from sepme_cli.operations.recipes import as_recipe
 from sepme_cli.progress import SILENT, Progress
 from sepme_cli.recipe import Recipe
 
@@ -69,22 +70,22 @@ class EraseResult:
 
 
 def erase(
-    model: Path,
-    concepts: Sequence[str] = (),
+    model: FilePath,
+    concepts: Words = (),
     *,
-    recipe: Recipe | None = None,
-    output: Path | BinaryIO | None = None,
-    apply_to: Path | None = None,
+    recipe: Recipe | FilePath | None = None,
+    output: FilePath | BinaryIO | None = None,
+    apply_to: FilePath | None = None,
     method: MethodName | None = None,
     kind: AsKind = "any",
     to: str | None = None,
-    protect: Sequence[str] = (),
-    known: Sequence[Path] = (),
-    images: Path | None = None,
+    protect: Words = (),
+    known: Files = (),
+    images: FilePath | None = None,
     settings: Settings | None = None,
     joint: bool = False,
-    text_encoders: Sequence[Path] = (),
-    tokenizer: Path | None = None,
+    text_encoders: Files = (),
+    tokenizer: FilePath | None = None,
     prediction: Prediction | None = None,
     force: bool = False,
     progress: Progress = SILENT,
@@ -93,9 +94,10 @@ def erase(
 
     Every increment leaves the blank prompt, the other concepts and the concepts of `known` patches
     as they are. to: what the concepts should act like. protect: words to keep, "style:noto" or
-    "object:cat" where they are of another kind than `kind`. recipe: in place of concepts, kind, to
-    and protect; its method and settings hold where none are given, and its digest stands in the
-    patch. images: a folder of pictures of the (one) concept, instead of drawn ones.
+    "object:cat" where they are of another kind than `kind`. recipe: a file or what was read
+    from it, in place of concepts, kind, to and protect; its method and settings hold where none
+    are given, and its digest stands in the patch. images: a folder of pictures of the (one)
+    concept, instead of drawn ones.
     method: the closed form if left out, or SepME's optimisation where images or joint ask for it.
     text_encoders: where a UNet's file alone has its text encoders from; see
     `lend_text_encoders`. tokenizer: a folder with a tokenizer's files. prediction: what the UNet
@@ -105,24 +107,25 @@ def erase(
     model), and what opening and writing files raises.
     """
     started = time.monotonic()
-    wanted = asked(concepts, recipe, kind=kind, to=to, protect=protect)
-    method = chosen_method(method, wanted, images, joint=joint)
+    policy, shown = None if recipe is None else as_recipe(recipe), as_path(images)
+    wanted = asked(several(concepts), policy, kind=kind, to=to, protect=several(protect))
+    method = chosen_method(method, wanted, shown, joint=joint)
     settings = settings or Settings.of(wanted.settings)
-    target = output if output is not None else Path(f"{wanted.concepts[0].slug}.sepme")
-    for path in (target, apply_to):
+    target = as_path(output) or Path(f"{wanted.concepts[0].slug}.sepme")
+    for path in (target, as_path(apply_to)):
         if isinstance(path, Path):
             check_writable(path, 0, force=force)
     with outlook(
-        model,
+        as_path(model),
         wanted,
         settings,
-        known=known,
-        text_encoders=text_encoders,
-        tokenizer=tokenizer,
+        known=as_paths(known),
+        text_encoders=as_paths(text_encoders),
+        tokenizer=as_path(tokenizer),
         prediction=prediction,
         progress=progress,
     ) as seen:
-        made = _made(seen, method, images, settings, progress, joint=joint)
+        made = _made(seen, method, shown, settings, progress, joint=joint)
     kept = seen.studies[0]  # what one keeps beside the others' prompts, all keep
     patch = Patch(
         base=seen.base,
@@ -131,7 +134,7 @@ def erase(
         protected=kept.protected,
         tool=f"sepme {__version__}",
         created=_created(),
-        recipe=None if recipe is None else recipe.digest,
+        recipe=None if policy is None else policy.digest,
     )
     data = patch_bytes(patch)
     _write(target, data, force)

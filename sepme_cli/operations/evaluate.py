@@ -12,9 +12,10 @@ from torch import Tensor
 
 from patch_spec.increment import Increment
 from patch_spec.text import slugify
+from sepme_cli.arguments import FilePath, Files, Words, as_path, as_paths, several
 from sepme_cli.checkpoints.encoders import lend_text_encoders
 from sepme_cli.checkpoints.files import only_writer
-from sepme_cli.checkpoints.patches import PatchFile, PatchSource, read_patch_file, select
+from sepme_cli.checkpoints.patches import Patches, PatchFile, read_patch_files, select
 from sepme_cli.checkpoints.reader import Checkpoint, open_checkpoint
 from sepme_cli.diffusion.devices import choose_device, choose_dtype
 from sepme_cli.diffusion.models import Prediction, StableDiffusion
@@ -30,6 +31,7 @@ from sepme_cli.evaluation.report import PAGE, Report, check_folder, make_folder,
 from sepme_cli.evaluation.studio import Studio, restores_weights
 from sepme_cli.evaluation.subjects import Word, choose_subjects
 from sepme_cli.operations.matching import check_fits, check_unpatched, match_base
+from sepme_cli.operations.recipes import as_recipe
 from sepme_cli.progress import SILENT, Progress
 from sepme_cli.recipe import Recipe, parse_word
 
@@ -66,21 +68,21 @@ class EvaluateResult:
 
 
 def evaluate(
-    model: Path,
-    patches: Sequence[PatchSource],
+    model: FilePath,
+    patches: Patches,
     *,
     judge: str,
-    report: Path,
-    only: Sequence[str] = (),
-    retain: Sequence[str] = (),
-    recipe: Recipe | None = None,
+    report: FilePath,
+    only: Words = (),
+    retain: Words = (),
+    recipe: Recipe | FilePath | None = None,
     kind: AsKind = "any",
     drawing: Drawing = Drawing(),
-    reference: Path | None = None,
+    reference: FilePath | None = None,
     features: str | None = None,
     lpips: bool = False,
-    text_encoders: Sequence[Path] = (),
-    tokenizer: Path | None = None,
+    text_encoders: Files = (),
+    tokenizer: FilePath | None = None,
     prediction: Prediction | None = None,
     device: str | None = None,
     dtype: str | None = None,
@@ -100,16 +102,18 @@ def evaluate(
     patched already), and what opening the checkpoint and the patches and writing raises.
     """
     started = time.monotonic()
+    model, report = as_path(model), as_path(report)
+    policy = None if recipe is None else as_recipe(recipe)
     check_folder(report, force=force)
     where = choose_device(device, progress)
-    measures = Measures.of(reference, features, where, lpips=lpips)
-    files = [read_patch_file(path) for path in patches]
+    measures = Measures.of(as_path(reference), features, where, lpips=lpips)
+    files = read_patch_files(patches)
     chosen = select(files, only)
     with ExitStack() as stack:
         checkpoint = stack.enter_context(open_checkpoint(model, progress))
-        lend_text_encoders(checkpoint, text_encoders, stack)
+        lend_text_encoders(checkpoint, as_paths(text_encoders), stack)
         warnings = _check(checkpoint, files, chosen)
-        words = _words(chosen, kind, retain, recipe)
+        words = _words(chosen, kind, several(retain), policy)
         jury = load_judge(judge, [word for part in words for word in part], where)
         subjects, doubts = choose_subjects(*words, jury)
         network = StableDiffusion.of(
@@ -117,7 +121,7 @@ def evaluate(
             where,
             choose_dtype(dtype),
             prediction=prediction,
-            tokenizer=tokenizer,
+            tokenizer=as_path(tokenizer),
             progress=progress,
         )
         progress.stage("reading the checkpoint")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from sepme_cli.arguments import FilePath, as_path
 from sepme_cli.checkpoints.boundary import reading
 from sepme_cli.checkpoints.files import copy_all, new_file, only_writer
 from sepme_cli.errors import SystemFailure
@@ -22,12 +23,13 @@ class ExampleResult:
     judge: str
 
 
-def example(output: Path, *, force: bool = False) -> ExampleResult:
+def example(output: FilePath, *, force: bool = False) -> ExampleResult:
     """Write the example model: a Stable Diffusion 1.x of 54 MB that draws 24 objects in 8 styles.
 
     Raises SystemFailure where the package that holds it is not installed, and where `output` cannot
     be written.
     """
+    output = as_path(output)
     package = find_spec(PACKAGE)
     if package is None or package.origin is None:
         raise SystemFailure(

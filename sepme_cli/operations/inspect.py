@@ -9,6 +9,7 @@ from typing import Any, BinaryIO, Literal
 from patch_spec.container import read_manifest
 from patch_spec.manifest import Manifest
 from patch_spec.stack import StackEntry
+from sepme_cli.arguments import FilePath, as_path
 from sepme_cli.checkpoints.boundary import reading
 from sepme_cli.checkpoints.journal import open_undo, undo_path
 from sepme_cli.checkpoints.kinds import kind_of
@@ -72,11 +73,12 @@ class UndoInfo:
 InspectResult = CheckpointInfo | PatchInfo | UndoInfo
 
 
-def inspect(file: Path | BinaryIO, *, progress: Progress = SILENT) -> InspectResult:
+def inspect(file: FilePath | BinaryIO, *, progress: Progress = SILENT) -> InspectResult:
     """What a file holds. A stream must be a patch.
 
     Raises MalformedError, UnsupportedError and SystemFailure.
     """
+    file = as_path(file)
     if not isinstance(file, Path):
         with reading("standard input"):
             return _patch("standard input", None, read_manifest(file))

@@ -4,14 +4,14 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import BinaryIO
 
 from patch_spec.stack import StackEntry, StackRecord
+from sepme_cli.arguments import FilePath, Words, as_path, several
 from sepme_cli.checkpoints.delivery import Destination, Kept
 from sepme_cli.checkpoints.dtypes import numpy_dtype
 from sepme_cli.checkpoints.original import Original
-from sepme_cli.checkpoints.patches import PatchFile, PatchSource, named, read_patch_file
+from sepme_cli.checkpoints.patches import Patches, PatchFile, named, read_patch_files
 from sepme_cli.checkpoints.reader import Checkpoint, open_checkpoint
 from sepme_cli.checkpoints.writer import Rewrite
 from sepme_cli.errors import RefusedError, UsageError
@@ -60,14 +60,14 @@ class _Plan:
 
 
 def revert(
-    model: Path,
-    patches: Sequence[PatchSource] = (),
+    model: FilePath,
+    patches: Patches = (),
     *,
-    concepts: Sequence[str] = (),
-    output: Path | BinaryIO | None = None,
+    concepts: Words = (),
+    output: FilePath | BinaryIO | None = None,
     in_place: bool = False,
-    base: Path | None = None,
-    undo: Path | None = None,
+    base: FilePath | None = None,
+    undo: FilePath | None = None,
     exact: bool = False,
     force: bool = False,
     progress: Progress = SILENT,
@@ -84,20 +84,21 @@ def revert(
     UnsupportedError and SystemFailure for files.
     """
     started = time.monotonic()
-    destination = Destination(output, in_place, force)
+    model = as_path(model)
+    destination = Destination(as_path(output), in_place, force)
     if base is not None and undo is not None:
         raise UsageError("give the base or an undo journal, not both")
-    files = tuple(read_patch_file(patch) for patch in patches)
+    files = read_patch_files(patches)
     destination.check(model, needed=True)
     with ExitStack() as stack:
         stack.enter_context(destination.held(model, progress))
         checkpoint = stack.enter_context(open_checkpoint(model, progress))
         destination.check_against(checkpoint)
         record = _record_of(checkpoint)
-        taken = _taken(checkpoint, record, files, concepts)
+        taken = _taken(checkpoint, record, files, several(concepts))
         warnings: list[str] = []
         original = stack.enter_context(
-            find_original(checkpoint, base, undo, warnings.append, progress)
+            find_original(checkpoint, as_path(base), as_path(undo), warnings.append, progress)
         )
         plan = _plan(checkpoint, record, files, taken, original, warnings, exact=exact)
         for warning in plan.warnings:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sepme_cli.arguments import FilePath, Files, as_path, as_paths
 from sepme_cli.checkpoints.boundary import reading
 from sepme_cli.checkpoints.files import check_writable, new_file, only_writer, write_all
 from sepme_cli.checkpoints.kinds import kind_of
@@ -35,7 +36,7 @@ class SignResult:
 
 
 def sign(
-    files: Sequence[Path], key: Path, *, force: bool = False, progress: Progress = SILENT
+    files: Files, key: FilePath, *, force: bool = False, progress: Progress = SILENT
 ) -> SignResult:
     """Sign files, each into a file beside it: `monet.sepme` into `monet.sepme.sig`.
 
@@ -45,14 +46,14 @@ def sign(
     Raises UsageError; MalformedError, UnsupportedError and SystemFailure for files and keys.
     """
     started = time.monotonic()
-    if not files:
+    paths, key = tuple(dict.fromkeys(as_paths(files))), as_path(key)
+    if not paths:
         raise UsageError("name a patch, a checkpoint or a statement to sign")
-    files = tuple(dict.fromkeys(files))
     openssh.check_key(key)
-    for file in files:
-        _check(file, progress)
-        check_writable(sidecar(file), 0, force=force)
-    signatures = tuple(_sign(file, key, force, progress) for file in files)
+    for path in paths:
+        _check(path, progress)
+        check_writable(sidecar(path), 0, force=force)
+    signatures = tuple(_sign(path, key, force, progress) for path in paths)
     return SignResult(signatures, time.monotonic() - started)
 
 

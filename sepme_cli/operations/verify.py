@@ -8,6 +8,7 @@ from pathlib import Path
 
 from patch_spec.digest import tensor_fingerprint
 from patch_spec.errors import FormatError
+from sepme_cli.arguments import FilePath, Files, as_path, as_paths
 from sepme_cli.checkpoints.kinds import kind_of
 from sepme_cli.checkpoints.patches import PatchFile, read_patch_file
 from sepme_cli.checkpoints.reader import Checkpoint, open_checkpoint
@@ -35,13 +36,13 @@ class VerifyResult:
 
 
 def verify(
-    files: Sequence[Path],
+    files: Files,
     *,
-    base: Path | None = None,
-    model: Path | None = None,
-    recipe: Path | None = None,
-    statement: Path | None = None,
-    allowed_signers: Path | None = None,
+    base: FilePath | None = None,
+    model: FilePath | None = None,
+    recipe: FilePath | None = None,
+    statement: FilePath | None = None,
+    allowed_signers: FilePath | None = None,
     signed_by: str | None = None,
     progress: Progress = SILENT,
 ) -> VerifyResult:
@@ -59,39 +60,40 @@ def verify(
     statement without a checkpoint, and for `signed_by` without `allowed_signers`.
     """
     started = time.monotonic()
-    if not files:
+    named = as_paths(files)
+    if not named:
         raise UsageError("name a patch, or a checkpoint and the patches in it")
-    kinds = [kind_of(path) for path in files]
+    kinds = [kind_of(path) for path in named]
     if "undo" in kinds:
         raise UnsupportedError(
-            f"{files[kinds.index('undo')]} is an undo journal",
-            file=files[kinds.index("undo")],
+            f"{named[kinds.index('undo')]} is an undo journal",
+            file=named[kinds.index("undo")],
             expected="checkpoints and patches",
             found="an undo journal",
         )
-    models = [path for path, kind in zip(files, kinds, strict=True) if kind == "checkpoint"]
-    patches = [read_patch_file(p) for p, k in zip(files, kinds, strict=True) if k == "patch"]
+    models = [path for path, kind in zip(named, kinds, strict=True) if kind == "checkpoint"]
+    patches = [read_patch_file(p) for p, k in zip(named, kinds, strict=True) if k == "patch"]
     if len(models) > 1 or (base is not None and not models):
         raise UsageError("one checkpoint at a time, and its base with it", found=len(models))
     if not patches and (model is not None or recipe is not None):
         raise UsageError("--model and --recipe are for patches: name one")
     if statement is not None and not models:
         raise UsageError("--statement is about a checkpoint: name it")
-    trust = Trust(allowed_signers, signed_by)
+    trust = Trust(as_path(allowed_signers), signed_by)
     unchecked: list[str] = []
     checks = [check for file in patches for check in _patch(file)]
-    stated = [] if statement is None else [statement]
-    checks += signatures_of([*files, *stated], models[0] if stated else None, trust, unchecked)
+    stated = [] if statement is None else [as_path(statement)]
+    checks += signatures_of([*named, *stated], models[0] if stated else None, trust, unchecked)
     if recipe is not None:
-        policy = read_recipe(recipe, Settings.allowed())
+        policy = read_recipe(as_path(recipe), Settings.allowed())
         checks += [check for file in patches for check in made_by(file, policy)]
     if model is not None:
-        checks += kept_on(model, patches, unchecked, progress)
+        checks += kept_on(as_path(model), patches, unchecked, progress)
     if models:
         with open_checkpoint(models[0], progress) as checkpoint:
             if statement is not None:
-                checks += statement_checks(statement, checkpoint, patches, progress)
-            checks += _checkpoint(checkpoint, patches, base, unchecked, progress)
+                checks += statement_checks(as_path(statement), checkpoint, patches, progress)
+            checks += _checkpoint(checkpoint, patches, as_path(base), unchecked, progress)
     return VerifyResult(
         all(check.ok for check in checks),
         tuple(checks),
