@@ -12,6 +12,7 @@ from sepme_cli.commands.options import (
     InPlace,
     Json,
     Model,
+    Only,
     OptionalOutput,
     Quiet,
     Verbose,
@@ -27,14 +28,7 @@ def apply(
     output: OptionalOutput = None,
     in_place: InPlace = False,
     force: Force = False,
-    only: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="CONCEPT",
-            help="Of the patches, only this concept's increment. Repeatable.",
-            show_default=False,
-        ),
-    ] = None,
+    only: Only = None,
     scale: Annotated[
         float, typer.Option(metavar="X", help="How much of the patches: 1 is all.")
     ] = 1.0,

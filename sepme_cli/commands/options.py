@@ -56,6 +56,14 @@ Base = Annotated[
         show_default=False,
     ),
 ]
+Only = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="CONCEPT",
+        help="Of the patches, only this concept's increment. Repeatable.",
+        show_default=False,
+    ),
+]
 Dtype = Annotated[str, typer.Option(metavar="TYPE", help="Compute in fp32, fp16 or bf16.")]
 Device = Annotated[
     str | None,
