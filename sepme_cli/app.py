@@ -17,6 +17,7 @@ from sepme_cli.commands.apply import apply
 from sepme_cli.commands.diff import diff
 from sepme_cli.commands.erase import erase
 from sepme_cli.commands.evaluate import evaluate
+from sepme_cli.commands.export import export
 from sepme_cli.commands.inspect import inspect
 from sepme_cli.commands.recipe import recipe
 from sepme_cli.commands.revert import revert
@@ -33,7 +34,7 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
-for command in (erase, apply, revert, diff, inspect, verify, sample, evaluate):
+for command in (erase, apply, revert, diff, inspect, verify, sample, evaluate, export):
     app.command()(command)
 app.add_typer(recipe, name="recipe")
 

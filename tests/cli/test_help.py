@@ -10,7 +10,10 @@ import pytest
 
 from tests.cli.conftest import Run
 
-COMMANDS = ("erase", "apply", "revert", "diff", "inspect", "verify", "sample", "evaluate", "recipe")
+COMMANDS = (
+    *("erase", "apply", "revert", "diff", "inspect", "verify", "sample", "evaluate"),
+    *("export", "recipe"),
+)
 GROUPED = ("recipe init", "recipe check")
 HEAVY = {"torch", "numpy", "diffusers", "transformers", "PIL"}
 

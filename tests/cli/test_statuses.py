@@ -47,6 +47,7 @@ WITH_A_MODEL = (
     "sample {} --prompt x -o out",
     f"evaluate {{}} monet.sepme {JUDGED}",
     "revert clean.safetensors --base {} -o out",
+    "export klimt.sepme --to kohya --base {} -o out",
 )
 NO = [
     Case(1, "refused", "erase clean.safetensors --concept Monet -o out"),
@@ -63,6 +64,9 @@ NO = [
     Case(
         1, "refused", "sample model.safetensors --prompt x --patch monet.sepme --only Dali -o out"
     ),
+    Case(1, "refused", "export monet.sepme --to kohya --only Dali -o out"),
+    Case(1, "refused", "export monet.sepme --to kohya --scale Dali=2 -o out"),
+    Case(1, "refused", "export klimt.sepme --to peft --base clean.safetensors -o out"),
     Case(1, "refused", f"evaluate clean.safetensors monet.sepme {JUDGED}"),
     Case(1, "refused", f"evaluate model.safetensors monet.sepme --only Dali {JUDGED}"),
 ]
@@ -106,6 +110,14 @@ USAGE = [
     Case(2, "usage", "erase model.safetensors --concept Monet --device abacus -o out"),
     Case(2, "usage", "erase model.safetensors --concept Monet --dtype int8 -o out"),
     Case(2, "usage", "erase model.safetensors -c Monet -c Klimt --images folder -o out"),
+    Case(2, "usage", "export monet.sepme -o out"),
+    Case(2, "usage", "export monet.sepme --to lycoris -o out"),
+    Case(2, "usage", "export klimt.sepme --to kohya -o out"),
+    Case(2, "usage", "export monet.sepme --to kohya --dtype fp8 -o out"),
+    Case(2, "usage", "export monet.sepme --to kohya --scale much -o out"),
+    Case(2, "usage", "export monet.sepme --to kohya --scale Monet= -o out"),
+    Case(2, "usage", "export monet.sepme --to kohya --scale 0 -o out"),
+    Case(2, "usage", "export monet.sepme --to kohya -o out.pt"),
     Case(2, "usage", "sample model.safetensors --prompt x"),
     Case(2, "usage", "sample model.safetensors -o out"),
     Case(2, "usage", "sample model.safetensors --prompt x -o out --device abacus"),
@@ -148,6 +160,9 @@ MALFORMED = [
     Case(3, "malformed", "verify monet.sepme --recipe bad.yaml"),
     Case(3, "malformed", "verify monet.sepme --model cut.safetensors"),
     Case(3, "malformed", "recipe check bad.yaml"),
+    Case(3, "malformed", "export cut.sepme --to kohya -o out"),
+    Case(3, "malformed", "export - --to kohya -o out", "cut.sepme"),
+    Case(3, "malformed", "export klimt.sepme --to kohya --base nan.safetensors -o out"),
     Case(3, "malformed", "recipe check model.safetensors"),
     Case(3, "malformed", f"evaluate model.safetensors cut.sepme {JUDGED}"),
     Case(3, "malformed", f"evaluate model.safetensors - {JUDGED}", "cut.sepme"),
@@ -172,6 +187,7 @@ MISMATCH = [
     Case(4, "mismatch", "diff sd2.safetensors monet.sepme"),
     Case(4, "mismatch", "erase model.safetensors --concept x --known sd2.sepme -o out"),
     Case(4, "mismatch", "sample sd2.safetensors --prompt x --patch monet.sepme -o out"),
+    Case(4, "mismatch", "export klimt.sepme --to kohya --base sd2.safetensors -o out"),
     Case(4, "mismatch", f"evaluate sd2.safetensors monet.sepme {JUDGED}"),
 ]
 SYSTEM = [
@@ -184,6 +200,10 @@ SYSTEM = [
     Case(5, "system", "revert clean.safetensors --undo missing -o out"),
     Case(5, "system", "revert clean.safetensors missing.sepme --base model.safetensors -o out"),
     Case(5, "system", "diff monet.sepme missing.sepme"),
+    Case(5, "system", "export missing.sepme --to kohya -o out"),
+    Case(5, "system", "export monet.sepme --to kohya -o clean.safetensors"),
+    Case(5, "system", "export monet.sepme --to kohya -o folder"),
+    Case(5, "system", "export monet.sepme --to kohya -o missing/out"),
     Case(5, "system", "erase model.safetensors --concept x -o monet.sepme"),
     Case(5, "system", "erase model.safetensors --concept monet"),
     Case(5, "system", "erase model.safetensors --concept x -o out --apply clean.safetensors"),
@@ -287,6 +307,9 @@ SUCCEEDING = [
     (0, "apply cousin.safetensors monet.sepme -o out"),
     (0, "revert clean.safetensors --base model.safetensors -o out"),
     (0, "revert clean.safetensors monet.sepme --in-place"),
+    (0, "export monet.sepme --to kohya"),
+    (0, "export monet.sepme --to peft -o clean.safetensors --force --scale 0.5"),
+    (0, "export both.sepme --to kohya --base cousin.safetensors --scale Klimt=2 -o out"),
 ]
 
 
