@@ -18,6 +18,7 @@ from sepme_cli.commands.diff import diff
 from sepme_cli.commands.erase import erase
 from sepme_cli.commands.evaluate import evaluate
 from sepme_cli.commands.export import export
+from sepme_cli.commands.import_ import import_
 from sepme_cli.commands.inspect import inspect
 from sepme_cli.commands.recipe import recipe
 from sepme_cli.commands.revert import revert
@@ -36,6 +37,7 @@ app = typer.Typer(
 )
 for command in (erase, apply, revert, diff, inspect, verify, sample, evaluate, export):
     app.command()(command)
+app.command(name="import")(import_)
 app.add_typer(recipe, name="recipe")
 
 

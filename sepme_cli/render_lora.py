@@ -2,18 +2,24 @@
 
 from typing import TYPE_CHECKING
 
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 
-from sepme_cli.render import BASE_MATCHES
-from sepme_cli.tables import cell_text, counted, fields
+from sepme_cli.render import BASE_MATCHES, LISTED
+from sepme_cli.tables import add_row, cell_text, counted, fields, new_table
 from sepme_cli.wording import duration, size
 
 if TYPE_CHECKING:
     from sepme_cli.operations.export import ExportResult
+    from sepme_cli.operations.importing import ImportResult
 
 _READERS = {
     "kohya": "kohya's format, for A1111, Forge, ComfyUI, kohya's scripts and diffusers",
     "peft": "PEFT's format, for PEFT and diffusers",
+}
+_KINDS = {
+    "additive": "additive, one basis for all weights",
+    "operator": "operator, one for all weights and for every fine-tune",
+    "lora": "lora, a basis for each weight",
 }
 
 
@@ -30,3 +36,30 @@ def export(result: "ExportResult") -> RenderableType:
         ("off by", f"{error}at most {cell_text(result.max_abs_error)} a weight"),
         ("time", duration(result.seconds)),
     )
+
+
+def imported(result: "ImportResult", *, whole: bool) -> RenderableType:
+    """Where the patch is, how near it comes, and what is left out; whole: every weight."""
+    parts: list[RenderableType] = [
+        fields(
+            ("patch", f"{result.patch}, {size(result.bytes)}"),
+            ("concept", result.concept),
+            ("for", f"{result.family}, {counted(result.targets, 'weight')} changed"),
+            ("kind", f"{_KINDS[result.kind]}, rank {result.rank}"),
+            ("off by", f"{cell_text(result.relative_error)} of the change, relative"),
+            ("time", duration(result.seconds)),
+        )
+    ]
+    shown = result.residuals if whole else result.residuals[:LISTED]
+    table = new_table("weight", "left of its change")
+    for one in shown:
+        add_row(table, one.name, one.residual)
+    parts += ["", table]
+    if more := len(result.residuals) - len(shown):
+        parts.append(f"  and {more} more, which are nearer: -v lists them all")
+    if result.left_out:
+        table = new_table("left out", "count", "share")
+        for part in result.left_out:
+            add_row(table, part.what, part.count, part.share)
+        parts += ["", table]
+    return Group(*parts)

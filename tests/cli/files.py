@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from sepme_cli.operations.apply import apply
+from sepme_cli.operations.export import export
 from sepme_cli.recipe import TEMPLATE
+from tests.lora_files import kohya, more, random_pairs
 from tests.synthetic import (
     Shape,
     additive,
@@ -44,6 +46,11 @@ def _good(folder: Path) -> None:
     other = make_checkpoint(folder / "sd2.safetensors", Shape(family="sd2"))
     make_patch(folder / "sd2.sepme", base_of(other), additive(base_of(other), "Monet", seed=4))
     apply(model, [folder / "monet.sepme"], folder / "clean.safetensors")
+    export(folder / "monet.sepme", "kohya", folder / "lora.safetensors")
+    wide = base_of(make_checkpoint(folder / "wide.safetensors", Shape(width=32)))
+    write_safetensors(folder / "wide-lora.safetensors", kohya(wide, random_pairs(wide, 2)))
+    elsewhere = more(["lora_te_text_model_encoder_layers_0_mlp_fc1"])
+    write_safetensors(folder / "text-lora.safetensors", elsewhere)
 
 
 def _cut(path: Path) -> None:
