@@ -85,6 +85,18 @@ def test_modules_with_nothing_in_common_get_a_basis_each(model: Path, tmp_path: 
     ]
 
 
+@pytest.mark.parametrize("to", ["kohya", "peft"])
+def test_a_lora_that_came_in_goes_out_again(to: Any, model: Path, tmp_path: Path) -> None:
+    base = base_of(model)
+    pairs = random_pairs(base, rank=10)
+    import_lora(write(tmp_path / "l", kohya(base, pairs)), model, tmp_path / "x.sepme")
+    result = export(tmp_path / "x.sepme", to, tmp_path / "out.safetensors")
+    import_lora(tmp_path / "out.safetensors", model, tmp_path / "x.sepme", force=True)
+    wanted = {name: up.astype(float) @ down for name, (up, down) in pairs.items()}
+    assert result.rank == 10
+    assert off(imported(tmp_path), base, wanted) < 2e-3
+
+
 def test_a_rank_is_taken_as_it_is_told_and_what_it_leaves_is_said(
     model: Path, tmp_path: Path
 ) -> None:
