@@ -104,6 +104,8 @@ class LoraModule:
                 raise MalformedError(f"{self.name}: alpha is not one number", found=values.size)
             return float(values.reshape(-1)[0]) / rank
         patterns = self.config.get("alpha_pattern") or {}
+        if not isinstance(patterns, dict):
+            raise MalformedError(f"{self.name}: alpha_pattern is no object", found=patterns)
         own = (x for key, x in patterns.items() if f".{self.name}".endswith(f".{key}"))
         alpha = next(own, self.config.get("lora_alpha", rank))
         if not isinstance(alpha, int | float):

@@ -25,11 +25,13 @@ from patch_spec.grid import (
     to_grid,
 )
 from patch_spec.increment import Kind
-from sepme_cli.errors import RefusedError
+from sepme_cli.errors import MalformedError, RefusedError
 from sepme_cli.progress import Progress
 
 _ROUNDING = 2.0**-10
 """What fp16 factors lose at most, relative."""
+_LARGEST = 2.0**32
+"""|dW| beyond which nothing is a weight any more, and squares of squares would overflow."""
 _MANY = 16
 """From more shared rows on it may take less to give each target its own."""
 
@@ -124,6 +126,12 @@ def _look(
     for change in changes:
         delta = change.read()
         norm = float(np.linalg.norm(delta))
+        if not norm <= _LARGEST:
+            raise MalformedError(
+                f"the change of {change.target} is not finite, or larger than any weight",
+                expected=f"a norm of at most {_LARGEST:g}",
+                found=norm,
+            )
         if norm > 0:
             kept.append(change)
             norms[change.target] = norm

@@ -49,6 +49,11 @@ def _good(folder: Path) -> None:
     export(folder / "monet.sepme", "kohya", folder / "lora.safetensors")
     wide = base_of(make_checkpoint(folder / "wide.safetensors", Shape(width=32)))
     write_safetensors(folder / "wide-lora.safetensors", kohya(wide, random_pairs(wide, 2)))
+    module = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
+    half = {f"{module}.lora_up.weight": ("F32", np.ones((24, 2), "<f4"))}
+    write_safetensors(folder / "half-lora.safetensors", half)
+    dora = {f"{module}.dora_scale": ("F32", np.ones((24, 1), "<f4"))}
+    write_safetensors(folder / "dora.safetensors", half | dora)
     elsewhere = more(["lora_te_text_model_encoder_layers_0_mlp_fc1"])
     write_safetensors(folder / "text-lora.safetensors", elsewhere)
 

@@ -266,6 +266,8 @@ def test_what_cannot_be_imported(model: Path, tmp_path: Path) -> None:
     narrow = base_of(make_checkpoint(tmp_path / "n.safetensors"))
     dora = {f"{module}.dora_scale": ("F32", np.ones((8, 1), "<f4"))}
     zeros = {n: (d, np.zeros_like(v)) if "up" in n else (d, v) for n, (d, v) in good.items()}
+    huge = {n: (d, v * np.float32(1e38)) if "down" in n else (d, v) for n, (d, v) in good.items()}
+    huge = {n: (d, v * np.float32(1e30)) if "up" in n else (d, v) for n, (d, v) in huge.items()}
     nan = {**good, down: ("F32", np.full_like(good[down][1], np.nan))}
     halved = {name: value for name, value in good.items() if name != down}
     short = {**good, down: ("F32", good[down][1][:1])}
@@ -278,9 +280,15 @@ def test_what_cannot_be_imported(model: Path, tmp_path: Path) -> None:
         (MismatchError, kohya(xl_base, random_pairs(xl_base, 2))),
         (MismatchError, kohya(narrow, random_pairs(narrow, 2))),
         (MalformedError, nan),
+        (MalformedError, huge),
         (MalformedError, halved),
         (MalformedError, short),
     ]
+    peft = dotted(pairs, *NAMES["diffusers"])
+    for said in ('{"unet.lora_alpha": "8"}', '{"unet.alpha_pattern": [1]}', "{"):
+        lora = write(tmp_path / "bad.safetensors", peft, {"lora_adapter_metadata": said})
+        with pytest.raises(MalformedError):
+            import_lora(lora, model, tmp_path / "x.sepme")
     for error, tensors in cases:
         lora = write(tmp_path / "bad.safetensors", tensors)
         with pytest.raises(error):
