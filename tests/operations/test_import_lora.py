@@ -266,8 +266,14 @@ def test_what_cannot_be_imported(model: Path, tmp_path: Path) -> None:
     narrow = base_of(make_checkpoint(tmp_path / "n.safetensors"))
     dora = {f"{module}.dora_scale": ("F32", np.ones((8, 1), "<f4"))}
     zeros = {n: (d, np.zeros_like(v)) if "up" in n else (d, v) for n, (d, v) in good.items()}
-    huge = {n: (d, v * np.float32(1e38)) if "down" in n else (d, v) for n, (d, v) in good.items()}
-    huge = {n: (d, v * np.float32(1e30)) if "up" in n else (d, v) for n, (d, v) in huge.items()}
+    huge = {
+        n: (d, v * np.float32(1e38)) if n.endswith("lora_down.weight") else (d, v)
+        for n, (d, v) in good.items()
+    }
+    huge = {
+        n: (d, v * np.float32(1e30)) if n.endswith("lora_up.weight") else (d, v)
+        for n, (d, v) in huge.items()
+    }
     nan = {**good, down: ("F32", np.full_like(good[down][1], np.nan))}
     halved = {name: value for name, value in good.items() if name != down}
     short = {**good, down: ("F32", good[down][1][:1])}
