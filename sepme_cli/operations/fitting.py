@@ -95,7 +95,7 @@ def fit(
     rank: take this one, and whatever it leaves. One target is in memory at a time.
     Raises RefusedError where no rank that a patch can have is near enough.
     """
-    seen, gram, inner = _look(changes, error, progress)
+    seen, gram = _look(changes, error, progress)
     if not seen.changes:
         return None
     common = np.linalg.eigh(gram)[1][:, ::-1].T[: rank or limits.RANK]
@@ -103,10 +103,10 @@ def fit(
     if count is None:
         return _own_bases(seen, rank, progress)
     basis = to_grid(common[: rank or count])
-    found, cross = _shared(seen, basis, progress)
+    found, sums = _shared(seen, basis, progress)
     # An operator leaves no target alone.
     if seen.changes[0].weight is not None and len(seen.changes) == len(changes):
-        operator = _operator(seen, basis, inner, cross, progress)
+        operator = _operator(seen, basis, *sums, progress)
         if seen.fits(operator.residuals):
             return operator
     if rank is None and count > _MANY:
@@ -114,15 +114,12 @@ def fit(
     return found
 
 
-def _look(
-    changes: Sequence[Change], error: float, progress: Progress
-) -> tuple[_Seen, Float64, Float64]:
-    """Which changes there are; the sums over them of dW^T dW and W^T W, each [d, d], by |dW|^2, so
-    that every target counts alike."""
+def _look(changes: Sequence[Change], error: float, progress: Progress) -> tuple[_Seen, Float64]:
+    """Which changes there are; the sum over them of dW^T dW [d, d], each by |dW|^2, so that every
+    target counts alike."""
     progress.stage("looking at the changes", len(changes))
     kept, norms, allowed = [], {}, {}
     gram: Float64 = np.zeros(())
-    inner: Float64 = np.zeros(())
     for change in changes:
         delta = change.read()
         norm = float(np.linalg.norm(delta))
@@ -137,11 +134,8 @@ def _look(
             norms[change.target] = norm
             allowed[change.target] = max(error, change.noise / norm)
             gram = gram + (delta.T @ delta) / norm**2
-            if change.weight is not None:
-                weight = change.weight().astype(np.float64) / norm
-                inner = inner + weight.T @ weight
         progress.advance()
-    return _Seen(tuple(kept), norms, allowed), gram, inner
+    return _Seen(tuple(kept), norms, allowed), gram
 
 
 def _least_rank(seen: _Seen, rows: Float64, progress: Progress) -> int | None:
@@ -166,11 +160,13 @@ def _needed(seen: Float64, norm: float, room: float) -> int | None:
     return int(enough[0]) + 1 if len(enough) else None
 
 
-def _shared(seen: _Seen, basis: Float32, progress: Progress) -> tuple[Fit, Float64]:
-    """The additive increment on a basis; and the sum of W^T dW basis^T [d, r], by |dW|^2."""
+def _shared(seen: _Seen, basis: Float32, progress: Progress) -> tuple[Fit, tuple[Float64, Float64]]:
+    """The additive increment on a basis; and the sums of W^T W [d, d] and W^T dW basis^T [d, r],
+    each by |dW|^2."""
     progress.stage("fitting", len(seen.changes))
     ups: dict[str, tuple[Float16, int]] = {}
-    residuals, cross = {}, np.zeros(basis.T.shape)
+    width = basis.shape[1]
+    residuals, inner, cross = {}, np.zeros((width, width)), np.zeros(basis.T.shape)
     for change in seen.changes:
         delta, norm = change.read(), seen.norms[change.target]
         factor = _solved(delta, basis)
@@ -178,7 +174,9 @@ def _shared(seen: _Seen, basis: Float32, progress: Progress) -> tuple[Fit, Float
         error = additive_delta(*ups[change.target], basis) - delta
         residuals[change.target] = float(np.linalg.norm(error)) / norm
         if change.weight is not None:
-            cross += change.weight().astype(np.float64).T @ factor / norm**2
+            weight = change.weight().astype(np.float64) / norm
+            inner += weight.T @ weight
+            cross += weight.T @ (factor / norm)
         progress.advance()
     found = Fit(
         "additive",
@@ -189,7 +187,7 @@ def _shared(seen: _Seen, basis: Float32, progress: Progress) -> tuple[Fit, Float
         up={name: up for name, (up, _) in ups.items()},
         exponents={name: exponent for name, (_, exponent) in ups.items()},
     )
-    return found, cross
+    return found, (inner, cross)
 
 
 def _operator(
