@@ -33,8 +33,9 @@ from sepme_cli.operations.extract import extract
 
 CONCEPT = "ink"
 RESULTS = Path("docs/interchange.json")
-METHODS = ("uce", "mace", "speed")
-SHOWN: list[Caption] = [c for c in ASKED if any(map(c.names, (CONCEPT, "noto", "twemoji")))]
+METHODS = {"uce": 0.05, "mace": 0.1}
+"""Whose checkpoints are extracted, and what may be left of a weight's change."""
+SHOWN: list[Caption] = [c for c in ASKED if any(map(c.names, (CONCEPT, "noto")))][::2]
 
 
 def exported(canvas: Canvas, folder: Path) -> dict[str, Any]:
@@ -84,7 +85,7 @@ def extracted(canvas: Canvas, folder: Path, method: str) -> dict[str, Any]:
     names = {target.name: target.copies[0].name for target in canvas.checkpoint.targets}
     tensors = load_file(MODEL) | {names[n]: w.half().contiguous() for n, w in weights.items()}
     save_file(tensors, edited)
-    result = extract(MODEL, edited, patch, concept=CONCEPT, kind="style")
+    result = extract(MODEL, edited, patch, concept=CONCEPT, kind="style", error=METHODS[method])
     apply(MODEL, [patch], clean)
     drawn = {path: _drawn_with(canvas, load_targets(canvas, path)) for path in (edited, clean)}
     return {
