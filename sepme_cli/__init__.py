@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from sepme_cli.operations.erase import EraseResult, erase
     from sepme_cli.operations.evaluate import EvaluateResult, evaluate
     from sepme_cli.operations.example import ExampleResult, example
+    from sepme_cli.operations.export import ExportResult, export
+    from sepme_cli.operations.extract import extract
+    from sepme_cli.operations.import_lora import import_lora
+    from sepme_cli.operations.importing import ImportResult
     from sepme_cli.operations.inspect import InspectResult, inspect
     from sepme_cli.operations.patched import LivePatch, patched
     from sepme_cli.operations.plan import ErasePlan, plan_erasure
@@ -53,6 +57,8 @@ __all__ = [
     "EraseResult",
     "EvaluateResult",
     "ExampleResult",
+    "ExportResult",
+    "ImportResult",
     "InspectResult",
     "LivePatch",
     "MalformedError",
@@ -74,6 +80,9 @@ __all__ = [
     "erase",
     "evaluate",
     "example",
+    "export",
+    "extract",
+    "import_lora",
     "inspect",
     "patched",
     "plan_erasure",
@@ -101,6 +110,10 @@ _HOMES = {
     "operations.erase": ("EraseResult", "erase"),
     "operations.evaluate": ("EvaluateResult", "evaluate"),
     "operations.example": ("ExampleResult", "example"),
+    "operations.export": ("ExportResult", "export"),
+    "operations.extract": ("extract",),
+    "operations.import_lora": ("import_lora",),
+    "operations.importing": ("ImportResult",),
     "operations.inspect": ("InspectResult", "inspect"),
     "operations.patched": ("LivePatch", "patched"),
     "operations.plan": ("ErasePlan", "plan_erasure"),

@@ -19,6 +19,8 @@ from sepme_cli.commands.diff import diff
 from sepme_cli.commands.erase import erase
 from sepme_cli.commands.evaluate import evaluate
 from sepme_cli.commands.example import example
+from sepme_cli.commands.export import export
+from sepme_cli.commands.import_ import import_
 from sepme_cli.commands.inspect import inspect
 from sepme_cli.commands.recipe import recipe
 from sepme_cli.commands.revert import revert
@@ -38,8 +40,10 @@ app = typer.Typer(
 #: What the completion script of a shell sets when it asks; Typer makes the name from the program's.
 COMPLETING = "_SEPME_COMPLETE"
 
-for command in (erase, apply, revert, diff, inspect, verify, sign, sample, evaluate, example):
+for command in (erase, apply, revert, diff, inspect, verify, sign, sample, evaluate, export):
     app.command()(command)
+app.command(name="import")(import_)
+app.command()(example)
 app.add_typer(recipe, name="recipe")
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +219,17 @@ def additive(
         exponents={name: exponent for name, (_, exponent) in factors.items()},
         basis=random_basis(rng, rank, base.width),
         up={name: up for name, (up, _) in factors.items()},
+    )
+
+
+def lora(base: Base, concept: str, *, seed: int, rank: int = 3, size: float = 0.02) -> Increment:
+    """A random increment with a basis for each target of the base."""
+    rng = np.random.default_rng(seed)
+    return replace(
+        additive(base, concept, seed=seed, rank=rank, size=size),
+        kind="lora",
+        basis=np.zeros((0, base.width), np.float32),
+        down={name: random_basis(rng, rank, base.width) for name in base.shapes},
     )
 
 

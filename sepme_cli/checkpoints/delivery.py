@@ -62,13 +62,7 @@ class Destination:
         if model.is_dir():
             check_new_folder(self.output, model, force=self.force)
             return
-        if self.output.suffix.lower() in PICKLED:
-            raise UsageError(
-                f"{self.output}: sepme writes safetensors only, and no file should pretend to be "
-                "something else",
-                expected="a name that ends in .safetensors",
-                found=self.output.suffix,
-            )
+        check_suffix(self.output)
         check_writable(self.output, 0, force=self.force)
 
     def check_against(self, checkpoint: Checkpoint) -> None:
@@ -165,6 +159,17 @@ class Kept:
 
     record: StackRecord | None
     patches: Sequence[PatchFile]
+
+
+def check_suffix(output: Path) -> None:
+    """UsageError for a name that says the file is something that sepme does not write."""
+    if output.suffix.lower() in PICKLED:
+        raise UsageError(
+            f"{output}: sepme writes safetensors only, and no file should pretend to be "
+            "something else",
+            expected="a name that ends in .safetensors",
+            found=output.suffix,
+        )
 
 
 def is_special(path: Path) -> bool:

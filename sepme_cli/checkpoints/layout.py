@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, Self
 
+from sepme_cli.errors import UnsupportedError
+
 Naming = Literal["ldm", "diffusers", "transformers", "openclip"]
 """Whose names a network's tensors have."""
 
@@ -26,8 +28,11 @@ _LDM_TARGET = re.compile(
     rf"(?P<rest>{_REST})"
 )
 _TARGET = re.compile(
-    rf"(?:(?:down|up)_blocks\.{_NUMBER}\.attentions\.{_NUMBER}|mid_block\.attentions\.0)\.{_REST}"
+    rf"(?:(?P<side>down|up)_blocks\.(?P<level>{_NUMBER})\.attentions\.(?P<index>{_NUMBER})"
+    rf"|mid_block\.attentions\.0)\.(?P<rest>{_REST})"
 )
+_PUBLISHED_SPAN = 3
+"""L of every published Stable Diffusion."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,30 @@ class Layout:
             return None
         return f"{self._attention(found['side'], found['block'])}.{found['rest']}"
 
+    def stored(self, target: str) -> str:
+        """What the checkpoint calls a target: `layout.target(layout.stored(name)) == name`.
+
+        Raises UnsupportedError for a name that no Stable Diffusion has, which a patch may have.
+        """
+        found = _TARGET.fullmatch(target)
+        if found is None:
+            raise UnsupportedError(
+                f"{target} is in no Stable Diffusion that sepme knows",
+                expected="down_blocks, mid_block or up_blocks",
+                found=target,
+            )
+        if self.naming == "diffusers":
+            return f"{self.prefix}{target}"
+        return f"{self.prefix}{self._block(found)}.1.{found['rest']}"
+
+    def _block(self, target: re.Match[str]) -> str:
+        if target["side"] is None:
+            return "middle_block"
+        number = int(target["level"]) * self.span + int(target["index"])
+        if target["side"] == "up":
+            return f"output_blocks.{number}"
+        return f"input_blocks.{number + 1}"
+
     def _attention(self, side: str | None, block: str) -> str:
         if side is None:
             return "mid_block.attentions.0"
@@ -77,6 +106,13 @@ class Layout:
             return f"down_blocks.{level}.attentions.{index}"
         level, index = divmod(int(block), self.span)
         return f"up_blocks.{level}.attentions.{index}"
+
+
+def span_of(targets: Iterable[str]) -> int:
+    """L of the UNet with these targets: every level that goes up attends in all of its blocks."""
+    matches = (_TARGET.fullmatch(target) for target in targets)
+    up = (int(found["index"]) for found in matches if found and found["side"] == "up")
+    return max(up, default=_PUBLISHED_SPAN - 1) + 1
 
 
 def ema_twin(name: str) -> str:

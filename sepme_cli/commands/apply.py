@@ -6,13 +6,13 @@ from typing import Annotated
 import typer
 
 from sepme_cli import render
-from sepme_cli.commands.completing import names_of_concepts
 from sepme_cli.commands.options import (
     Base,
     Force,
     InPlace,
     Json,
     Model,
+    Only,
     OptionalOutput,
     Quiet,
     Verbose,
@@ -28,15 +28,7 @@ def apply(
     output: OptionalOutput = None,
     in_place: InPlace = False,
     force: Force = False,
-    only: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="CONCEPT",
-            help="Of the patches, only this concept's increment. Repeatable.",
-            show_default=False,
-            autocompletion=names_of_concepts,
-        ),
-    ] = None,
+    only: Only = None,
     scale: Annotated[
         float, typer.Option(metavar="X", help="How much of the patches: 1 is all.")
     ] = 1.0,

@@ -6,12 +6,12 @@ from typing import Annotated
 import typer
 
 from sepme_cli import render
-from sepme_cli.commands.completing import names_of_concepts
 from sepme_cli.commands.options import (
     Device,
     Dtype,
     Json,
     Model,
+    Only,
     PredictionOption,
     Quiet,
     TextEncoders,
@@ -81,15 +81,7 @@ def evaluate(
             help="What the erased concepts are, where neither the recipe nor the patch says it.",
         ),
     ] = "any",
-    only: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="CONCEPT",
-            help="Of the patches, only this concept's increment. Repeatable.",
-            show_default=False,
-            autocompletion=names_of_concepts,
-        ),
-    ] = None,
+    only: Only = None,
     restore: Annotated[
         int,
         typer.Option(

@@ -7,6 +7,7 @@ from typing import Annotated, BinaryIO, Literal
 
 import typer
 
+from sepme_cli.commands.completing import names_of_concepts
 from sepme_cli.console import Output
 from sepme_cli.errors import UsageError
 
@@ -54,6 +55,15 @@ Base = Annotated[
         metavar="MODEL",
         help="The original of a MODEL that already has patches in it.",
         show_default=False,
+    ),
+]
+Only = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="CONCEPT",
+        help="Of the patches, only this concept's increment. Repeatable.",
+        show_default=False,
+        autocompletion=names_of_concepts,
     ),
 ]
 Dtype = Annotated[str, typer.Option(metavar="TYPE", help="Compute in fp32, fp16 or bf16.")]

@@ -12,6 +12,7 @@ from sepme_cli.commands.options import (
     Force,
     Json,
     Model,
+    Only,
     PredictionOption,
     Quiet,
     TextEncoders,
@@ -47,14 +48,7 @@ def sample(
             show_default=False,
         ),
     ] = None,
-    only: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="CONCEPT",
-            help="Of the patches, only this concept's increment. Repeatable.",
-            show_default=False,
-        ),
-    ] = None,
+    only: Only = None,
     scale: Annotated[
         float, typer.Option(metavar="X", help="How much of the patches: 1 is all.")
     ] = 1.0,

@@ -1,10 +1,8 @@
 """Compute a patch that takes concepts out of a checkpoint."""
 
 import io
-import os
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,17 +10,16 @@ from patch_spec.container import patch_bytes
 from patch_spec.manifest import Patch
 from sepme_cli import __version__
 from sepme_cli.arguments import FilePath, Files, Words, as_path, as_paths, several
-from sepme_cli.checkpoints.boundary import writing
-from sepme_cli.checkpoints.files import check_writable, new_file, only_writer, write_all
+from sepme_cli.checkpoints.files import check_writable
 from sepme_cli.diffusion.eraser import Made, closed_form_increment, sepme_increments
 from sepme_cli.diffusion.models import Prediction
 from sepme_cli.diffusion.pictures import load_pictures
 from sepme_cli.erasure.prompts import AsKind
 from sepme_cli.erasure.settings import Settings
-from sepme_cli.errors import UsageError
 from sepme_cli.operations.apply import apply
 from sepme_cli.operations.asking import MethodName, asked, chosen_method
 from sepme_cli.operations.outlook import BaseSummary, Outlook, outlook
+from sepme_cli.operations.output import moment_of_making, output_name, write_output
 from sepme_cli.operations.recipes import as_recipe
 from sepme_cli.progress import SILENT, Progress
 from sepme_cli.recipe import Recipe
@@ -133,15 +130,15 @@ def erase(
         separable_from=kept.separable,
         protected=kept.protected,
         tool=f"sepme {__version__}",
-        created=_created(),
+        created=moment_of_making(),
         recipe=None if policy is None else policy.digest,
     )
     data = patch_bytes(patch)
-    _write(target, data, force)
+    write_output(target, data, force=force)
     if apply_to is not None:
         apply(model, [io.BytesIO(data)], apply_to, force=force, progress=progress)
     return EraseResult(
-        patch=str(target) if isinstance(target, Path) else "-",
+        patch=output_name(target),
         bytes=len(data),
         base=seen.summary,
         recipe=patch.recipe,
@@ -170,29 +167,6 @@ def _made(
         for group in groups
         for made in sepme_increments(seen.network, group, settings, pictures, progress)
     ]
-
-
-def _created() -> str | None:
-    """No clock in a patch, unless the maker fixed it (reproducible-builds.org)."""
-    epoch = os.environ.get("SOURCE_DATE_EPOCH")
-    if epoch is None:
-        return None
-    try:
-        return datetime.fromtimestamp(int(epoch), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    except (ValueError, OverflowError, OSError) as error:
-        raise UsageError(
-            "SOURCE_DATE_EPOCH is not a time", expected="seconds since 1970", found=epoch
-        ) from error
-
-
-def _write(target: Path | BinaryIO, data: bytes, force: bool) -> None:
-    if isinstance(target, Path):
-        with only_writer(target), new_file(target, len(data), force=force) as descriptor:
-            write_all(descriptor, data, 0)
-    else:
-        with writing(Path("-")):
-            target.write(data)
-            target.flush()
 
 
 def _summary(made: Made) -> IncrementSummary:

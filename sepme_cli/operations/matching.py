@@ -62,11 +62,11 @@ def check_fits(checkpoint: Patchable, file: PatchFile, parts: Sequence[Increment
             expected=expected,
             found=found,
         )
-    additive = [part for part in parts if part.kind == "additive"]
-    for part in additive:
+    layered = [part for part in parts if part.kind != "operator"]
+    for part in layered:
         _check_targets(checkpoint, file, part)
     others = checkpoint.by_name.keys() - base.targets.keys()
-    if additive and others:
+    if layered and others:
         return [
             f"{file.name} knows nothing of {_some(sorted(others))}, which stay as they are: the "
             "concept may live on there"

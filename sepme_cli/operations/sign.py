@@ -1,7 +1,6 @@
 """Sign patches, checkpoints and statements with an SSH key."""
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 

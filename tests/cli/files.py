@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from sepme_cli.operations.apply import apply
+from sepme_cli.operations.export import export
 from sepme_cli.recipe import TEMPLATE
 from tests.keys import OPENSSH, by_hand, line, make_key
+from tests.lora_files import kohya, more, random_pairs
 from tests.synthetic import (
     Shape,
     additive,
@@ -53,6 +55,16 @@ def _good(folder: Path) -> None:
     if OPENSSH:
         (folder / "signers").write_text(line("alice", make_key(folder / "key")))
         by_hand(folder / "klimt.sepme", folder / "key")
+    export(folder / "monet.sepme", "kohya", folder / "lora.safetensors")
+    wide = base_of(make_checkpoint(folder / "wide.safetensors", Shape(width=32)))
+    write_safetensors(folder / "wide-lora.safetensors", kohya(wide, random_pairs(wide, 2)))
+    module = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
+    half = {f"{module}.lora_up.weight": ("F32", np.ones((24, 2), "<f4"))}
+    write_safetensors(folder / "half-lora.safetensors", half)
+    dora = {f"{module}.dora_scale": ("F32", np.ones((24, 1), "<f4"))}
+    write_safetensors(folder / "dora.safetensors", half | dora)
+    elsewhere = more(["lora_te_text_model_encoder_layers_0_mlp_fc1"])
+    write_safetensors(folder / "text-lora.safetensors", elsewhere)
 
 
 def _cut(path: Path) -> None:

@@ -12,7 +12,7 @@ from tests.cli.conftest import Run
 
 COMMANDS = (
     *("erase", "apply", "revert", "diff", "inspect", "verify", "sign", "sample", "evaluate"),
-    *("example", "recipe"),
+    *("export", "import", "example", "recipe"),
 )
 GROUPED = ("recipe init", "recipe check")
 HEAVY = {"torch", "numpy", "diffusers", "transformers", "PIL"}
