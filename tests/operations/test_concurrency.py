@@ -236,6 +236,33 @@ def test_who_writes_lets_nobody_read(
     assert not work.with_name("out.safetensors").exists()
 
 
+def test_a_file_by_another_name_is_the_same_file(
+    tmp_path: Path, patches: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder, the UNet's folder in it and a hard link have locks of their own beside them."""
+    folder = write_layout("folder", tmp_path)
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    link = tmp_path / "link.safetensors"
+    link.hardlink_to(weights)
+    apply(folder, patches[:1], in_place=True)
+    busy = 0
+    real = os.fsync
+
+    def stopped(descriptor: int) -> None:
+        nonlocal busy
+        if os.readlink(f"/proc/self/fd/{descriptor}") == str(weights):
+            for path in (folder / "unet", weights, link):
+                with pytest.raises(SystemFailure, match="busy"):
+                    apply(path, patches[2:3], in_place=True)
+                busy += 1
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", stopped)
+    apply(folder, patches[1:2], in_place=True)
+    assert busy >= 6
+    assert verify([folder]).ok
+
+
 def test_a_write_that_died_just_after_we_looked(
     model: Path, work: Path, patches: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
