@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -153,6 +154,7 @@ def test_readers_see_the_old_the_new_or_are_told_busy(
                 seen.add(look(model, work))
             except SystemFailure as error:
                 assert "busy" in error.message
+            time.sleep(0.01)  # so that the writer gets its turn
     writer.join()
     assert writer.exitcode == DONE
     assert seen == {"old", "new"}
