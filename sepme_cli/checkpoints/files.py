@@ -78,13 +78,45 @@ def _lock(lock: Path, path: Path) -> int:
             pass
         except BlockingIOError:
             os.close(descriptor)
-            raise SystemFailure(
-                f"{path}: busy, another sepme is writing it; try again when it is done", file=path
-            ) from None
+            raise _busy(path, "writing") from None
         except BaseException:
             os.close(descriptor)
             raise
         os.close(descriptor)
+
+
+def keep_writers_out(descriptor: int, path: Path) -> None:
+    """Nobody writes an open file in place until it is closed; SystemFailure ("busy") if one does.
+
+    Any number of readers may. Where a file system has no locks there is none.
+    """
+    _flock(descriptor, fcntl.LOCK_SH, path, "writing")
+
+
+def keep_readers_out(descriptor: int, path: Path) -> None:
+    """Nobody reads an open file until it is closed; SystemFailure ("busy") if somebody does."""
+    _flock(descriptor, fcntl.LOCK_EX, path, "reading")
+
+
+def let_writers_in(descriptor: int) -> None:
+    """Take `keep_writers_out` back, for the one who is going to write."""
+    with suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
+def _flock(descriptor: int, how: int, path: Path, doing: str) -> None:
+    try:
+        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise _busy(path, doing) from None
+    except OSError:
+        return
+
+
+def _busy(path: Path, doing: str) -> SystemFailure:
+    return SystemFailure(
+        f"{path}: busy, another sepme is {doing} it; try again when it is done", file=path
+    )
 
 
 def check_writable(path: Path, size: int, *, force: bool) -> None:

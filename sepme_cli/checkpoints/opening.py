@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 from patch_spec.header import PREFIX_BYTES, Header, header_length, parse_header
 from sepme_cli.checkpoints.boundary import reading
-from sepme_cli.checkpoints.files import read_exactly
+from sepme_cli.checkpoints.files import keep_writers_out, read_exactly
 from sepme_cli.checkpoints.parts import ZIP, WeightsFile
 from sepme_cli.errors import MalformedError, UnsupportedError
 
@@ -25,12 +25,15 @@ _FOREIGN_MAGIC: tuple[tuple[bytes, str], ...] = (
 def open_weights(path: Path, place: str = "") -> WeightsFile:
     """Open a file of tensors; see `WeightsFile`.
 
+    Until it is closed no other sepme writes it in place, so what is read is of one state of it.
     A pickle is read only under a name that says so, and only by torch's weights-only loader.
-    Raises SystemFailure (not there, not readable), MalformedError (not safetensors, truncated,
-    hostile, a pickle that says it is something else) or UnsupportedError (no regular file).
+    Raises SystemFailure (not there, not readable, busy), MalformedError (not safetensors,
+    truncated, hostile, a pickle that says it is something else) or UnsupportedError (no regular
+    file).
     """
     file = _open(path)
     try:
+        keep_writers_out(file.fileno(), path)
         if path.suffix.lower() in PICKLED and _is_pickled(file):
             # Imports torch, which takes longer than all the rest of a command.
             from sepme_cli.checkpoints.pickled import open_pickled

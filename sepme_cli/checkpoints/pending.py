@@ -29,6 +29,7 @@ from sepme_cli.checkpoints.files import (
     BLOCK,
     check_own,
     copy_all,
+    keep_readers_out,
     new_file,
     only_writer,
     read_exactly,
@@ -232,7 +233,7 @@ def write_over_in_place(checkpoint: Path, changes: Sequence[Change], progress: P
 
     The new bytes are asked for, some at a time, before anything is touched. If anything fails the
     files are put back; if the process dies, the next command does that. The caller is the
-    checkpoint's only writer.
+    checkpoint's only writer. Raises SystemFailure ("busy") while somebody reads the files.
     """
     journal = pending_path(checkpoint)
     check_own(journal, checkpoint)
@@ -254,7 +255,7 @@ def write_over_in_place(checkpoint: Path, changes: Sequence[Change], progress: P
 def undo_if_interrupted(path: Path, progress: Progress) -> None:
     """Put a checkpoint back whose in-place write was cut short, and say so; else do nothing.
 
-    Raises SystemFailure ("busy") while that write is going on.
+    Raises SystemFailure ("busy") while that write is going on, or somebody reads the files.
     """
     if pending_path(path).exists():
         with only_writer(path):
@@ -359,6 +360,7 @@ def _read_around(descriptor: int, begin: int, count: int, gap: int | None, room:
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
     with path.open("r+b", buffering=0) as file:
+        keep_readers_out(file.fileno(), path)
         yield file
 
 

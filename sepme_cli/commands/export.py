@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 import typer
 
 from sepme_cli import render_lora
-from sepme_cli.checkpoints.patches import Scale
 from sepme_cli.commands.options import (
     Force,
     Json,
@@ -95,7 +94,7 @@ def export(
         out.show(result, render_lora.export)
 
 
-def _scale(given: list[str] | tuple[()]) -> Scale:
+def _scale(given: list[str] | tuple[()]) -> float | dict[str, float]:
     """One for all concepts, or those of single ones; UsageError for no number, and for both."""
     scales: dict[str, float] = {}
     for text in given:

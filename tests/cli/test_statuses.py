@@ -1,7 +1,8 @@
 """Exit statuses never lie: every failing path of every command, and that it writes nothing."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 import typer.main
 
 import sepme_cli.app
+from sepme_cli.checkpoints.files import only_writer
+from sepme_cli.checkpoints.reader import open_checkpoint
 from sepme_cli.console import Output
 from sepme_cli.errors import SepmeError
 from sepme_cli.exit_status import ExitStatus
@@ -358,6 +361,30 @@ def test_a_failing_path(case: Case, here: Path, sepme: Run) -> None:
     assert said.err.startswith("error: ")
     assert "Traceback" not in said.err
 
+    assert contents(here) == before
+
+
+@pytest.mark.parametrize(
+    ("line", "hold"),
+    [
+        ("apply clean.safetensors klimt.sepme --in-place", open_checkpoint),
+        ("apply clean.safetensors klimt.sepme --in-place", only_writer),
+        ("revert clean.safetensors --base model.safetensors --in-place", only_writer),
+        ("apply model.safetensors klimt.sepme -o clean.safetensors --force", only_writer),
+    ],
+)
+def test_a_busy_file(
+    line: str,
+    hold: Callable[[Path], AbstractContextManager[object]],
+    here: Path,
+    sepme: Run,
+) -> None:
+    before = contents(here)
+    with hold(here / "clean.safetensors"):
+        told = sepme(*line.split(), "--json")
+    assert told.status == 5
+    error = told.json["error"]
+    assert error["kind"] == "system" and "busy" in error["message"]
     assert contents(here) == before
 
 
