@@ -7,13 +7,13 @@ READY := $(VENV)/.ready
 # One thread a process: the tests run side by side, and results must not depend on it.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: setup demo test lint types contract vectors check clean
+.PHONY: setup demo test lint types contract vectors site check clean
 
 setup: $(READY)
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml examples/pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,examples]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,artwork]' --editable ./examples
 	touch $@
 
 demo: $(READY)
@@ -34,6 +34,9 @@ contract: $(READY)
 
 vectors: $(READY)
 	$(BIN)/python -m patch_spec.make_vectors --check
+
+site: $(READY)
+	$(BIN)/mkdocs build -d build/site
 
 check: lint types contract vectors test
 

@@ -40,6 +40,10 @@ def parse_json_strict(text: bytes, *, syntax: str = "J1", duplicate: str = "J1")
     def constant(name: str) -> NoReturn:
         raise FormatError(syntax, f"{name} is not JSON")
 
+    def integer(digits: str) -> int | float:
+        # To most parsers a float; Python's 0 would lose the sign.
+        return -0.0 if digits == "-0" else int(digits)
+
     def number(digits: str) -> float:
         value = float(digits)
         if not math.isfinite(value):
@@ -52,6 +56,7 @@ def parse_json_strict(text: bytes, *, syntax: str = "J1", duplicate: str = "J1")
             object_pairs_hook=unique,
             parse_constant=constant,
             parse_float=number,
+            parse_int=integer if b"-0" in text else int,
         )
         if b"\\u" in text:
             # Only an escape can smuggle in half of a surrogate pair; encoding finds it.

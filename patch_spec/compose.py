@@ -53,14 +53,17 @@ def _factors(
             factor = next(made)
         elif target in increment.up:
             factor = additive_factor(increment.up[target], increment.exponents[target])
-        found.append(None if factor is None else (factor, increment.basis.astype(np.float64)))
+        if factor is None:
+            found.append(None)
+        else:
+            found.append((factor, increment.basis_of(target).astype(np.float64)))
     return found
 
 
 def _check_shape(increment: Increment, target: str, weight: npt.NDArray[Any]) -> None:
     if increment.shift is None and target not in increment.up:
         return
-    width = increment.basis.shape[1]
+    width = increment.basis_of(target).shape[1]
     out = weight.shape[0] if increment.shift is not None else increment.up[target].shape[0]
     if weight.shape != (out, width):
         raise FormatError(

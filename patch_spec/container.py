@@ -50,7 +50,9 @@ def read_patch(source: Source) -> Patch:
         )
         for entry in header.tensors
     }
-    increments = tuple(_increment(summary, factors) for summary in manifest.increments)
+    increments = tuple(
+        _increment(summary, factors, manifest.base.width) for summary in manifest.increments
+    )
     validate_factors(increments, manifest.increments)
     return Patch(
         base=manifest.base,
@@ -148,14 +150,19 @@ def _read_up_to(stream: BinaryIO, length: int) -> bytes:
     return b"".join(chunks)
 
 
-def _increment(summary: Summary, factors: Mapping[str, npt.NDArray[Any]]) -> Increment:
+def _increment(summary: Summary, factors: Mapping[str, npt.NDArray[Any]], width: int) -> Increment:
     described = {name: getattr(summary, name) for name in Description.__dataclass_fields__}
     slug = summary.slug
     return Increment(
         **described,
-        basis=factors[f"{slug}.basis"],
+        basis=factors.get(f"{slug}.basis", np.zeros((0, width), np.float32)),
         shift=factors.get(f"{slug}.shift"),
         up={target: factors[f"{slug}.up.{target}"] for target in summary.exponents},
+        down={
+            target: factors[f"{slug}.down.{target}"]
+            for target in summary.exponents
+            if summary.kind == "lora"
+        },
     )
 
 

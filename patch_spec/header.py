@@ -112,6 +112,7 @@ def parse_header(prefix8: bytes, json_bytes: bytes, file_size: int | None) -> He
         raise FormatError(
             "H2", "the file ends inside its header", expected=length, found=len(json_bytes)
         )
+    _check_parts(json_bytes)
     members = _json_object(json_bytes)
     metadata = _metadata(members.pop(METADATA_KEY, {}))
     entries = [_entry(name, fields) for name, fields in members.items()]
@@ -157,6 +158,18 @@ def encode_header(
     if length > minimum_length:
         length += -length % PREFIX_BYTES
     return length.to_bytes(PREFIX_BYTES, "little") + text.ljust(length)
+
+
+def _check_parts(json_bytes: bytes) -> None:
+    """Before the header is parsed, which can take thirty times as much memory as it has bytes."""
+    parts = sum(map(json_bytes.count, (b"[", b"{", b",")))
+    if parts > limits.HEADER_PARTS:
+        raise FormatError(
+            "H1",
+            "the header has too many parts",
+            expected=f"at most {limits.HEADER_PARTS} brackets and commas",
+            found=parts,
+        )
 
 
 def _json_object(json_bytes: bytes) -> dict[str, Any]:

@@ -4,7 +4,7 @@ Round trip: `Summary.from_json(s.to_json(), where) == s`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
 from typing import Any, Literal, Self, cast
@@ -17,8 +17,8 @@ from patch_spec.grid import Float16, Float32
 from patch_spec.provenance import Measured, Method
 from patch_spec.records import Fields, as_integer
 
-Kind = Literal["additive", "operator"]
-KINDS: tuple[Kind, ...] = ("additive", "operator")
+Kind = Literal["additive", "lora", "operator"]
+KINDS: tuple[Kind, ...] = ("additive", "lora", "operator")
 
 _COMMON = ("concept", "slug", "digest", "kind", "rank", "prompts", "method", "measured")
 
@@ -27,7 +27,7 @@ _COMMON = ("concept", "slug", "digest", "kind", "rank", "prompts", "method", "me
 class Description:
     """All that a manifest says of an increment but its digest.
 
-    prompts: what stands for the concept. exponents: of an additive increment, by target.
+    prompts: what stands for the concept. exponents: by target, of all but an operator.
     shift_exponent: of an operator, else 0.
     """
 
@@ -44,9 +44,9 @@ class Description:
     def describe(self) -> dict[str, Any]:
         """The manifest's entry without its digest."""
         scale: dict[str, Any] = (
-            {"exponents": dict(self.exponents)}
-            if self.kind == "additive"
-            else {"shift_exponent": self.shift_exponent}
+            {"shift_exponent": self.shift_exponent}
+            if self.kind == "operator"
+            else {"exponents": dict(self.exponents)}
         )
         return {
             "concept": self.concept,
@@ -96,13 +96,16 @@ class Increment(Description):
 
     basis: float32 [rank, d] on the grid. An additive increment has `up`, float16 [out, rank] by
     target, and `exponents` for the same targets: dW = up @ basis * 2**exponent. An operator has
-    `shift`, float32 [d, rank] on the grid: dW = W @ shift @ basis * 2**shift_exponent.
+    `shift`, float32 [d, rank] on the grid: dW = W @ shift @ basis * 2**shift_exponent. Of a lora
+    every target has a basis of its own, `down`, float32 [rank, d] on the grid:
+    dW = up @ down * 2**exponent; its `basis`, what all targets share, has no rows.
     Two increments are equal if their slugs and their digests are.
     """
 
     basis: Float32
     up: Mapping[str, Float16]
     shift: Float32 | None = None
+    down: Mapping[str, Float32] = field(default_factory=dict)
 
     @cached_property
     def digest(self) -> str:
@@ -112,10 +115,15 @@ class Increment(Description):
     @property
     def factors(self) -> dict[str, npt.NDArray[Any]]:
         """The arrays by the names they have in a patch, without the slug."""
-        factors: dict[str, npt.NDArray[Any]] = {"basis": self.basis}
+        factors: dict[str, npt.NDArray[Any]] = {"basis": self.basis} if self.kind != "lora" else {}
         if self.shift is not None:
             factors["shift"] = self.shift
+        factors |= {f"down.{target}": down for target, down in self.down.items()}
         return factors | {f"up.{target}": up for target, up in self.up.items()}
+
+    def basis_of(self, target: str) -> Float32:
+        """The rows [rank, d] that dW of a target which the increment acts on is made of."""
+        return self.down[target] if self.kind == "lora" else self.basis
 
     def identity(self) -> dict[str, Any]:
         """What the digest covers. Not the slug: a new file name makes no new increment."""

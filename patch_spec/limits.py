@@ -6,6 +6,8 @@ FORMAT_VERSION = 1
 PATCH_HEADER_BYTES = 16 * 2**20
 CHECKPOINT_HEADER_BYTES = 100_000_000
 """What safetensors itself allows."""
+HEADER_PARTS = 2**22
+"""Brackets that open, and commas: a parser takes up to a hundred bytes for each."""
 TENSOR_NAME_BYTES = 1024
 DIMENSIONS = 32
 

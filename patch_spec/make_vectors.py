@@ -15,6 +15,7 @@ from patch_spec.cases.examples import (
     additive,
     extremes,
     journal,
+    lora,
     operator,
     original,
     patch,
@@ -40,6 +41,7 @@ _PATCHES: dict[str, Callable[[], tuple[Increment, ...]]] = {
     "operator": lambda: (operator(),),
     "both": lambda: (additive(), operator()),
     "extremes": lambda: (extremes(),),
+    "lora": lambda: (lora(), operator()),
 }
 _Term = tuple[str, float]
 # patch, tensor of weights.safetensors, target, slugs with scales
@@ -53,6 +55,9 @@ _COMPOSITIONS: tuple[tuple[str, str, str, tuple[_Term, ...]], ...] = (
     ("both", "value.F16", VALUE, (("monet", 1.0), ("ukiyo-e", 1.0))),
     ("extremes", "key.F16", KEY, (("0" * 64, 2.0**63),)),
     ("extremes", "value.F16", VALUE, (("0" * 64, 1.0),)),
+    ("lora", "key.F16", KEY, (("degas", 1.0),)),
+    ("lora", "key.F64", KEY, (("degas", 0.7), ("ukiyo-e", -1.3))),
+    ("lora", "value.F16", VALUE, (("degas", 1.0), ("ukiyo-e", 1.0))),
     ("both", "value.F16", KEY, (("monet", 1.0),)),
     ("both", "key.F16", KEY, (("monet", 1e6),)),
 )

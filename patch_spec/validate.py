@@ -77,10 +77,14 @@ def layout(manifest: Manifest) -> tuple[TensorEntry, ...]:
     """The tensors that a patch with this manifest has, in the order of the file."""
     shapes: dict[tuple[str, str], tuple[int, ...]] = {}
     for summary in manifest.increments:
-        shapes["F32", f"{summary.slug}.basis"] = (summary.rank, manifest.base.width)
+        rows = (summary.rank, manifest.base.width)
+        if summary.kind != "lora":
+            shapes["F32", f"{summary.slug}.basis"] = rows
         if summary.kind == "operator":
-            shapes["F32", f"{summary.slug}.shift"] = (manifest.base.width, summary.rank)
+            shapes["F32", f"{summary.slug}.shift"] = rows[::-1]
         for target in summary.exponents:
+            if summary.kind == "lora":
+                shapes["F32", f"{summary.slug}.down.{target}"] = rows
             out = manifest.base.shapes[target][0]
             shapes["F16", f"{summary.slug}.up.{target}"] = (out, summary.rank)
     return canonical_order(shapes)

@@ -7,6 +7,7 @@ import re
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, ClassVar, NoReturn
 
 import typer
@@ -19,10 +20,14 @@ from sepme_cli.commands.card import card
 from sepme_cli.commands.diff import diff
 from sepme_cli.commands.erase import erase
 from sepme_cli.commands.evaluate import evaluate
+from sepme_cli.commands.example import example
+from sepme_cli.commands.export import export
+from sepme_cli.commands.import_ import import_
 from sepme_cli.commands.inspect import inspect
 from sepme_cli.commands.recipe import recipe
 from sepme_cli.commands.revert import revert
 from sepme_cli.commands.sample import sample
+from sepme_cli.commands.sign import sign
 from sepme_cli.commands.verify import verify
 from sepme_cli.console import console_for
 from sepme_cli.errors import MalformedError, SepmeError, SystemFailure, UsageError
@@ -32,16 +37,21 @@ from sepme_cli.wording import error_json, error_text
 app = typer.Typer(
     name="sepme",
     rich_markup_mode=None,
-    add_completion=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
-for command in (erase, apply, revert, diff, inspect, verify, sample, evaluate, card):
+#: What the completion script of a shell sets when it asks; Typer makes the name from the program's.
+COMPLETING = "_SEPME_COMPLETE"
+
+for command in (erase, apply, revert, diff, inspect, verify, sign, sample, evaluate, card, export):
     app.command()(command)
+app.command(name="import")(import_)
+app.command()(example)
 app.add_typer(recipe, name="recipe")
 
 
 _TORCH_OUT_OF_MEMORY = "out of memory|can't allocate memory"
 """What it says of GPUs, of Apple's, and of the CPU."""
+_SOURCE = Path(__file__).parent
 
 
 class InternalError(SepmeError):
@@ -121,6 +131,9 @@ def run(arguments: Sequence[str]) -> int:
 def _invoke(arguments: Sequence[str]) -> int:
     # Not Typer's own main: it gives a broken pipe the status that means "the answer is no".
     command = typer.main.get_command(app)
+    if COMPLETING in os.environ:
+        # A shell asks what could come next; Typer's main answers, and ends the process.
+        command.main(prog_name="sepme")
     try:
         with command.make_context("sepme", list(arguments)) as context:
             command.invoke(context)
@@ -152,9 +165,19 @@ def _typed(error: BaseException) -> SepmeError:
         case OSError():
             return SystemFailure(error.strerror or str(error), file=error.filename)
         case _:
-            bug = InternalError(f"a bug in sepme, please report it: {error!r}")
+            bug = InternalError(
+                f"a bug in sepme {__version__}; please report it, with what -v shows: "
+                f"{error!r}, at {_place(error)}"
+            )
             bug.__cause__ = error
             return bug
+
+
+def _place(error: BaseException) -> str:
+    """The line of ours that an error came out of: "apply.py:120"."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if Path(frame.filename).is_relative_to(_SOURCE)]
+    return f"{Path(ours[-1].filename).name}:{ours[-1].lineno}"
 
 
 def _usage(error: typer.TyperException) -> str:
@@ -164,9 +187,9 @@ def _usage(error: typer.TyperException) -> str:
 
 
 def _report(error: SepmeError, arguments: Sequence[str]) -> None:
-    if isinstance(error, InternalError):
-        traceback.print_exception(error.__cause__)
     options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    if isinstance(error, InternalError) and {"-v", "--verbose"} & set(options):
+        traceback.print_exception(error.__cause__)
     if "--json" in options:
         stream = sys.stderr if _pipes_out(options) else sys.stdout
         print(error_json(error), file=stream, flush=True)

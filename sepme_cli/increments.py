@@ -102,8 +102,7 @@ def distance(a: Increment, b: Increment) -> float | None:
     if a.kind != b.kind:
         return None
     change = norm = 0.0
-    for left, right in _factor_pairs(a, b):
-        mine, other = left @ a.basis.astype(np.float64), right @ b.basis.astype(np.float64)
+    for mine, other in _effects(a, b):
         change += float(np.square(mine - other).sum())
         norm += float(np.square(other).sum())
     return 0.0 if change == 0 else float(np.sqrt(change / norm)) if norm else float("inf")
@@ -112,37 +111,34 @@ def distance(a: Increment, b: Increment) -> float | None:
 def interference(a: Increment, b: Increment) -> float:
     """How much of what `a` reads lies where `b` acts: 0 nothing, 1 all of it.
 
-    The part of a's basis, in the Frobenius norm, inside the span of b's basis rows. An increment
-    changes only what its basis reads, so at 0 the two concepts never meet.
+    The part of a's basis, in the Frobenius norm, inside the span of b's basis rows; of a lora,
+    whose targets have a basis each, of all of them. An increment changes only what its basis
+    reads, so at 0 the two concepts never meet.
     """
-    mine, other = a.basis.astype(np.float64), b.basis.astype(np.float64)
+    mine, other = _rows_read(a), _rows_read(b)
     norm = float(np.linalg.norm(mine))
     if norm == 0 or other.shape[1] != mine.shape[1]:
         return 0.0
+    if len(other) > other.shape[1]:
+        other = np.linalg.qr(other).R
     _, values, rows = np.linalg.svd(other, full_matrices=False)
     rows = rows[values > values.max(initial=0.0) * 1e-10]
     return min(1.0, float(np.linalg.norm(mine @ rows.T)) / norm)
 
 
-def _factor_pairs(a: Increment, b: Increment) -> Iterable[tuple[Float64, Float64]]:
-    """The left factors of both, target by target; zeros where one leaves a target alone."""
+def _rows_read(increment: Increment) -> Float64:
+    rows = [increment.basis, *increment.down.values()]
+    return np.vstack(rows).astype(np.float64)
+
+
+def _effects(a: Increment, b: Increment) -> Iterator[tuple[Float64, Float64]]:
+    """What both do, target by target; zeros where one leaves a target alone."""
     if a.shift is not None and b.shift is not None:
-        yield (
-            np.ldexp(a.shift.astype(np.float64), a.shift_exponent),
-            np.ldexp(b.shift.astype(np.float64), b.shift_exponent),
-        )
+        yield _operator_sum([(a, 1.0)], len(a.shift)), _operator_sum([(b, 1.0)], len(b.shift))
     for target in sorted(a.up.keys() | b.up.keys()):
-        rows = (a.up.get(target), b.up.get(target))
-        out = next(up.shape[0] for up in rows if up is not None)
-        yield _left_factor(a, target, out), _left_factor(b, target, out)
-
-
-def _left_factor(increment: Increment, target: str, out: int) -> Float64:
-    if target not in increment.up:
-        return np.zeros((out, increment.rank))
-    up = increment.up[target].astype(np.float64)
-    scaled: Float64 = np.ldexp(up, increment.exponents[target])
-    return scaled
+        shapes = ((len(p.up[target]), p.basis.shape[1]) for p in (a, b) if target in p.up)
+        weight = np.broadcast_to(np.float32(0), next(shapes))
+        yield delta(a, target, weight), delta(b, target, weight)
 
 
 def _operator_sum(parts: Iterable[Scaled], width: int) -> Float64:
@@ -156,10 +152,10 @@ def _operator_sum(parts: Iterable[Scaled], width: int) -> Float64:
 
 
 def _estimate_base(patched: Float64, parts: Sequence[Scaled], target: str) -> Float64:
-    """The W that the parts were added to: patched = W (I + operators) + additive increments."""
+    """The W that the parts were added to: patched = W (I + operators) + all others."""
     rest = patched.copy()
     for increment, scale in parts:
-        if increment.kind == "additive" and acts_on(increment, target):
+        if increment.kind != "operator" and acts_on(increment, target):
             rest -= scale * delta(increment, target, patched)
     operators = _operator_sum(parts, patched.shape[1])
     if not operators.any():

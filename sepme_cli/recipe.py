@@ -135,13 +135,13 @@ def read_recipe(path: Path, settings: Mapping[str, Allowed]) -> Recipe:
     Raises SystemFailure if it cannot be read, MalformedError, with the line, for what is none.
     """
     try:
-        size = path.stat().st_size
-        text = path.read_bytes() if size <= _BYTES else b""
+        with path.open("rb") as file:
+            text = file.read(_BYTES + 1)
     except OSError as error:
         raise SystemFailure(f"{path}: {error.strerror}", file=path) from error
-    if size > _BYTES:
+    if len(text) > _BYTES:
         raise MalformedError(
-            f"{path}: too large for a recipe", file=path, expected=f"{_BYTES} bytes", found=size
+            f"{path}: too large for a recipe", file=path, expected=f"{_BYTES} bytes", found="more"
         )
     return parse_recipe(text, path, settings)
 

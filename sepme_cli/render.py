@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from sepme_cli.operations.diff import DiffResult
     from sepme_cli.operations.erase import EraseResult
     from sepme_cli.operations.evaluate import EvaluateResult
+    from sepme_cli.operations.example import ExampleResult
     from sepme_cli.operations.inspect import CheckpointInfo, InspectResult, PatchInfo
     from sepme_cli.operations.recipes import InitResult, RecipeInfo
     from sepme_cli.operations.revert import RevertResult
     from sepme_cli.operations.sample import SampleResult
-    from sepme_cli.operations.verify import VerifyResult
 
 BASE_MATCHES = {
     "exact": "the very weights that the patch was made from",
@@ -76,6 +76,7 @@ def apply(result: "ApplyResult") -> RenderableType:
         ("changed", counted(result.tensors_changed, "tensor")),
         ("base", BASE_MATCHES[result.base_match]),
         ("revert", "exact, given the base" if result.exact else "not exact"),
+        ("statement", result.statement),
         ("time", duration(result.seconds)),
     )
 
@@ -166,14 +167,9 @@ def evaluate(result: "EvaluateResult") -> RenderableType:
     return Group(table, "", figures)
 
 
-def verify(result: "VerifyResult") -> RenderableType:
-    """The checks one below the other, and what was not looked at."""
-    table = new_table("", "check", "found")
-    for check in result.checks:
-        add_row(table, "ok" if check.ok else "NO", check.name, check.detail)
-    parts: list[RenderableType] = [table]
-    parts += [printable(f"not checked: {what}") for what in result.unchecked]
-    return Group(*parts)
+def example(result: "ExampleResult") -> RenderableType:
+    """Where the model is."""
+    return fields(("model", f"{result.model}, {size(result.bytes)}"), ("judge", result.judge))
 
 
 def card(result: "CardResult") -> RenderableType:

@@ -24,7 +24,8 @@ def read_node(text: bytes, path: Path) -> "Place":
     """The root of a file's one document; MalformedError, with the line, for what is no YAML."""
     try:
         nodes = list(yaml.compose_all(text, Loader=Loader))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    # Of escapes beyond Unicode, and versions of thousands of digits, it raises what Python does.
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         reason = getattr(error, "problem", None) or "not YAML"
@@ -35,14 +36,16 @@ def read_node(text: bytes, path: Path) -> "Place":
 
 
 class Loader(yaml.SafeLoader):
-    """Refuses anchors: a recipe needs none, and a few lines of them unfold to gigabytes."""
+    """Refuses anchors, of which a few lines unfold to gigabytes, and tags, which name types that
+    PyYAML fails to make of any text; a recipe needs neither."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()  # type: ignore[no-untyped-call]
-        if getattr(event, "anchor", None) is not None:
-            raise yaml.composer.ComposerError(
-                None, None, "anchors and aliases have no place in a recipe", event.start_mark
-            )
+        for what, name in (("anchor", "anchors and aliases"), ("tag", "tags")):
+            if getattr(event, what, None) is not None:
+                raise yaml.composer.ComposerError(
+                    None, None, f"{name} have no place in a recipe", event.start_mark
+                )
         return super().compose_node(parent, index)
 
 
@@ -77,6 +80,8 @@ class Place:
             self.refuse("expected fields with values", " and ".join(required or optional))
         fields: dict[str, Place] = {}
         for key, value in self.node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                Place(self.path, key).refuse("a field without a name", " and ".join(required))
             name = str(key.value)
             if name not in (*required, *optional):
                 what = f"an unknown field, {name[:60]!r}"
@@ -115,9 +120,11 @@ class Place:
 
     def scalar(self, kind: type) -> Scalar:
         """A number or a word of a type."""
+        if not self.is_scalar or len(self.node.value) > limits.PROMPT_BYTES:
+            self.refuse("a value of another type", kind.__name__)
         loader = Loader("")
         try:
-            value = loader.construct_object(self.node, deep=True)
+            value = loader.construct_object(self.node)
             if kind is float and (type(value) is int or self._is_power(value)):
                 value = float(value)
         except (yaml.YAMLError, ValueError, OverflowError):

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "F16": np.dtype("<f2"),
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
     "I64": np.dtype("<i8"),
     "I32": np.dtype("<i4"),
     "U8": np.dtype("u1"),
@@ -219,6 +220,17 @@ def additive(
         exponents={name: exponent for name, (_, exponent) in factors.items()},
         basis=random_basis(rng, rank, base.width),
         up={name: up for name, (up, _) in factors.items()},
+    )
+
+
+def lora(base: Base, concept: str, *, seed: int, rank: int = 3, size: float = 0.02) -> Increment:
+    """A random increment with a basis for each target of the base."""
+    rng = np.random.default_rng(seed)
+    return replace(
+        additive(base, concept, seed=seed, rank=rank, size=size),
+        kind="lora",
+        basis=np.zeros((0, base.width), np.float32),
+        down={name: random_basis(rng, rank, base.width) for name in base.shapes},
     )
 
 

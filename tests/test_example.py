@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 
 from examples.emoji.canvas import OBJECTS, STYLES
 from examples.emoji.judging import Caption, Verdict, all_pairs, verdict
@@ -83,6 +84,37 @@ def test_a_style_is_drawn_as_what_it_should_act_like(tmp_path: Path) -> None:
     assert drawn.object.float().mean() >= 0.9
 
 
+def test_diffusers_draws_with_the_lora_what_the_patched_model_draws(tmp_path: Path) -> None:
+    patch, clean, lora = (tmp_path / n for n in ("p.sepme", "c.safetensors", "l.safetensors"))
+    sepme("erase", MODEL, "--concept", "style:ink", "--to", "noto", "-o", patch, "--apply", clean)
+    told = sepme("export", patch, "--to", "kohya", "--base", MODEL, "-o", lora)
+    assert (told["modules"], told["base_match"]) == (14, "exact")
+    assert 0 < told["relative_error"] < 1e-3
+    captions = INK[:3]
+    before, patched = drawn(MODEL, captions), drawn(clean, captions)
+    loaded = drawn(MODEL, captions, lora)
+    assert float((loaded - patched).abs().mean()) * 255 < 0.5
+    assert float((before - patched).abs().mean()) * 255 > 20
+
+
+def drawn(model: Path, captions: list[Caption], lora: Path | None = None) -> torch.Tensor:
+    """Pictures by diffusers' UNet, with a LoRA loaded by diffusers."""
+    seeds = [caption.style * 100 + caption.object for caption in captions]
+    with open_checkpoint(model) as checkpoint:
+        network = StableDiffusion.of(checkpoint, torch.device("cpu"))
+        if lora is not None:
+            pipeline = StableDiffusionPipeline(
+                **dict.fromkeys(("vae", "text_encoder", "tokenizer", "scheduler")),
+                unet=network.unet,
+                safety_checker=None,
+                feature_extractor=None,
+                requires_safety_checker=False,
+            )
+            pipeline.load_lora_weights(str(lora))
+        texts = [caption.text for caption in captions]
+        return draw_pictures(network, texts, seeds, steps=10, guidance=3.0)
+
+
 def test_evaluating_tells_a_patch_that_works_from_one_that_does_nothing(tmp_path: Path) -> None:
     patch, idle, report = (tmp_path / name for name in ("ink.sepme", "idle.sepme", "report"))
     names = [f"style:{s}" for s in STYLES if s != "ink"] + [f"object:{o}" for o in OBJECTS]
@@ -94,7 +126,7 @@ def test_evaluating_tells_a_patch_that_works_from_one_that_does_nothing(tmp_path
     still = replace(increment, shift=np.zeros_like(increment.shift))
     idle.write_bytes(patch_bytes(replace(whole, increments=(still,))))
 
-    line = ["--judge", "examples.emoji.judging:judge", "--report", report, "--retain", "noto"]
+    line = ["--judge", "examples:judge", "--report", report, "--retain", "noto"]
     line += ["--retain", "rocket", "--pictures", "6", "--steps", "10", "--guidance", "3"]
     found = sepme("evaluate", MODEL, patch, *line)
     ink, noto, rocket = (found["concepts"][name] for name in ("ink", "noto", "rocket"))

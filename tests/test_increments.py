@@ -1,6 +1,7 @@
 """The algebra: composing in one rounding and in any order, taking off, comparing."""
 
 import itertools
+from dataclasses import replace
 from fractions import Fraction
 
 import ml_dtypes
@@ -13,19 +14,26 @@ from patch_spec.base import Base
 from patch_spec.increment import Increment
 from sepme_cli.errors import MalformedError, MismatchError
 from sepme_cli.increments import acts_on, compose, delta, distance, interference, subtract
-from tests.synthetic import DTYPES, additive, operator
+from tests.synthetic import DTYPES, additive, lora, operator
 
 TARGET = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
 OTHER = "mid_block.attentions.0.transformer_blocks.0.attn2.to_v.weight"
 OUT, WIDTH = 6, 10
 BASE = Base("sd1", WIDTH, {}, {TARGET: "0" * 64}, {TARGET: (OUT, WIDTH)})
+WIDER = Base(
+    "sd1",
+    WIDTH,
+    {},
+    {TARGET: "0" * 64, OTHER: "1" * 64},
+    {TARGET: (OUT, WIDTH), OTHER: (OUT, WIDTH)},
+)
 STORED = ["F16", "F32", "BF16"]
 UNIT = {"F16": 2.0**-11, "F32": 2.0**-24, "BF16": 2.0**-8}
 """Half a unit in the last place, relative."""
 
 increments = st.builds(
     lambda make, seed, size: make(BASE, f"c{seed}", seed=seed, size=size),
-    st.sampled_from([additive, operator]),
+    st.sampled_from([additive, operator, lora]),
     st.integers(0, 50),
     st.sampled_from([1e-3, 0.05, 0.7]),
 )
@@ -136,6 +144,10 @@ def test_distance_is_that_of_the_products() -> None:
     assert distance(a, b) == pytest.approx(expected)
     assert distance(a, a) == 0
     assert distance(a, operator(BASE, "b", seed=2)) is None
+    one, two = lora(BASE, "a", seed=1), lora(BASE, "b", seed=2)
+    mine, other = delta(one, TARGET, weights("F32")), delta(two, TARGET, weights("F32"))
+    expected = np.linalg.norm(mine - other) / np.linalg.norm(other)
+    assert distance(one, two) == pytest.approx(expected)
     assert distance(operator(BASE, "a", seed=3), operator(BASE, "b", seed=4)) > 0.1
 
 
@@ -154,3 +166,14 @@ def test_interference_is_the_part_inside_the_others_span() -> None:
     assert interference(first, first) == pytest.approx(1)
     assert interference(first, both) == pytest.approx(np.sqrt(0.5))
     assert interference(_with_basis(eye[:1]), first) == pytest.approx(1)
+
+
+def test_interference_of_a_lora_is_that_of_all_its_bases() -> None:
+    part = lora(WIDER, "c", seed=1, rank=3)
+    for target, down in part.down.items():
+        assert interference(_with_basis(down), part) == pytest.approx(1)
+        assert acts_on(part, target)
+    rows = np.linalg.svd(np.vstack(list(part.down.values())))[2]
+    assert interference(_with_basis(rows[6:]), part) == pytest.approx(0, abs=1e-5)
+    many = replace(part, down={f"{i}": rows[[i]].astype(np.float32) for i in (0, 0, 1, *range(10))})
+    assert interference(part, many) == pytest.approx(1)

@@ -5,7 +5,7 @@
 
 import random
 
-from examples.emoji.canvas import OBJECTS, STYLES
+from .canvas import OBJECTS, STYLES
 
 PAIR = (
     "{O} in {s} style",

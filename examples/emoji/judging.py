@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from examples.emoji.canvas import OBJECTS, STYLES
-from examples.emoji.captions import fill
-from examples.emoji.networks import Judge, load_judge
 from sepme_cli.evaluation.intervals import Proportion
+
+from .canvas import OBJECTS, STYLES
+from .captions import fill
+from .networks import Judge
 
 STYLE_NAMES = tuple(STYLES)
 OBJECT_NAMES = tuple(OBJECTS)
@@ -59,7 +60,7 @@ def verdict(judge: Judge, pictures: Tensor, captions: Sequence[Caption]) -> Verd
 
 @dataclass(frozen=True)
 class EmojiJudge:
-    """The example's judge for `sepme evaluate --judge examples.emoji.judging:judge`."""
+    """The example's judge, for `sepme evaluate --judge examples:judge`."""
 
     network: Judge
 
@@ -70,11 +71,6 @@ class EmojiJudge:
     def recognise(self, pictures: Tensor, kind: str) -> Sequence[str]:
         heads = [self.network(part)[kind == "object"] for part in pictures.split(96)]
         return [self.labels(kind)[int(i)] for i in torch.cat(heads).argmax(1)]
-
-
-def judge() -> EmojiJudge:
-    """The judge from its shipped weights."""
-    return EmojiJudge(load_judge())
 
 
 def proportion(right: Tensor) -> Proportion:

@@ -7,7 +7,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from examples.emoji.canvas import OBJECTS, STYLES
+from .canvas import OBJECTS, STYLES
 
 WIDTH = 256
 POSITIONS = 24

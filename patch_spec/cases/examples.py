@@ -125,6 +125,21 @@ def operator() -> Increment:
     )
 
 
+def lora() -> Increment:
+    """An increment whose targets have a basis each, rank 2, as a LoRA gives it."""
+    return replace(
+        additive(),
+        concept="Degas",
+        slug="degas",
+        kind="lora",
+        prompts=("Degas",),
+        method=Method("lora", {"alpha": 4, "rank": 2}),
+        measured=Measured(),
+        basis=np.zeros((0, WIDTH), np.float32),
+        down={KEY: to_grid(numbers("down key", 2, WIDTH)), VALUE: additive().basis},
+    )
+
+
 def extremes() -> Increment:
     """Factors at the ends of their ranges: 1, -1, the least steps, zeros, the least exponent."""
     ends = np.array([1, -1, 2.0**-22, -(2.0**-22), 0, 0.5, 1 - 2.0**-22, -(2.0**-21)])

@@ -84,6 +84,8 @@ def _entries() -> Iterator[Invalid]:
     for about, number in {"float": b"4.0", "beyond-2-53": b"9007199254740992"}.items():
         text = b'{"x":{"data_offsets":[0,4],"dtype":"U8","shape":[%s]}}' % number
         yield Invalid("H8", f"shape-{about}", raw(text, b"1234"))
+    text = b'{"x":{"data_offsets":[0,0],"dtype":"U8","shape":[-0]}}'
+    yield Invalid("H8", "shape-negative-zero", raw(text))
 
 
 def _offsets() -> Iterator[Invalid]:
@@ -96,6 +98,8 @@ def _offsets() -> Iterator[Invalid]:
         "text": "04",
     }.items():
         yield Invalid("H9", f"offsets-{about}", _tensor(data_offsets=offsets))
+    text = b'{"x":{"data_offsets":[-0,4],"dtype":"U8","shape":[4]}}'
+    yield Invalid("H9", "offsets-negative-zero", raw(text, b"1234"))
     yield Invalid("H9", "size-overflows", _tensor(shape=[2**52] * 8))
     yield Invalid("H9", "half-a-byte", _tensor(dtype="F4", shape=[7]))
     two = {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]}

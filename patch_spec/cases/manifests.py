@@ -45,7 +45,7 @@ def _fields() -> Iterator[tuple[str, str, Change]]:
     yield "J4", "base-null", put("base", to=None)
     yield "J4", "increments-object", put("increments", to={})
     yield "J4", "unknown-family", put("base", "family", to="sd3")
-    yield "J4", "unknown-kind", put(*_INCREMENT, "kind", to="lora")
+    yield "J4", "unknown-kind", put(*_INCREMENT, "kind", to="sum")
     yield "J4", "concept-null", put(*_INCREMENT, "concept", to=None)
     yield "J4", "rank-text", put(*_INCREMENT, "rank", to="2")
     yield "J4", "rank-true", put(*_INCREMENT, "rank", to=True)

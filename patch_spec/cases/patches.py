@@ -6,9 +6,19 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from patch_spec.canonical import canonical_json
-from patch_spec.cases.examples import KEY, VALUE, additive, operator, patch, small, small_patch
+from patch_spec.cases.examples import (
+    KEY,
+    VALUE,
+    additive,
+    lora,
+    operator,
+    patch,
+    small,
+    small_patch,
+)
 from patch_spec.cases.tools import (
     Invalid,
     Members,
@@ -60,6 +70,16 @@ def _tensors() -> Iterator[Invalid]:
     yield Invalid("P9", "basis-transposed", changed(basis=good.basis.T))
     yield Invalid("P9", "rank-differs", changed(rank=1))
     yield Invalid("P9", "up-too-tall", changed(up={KEY: good.up[VALUE]}))
+    yield Invalid("P8", "down-missing", assemble(patch(_with_down({KEY: lora().down[KEY]}))))
+    members, data = parts(assemble(patch(lora())))
+    members["degas.basis"] = empty
+    yield Invalid("P8", "lora-with-basis", raw(canonical_json(members), data))
+    wide = {**lora().down, KEY: lora().down[KEY][:, 1:]}
+    yield Invalid("P9", "down-narrower", assemble(patch(_with_down(wide))))
+
+
+def _with_down(down: dict[str, npt.NDArray[np.float32]]) -> Increment:
+    return replace(lora(), down=down)
 
 
 def _order() -> Iterator[Invalid]:
@@ -88,6 +108,8 @@ def _factors() -> Iterator[Invalid]:
             yield Invalid(rule, f"{factor}-{about}", _with_value(factor, value))
     yield Invalid("V3", "basis-between", _with_value("basis", 2.0**-23))
     yield Invalid("V3", "shift-between", _with_value("shift", 0.5 + 2.0**-24))
+    between = {**lora().down, KEY: lora().down[KEY] + np.float32(2.0**-23)}
+    yield Invalid("V3", "down-between", assemble(patch(_with_down(between))))
     good = assemble(small_patch())
     yield Invalid("V5", "bit-flipped", good[:-2] + bytes([good[-2] ^ 1]) + good[-1:])
     prompt = put("increments", 0, "prompts", to=["Monet", "Degas"])

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from patch_spec.errors import FormatError
-from sepme_cli.checkpoints.places import Place
 from sepme_cli.errors import MalformedError, SystemFailure
+from sepme_cli.places import Place
 
 
 @contextmanager

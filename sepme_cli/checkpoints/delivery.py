@@ -12,7 +12,14 @@ from typing import BinaryIO
 from patch_spec.stack import StackRecord
 from patch_spec.undo import UndoRecord
 from sepme_cli.checkpoints.boundary import writing
-from sepme_cli.checkpoints.files import check_writable, only_writer, remove, resolved, sweep
+from sepme_cli.checkpoints.files import (
+    check_own,
+    check_writable,
+    only_writer,
+    remove,
+    resolved,
+    sweep,
+)
 from sepme_cli.checkpoints.folder_writer import check_new_folder, write_folder
 from sepme_cli.checkpoints.journal import (
     State,
@@ -22,12 +29,12 @@ from sepme_cli.checkpoints.journal import (
 )
 from sepme_cli.checkpoints.opening import PICKLED
 from sepme_cli.checkpoints.parts import WeightsFile
-from sepme_cli.checkpoints.patches import PatchFile, keep_patches, kept_patches
+from sepme_cli.checkpoints.patches import PatchFile, keep_patches, kept_folder, kept_patches
 from sepme_cli.checkpoints.pending import undo_interrupted
-from sepme_cli.checkpoints.places import HubPlace, Place
 from sepme_cli.checkpoints.reader import Checkpoint
 from sepme_cli.checkpoints.writer import Rewrite, write_copy, write_in_place, write_stream
 from sepme_cli.errors import MalformedError, RefusedError, SepmeError, UsageError
+from sepme_cli.places import HubPlace, Place
 from sepme_cli.progress import Progress
 
 
@@ -66,13 +73,7 @@ class Destination:
         if model.is_dir():
             check_new_folder(self.output, model, force=self.force)
             return
-        if self.output.suffix.lower() in PICKLED:
-            raise UsageError(
-                f"{self.output}: sepme writes safetensors only, and no file should pretend to be "
-                "something else",
-                expected="a name that ends in .safetensors",
-                found=self.output.suffix,
-            )
+        check_suffix(self.output)
         check_writable(self.output, 0, force=self.force)
 
     def check_against(self, checkpoint: Checkpoint) -> None:
@@ -108,6 +109,11 @@ class Destination:
         elif not self.in_place:
             check_new_folder(output, checkpoint.path, force=self.force, size=size)
 
+    def path(self, model: Place) -> Path | None:
+        """The file or folder that is written; None for a stream, and for nowhere."""
+        path = model if self.in_place else self.output
+        return path if isinstance(path, Path) and not is_special(path) else None
+
     def name(self, model: Path) -> str | None:
         """How results call it: the file's path, "-" for a stream, None for nowhere."""
         if self.in_place:
@@ -122,8 +128,8 @@ class Destination:
 
         An in-place write of it that was cut short is undone first.
         """
-        path = model if self.in_place else self.output
-        if not isinstance(path, Path) or is_special(path):
+        path = self.path(model)
+        if path is None:
             yield
             return
         with only_writer(path):
@@ -166,6 +172,17 @@ class Kept:
     patches: Sequence[PatchFile]
 
 
+def check_suffix(output: Path) -> None:
+    """UsageError for a name that says the file is something that sepme does not write."""
+    if output.suffix.lower() in PICKLED:
+        raise UsageError(
+            f"{output}: sepme writes safetensors only, and no file should pretend to be "
+            "something else",
+            expected="a name that ends in .safetensors",
+            found=output.suffix,
+        )
+
+
 def is_special(path: Path) -> bool:
     """Whether the path is a pipe or a device, which is written as it comes."""
     try:
@@ -184,6 +201,8 @@ def write_over(
     caller is its only writer. What stays beside it is written before and removed after, so that
     whatever happens in between it is there for what needs it.
     """
+    # Patches that are not in the checkpoint are removed from there: not from a folder elsewhere.
+    check_own(kept_folder(checkpoint.path), checkpoint.path)
     for path in {resolved(checkpoint.path), *(resolved(r.source.path) for r in rewrites)}:
         with writing(path):
             sweep(path)
@@ -242,6 +261,7 @@ def _keep_undo(
 ) -> None:
     """The journal of a file that will have this record and header."""
     undo = undo_path(file.path)
+    check_own(undo, file.path)
     coming = UndoRecord(record.base, sha256(header_bytes).hexdigest())
     if checkpoint.stack is None:
         write_undo(undo, _state(checkpoint, file), coming)

@@ -11,9 +11,9 @@ from sepme_cli.checkpoints.hub import local
 from sepme_cli.checkpoints.networks import Network, open_set
 from sepme_cli.checkpoints.opening import open_weights
 from sepme_cli.checkpoints.parts import Stored, stored_in
-from sepme_cli.checkpoints.places import Place
 from sepme_cli.checkpoints.reader import Checkpoint
 from sepme_cli.errors import UnsupportedError
+from sepme_cli.places import Place
 
 _TOKENS = "embeddings.token_embedding.weight"
 

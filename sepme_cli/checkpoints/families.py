@@ -116,7 +116,7 @@ def detect(tensors: Mapping[str, Tensor]) -> tuple[Family, Layout]:
     layout = Layout.of(tensors)
     if layout is None:
         raise UnsupportedError(
-            "there is no Stable Diffusion UNet in this file",
+            "there is no Stable Diffusion UNet here",
             expected=_EXPECTED,
             found=f"{len(tensors)} other tensors",
         )
@@ -152,5 +152,6 @@ def _is_refiner(tensors: Mapping[str, Tensor], layout: Layout) -> bool:
         return any(name.startswith(REFINER.streams[0].prefix) for name in tensors)
     blocks, attention = _LOWEST[layout.naming]
     pattern = re.compile(re.escape(layout.prefix) + blocks)
-    last = max(int(found[1]) for name in tensors if (found := pattern.match(name)))
+    blocks_there = [int(found[1]) for name in tensors if (found := pattern.match(name))]
+    last = max(blocks_there, default=0)
     return f"{layout.prefix}{attention.format(last)}" not in tensors

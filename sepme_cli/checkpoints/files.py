@@ -27,6 +27,25 @@ def resolved(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
+def check_own(path: Path, beside: Path) -> None:
+    """SystemFailure if a file that sepme keeps beside another was put there by somebody else.
+
+    Where others may write, a link could have us write to whatever it points to, and a journal
+    could have us write whatever it says: links are not followed, and a file counts only if it is
+    this user's or that of the owner of `beside`.
+    """
+    with writing(path), suppress(FileNotFoundError):
+        status = path.lstat()
+        link = stat.S_ISLNK(status.st_mode)
+        if link or status.st_uid not in (os.geteuid(), beside.stat().st_uid):
+            raise SystemFailure(
+                f"{path} was put there by somebody else: see what it is, and remove it",
+                file=path,
+                expected="a file of your own, which sepme keeps there",
+                found="a link" if link else f"a file of user {status.st_uid}",
+            )
+
+
 @contextmanager
 def only_writer(path: Path) -> Iterator[None]:
     """Nobody else writes `path` meanwhile; SystemFailure ("busy") if somebody does.
@@ -48,7 +67,8 @@ def only_writer(path: Path) -> Iterator[None]:
 
 def _lock(lock: Path, path: Path) -> int:
     while True:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        descriptor = os.open(lock, flags, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # The holder before may have removed the file between our open and our lock.
@@ -58,13 +78,45 @@ def _lock(lock: Path, path: Path) -> int:
             pass
         except BlockingIOError:
             os.close(descriptor)
-            raise SystemFailure(
-                f"{path}: busy, another sepme is writing it; try again when it is done", file=path
-            ) from None
+            raise _busy(path, "writing") from None
         except BaseException:
             os.close(descriptor)
             raise
         os.close(descriptor)
+
+
+def keep_writers_out(descriptor: int, path: Path) -> None:
+    """Nobody writes an open file in place until it is closed; SystemFailure ("busy") if one does.
+
+    Any number of readers may. Where a file system has no locks there is none.
+    """
+    _flock(descriptor, fcntl.LOCK_SH, path, "writing")
+
+
+def keep_readers_out(descriptor: int, path: Path) -> None:
+    """Nobody reads an open file until it is closed; SystemFailure ("busy") if somebody does."""
+    _flock(descriptor, fcntl.LOCK_EX, path, "reading")
+
+
+def let_writers_in(descriptor: int) -> None:
+    """Take `keep_writers_out` back, for the one who is going to write."""
+    with suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
+def _flock(descriptor: int, how: int, path: Path, doing: str) -> None:
+    try:
+        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise _busy(path, doing) from None
+    except OSError:
+        return
+
+
+def _busy(path: Path, doing: str) -> SystemFailure:
+    return SystemFailure(
+        f"{path}: busy, another sepme is {doing} it; try again when it is done", file=path
+    )
 
 
 def check_writable(path: Path, size: int, *, force: bool) -> None:

@@ -37,7 +37,7 @@ def check_new_folder(output: Path, model: Path, *, force: bool, size: int = 0) -
             file=output,
         )
     with writing(output):
-        total = size + sum(path.stat().st_size for path, _ in _files(model))
+        total = size + sum(path.stat().st_size for path, _ in model_files(model))
     if output.exists() and not replaces:
         raise SystemFailure(
             f"{output}: there is such a folder already; --force overwrites it", file=output
@@ -87,7 +87,7 @@ def _fill(
 ) -> None:
     rewritten = {rewrite.source.place: rewrite for rewrite in rewrites}
     unpatched = set(folder.unpatched())
-    for path, place in _files(folder.path):
+    for path, place in model_files(folder.path):
         if path in unpatched:
             progress.warn(f"{path} holds the same weights in another shape and was left out")
             continue
@@ -102,7 +102,7 @@ def _fill(
         sync_folder(Path(parent) / "any")
 
 
-def _files(folder: Path) -> Iterator[tuple[Path, str]]:
+def model_files(folder: Path) -> Iterator[tuple[Path, str]]:
     """Every file in the folder, and its name within, with slashes; links count as what they are."""
     for parent, folders, names in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if name not in _NOT_OURS)

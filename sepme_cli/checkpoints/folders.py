@@ -4,13 +4,14 @@ A network's weights are one file or several with an index ("shards"); beside the
 copies of the same weights in another dtype ("variants"), told apart by a word in their names.
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from patch_spec.canonical import parse_json_strict
+from patch_spec.text import FORBIDDEN
 from sepme_cli.checkpoints.boundary import reading
 from sepme_cli.errors import MalformedError, UnsupportedError
 
@@ -151,7 +152,7 @@ def _sharded(path: Path, variant: str) -> WeightsSet:
         raise MalformedError(f"{path} has no weight_map", file=path, expected="a weight_map")
     files = sorted({str(name) for name in index.values()})
     for name in files:
-        if not _SHARD.fullmatch(name) or "/" in name or "\\" in name:
+        if not _SHARD.fullmatch(name) or "/" in name or "\\" in name or FORBIDDEN.search(name):
             raise MalformedError(
                 f"{path} names a file that no shard can be",
                 file=path,
@@ -162,17 +163,15 @@ def _sharded(path: Path, variant: str) -> WeightsSet:
 
 
 def json_object(path: Path) -> Mapping[str, Any]:
-    """A JSON object from a file of reasonable size."""
+    """A JSON object from a file of reasonable size, which no two programs read differently."""
     with reading(path):
+        if not path.is_file():
+            raise UnsupportedError(f"{path} is not a regular file", file=path)
         if (size := path.stat().st_size) > _JSON_BYTES:
             raise MalformedError(
                 f"{path} is too large", file=path, expected=f"{_JSON_BYTES} bytes", found=size
             )
-        text = path.read_bytes()
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise MalformedError(f"{path} is not JSON: {error}", file=path) from error
+        value = parse_json_strict(path.read_bytes())
     if not isinstance(value, dict):
         raise MalformedError(f"{path} is not a JSON object", file=path)
     return value

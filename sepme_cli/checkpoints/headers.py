@@ -13,8 +13,9 @@ from sepme_cli.checkpoints.files import BLOCK
 
 RECORD = "sepme"
 """The metadata entry with the stack record."""
-STALE = "modelspec.hash_sha256"
-"""A digest of all tensors' bytes, which no longer holds when one of them changes."""
+STALE = frozenset({"modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash"})
+"""Digests of tensors' bytes (of the ModelSpec, of kohya's scripts), which no longer hold when one
+of them changes. They are dropped: a wrong digest is worse than none."""
 
 _RESERVE = 1024
 """Spaces that a new record leaves, in bytes, for the next ones: about four increments."""
@@ -28,7 +29,7 @@ def with_record(header: Header, header_bytes: bytes, record: StackRecord | None)
     """
     if record is None and RECORD not in header.metadata:
         return header_bytes
-    metadata = {name: text for name, text in header.metadata.items() if name not in (RECORD, STALE)}
+    metadata = _lasting(header)
     if record is not None:
         metadata[RECORD] = record.to_metadata()
     encoded = encode_header(metadata, header.tensors)
@@ -48,18 +49,22 @@ def in_dtype(header: Header, dtype: str) -> tuple[Header, bytes]:
             size = size // numpy_dtype(entry.dtype).itemsize * numpy_dtype(dtype).itemsize
         entries.append(TensorEntry(entry.name, converted, entry.shape, position, position + size))
         position += size
-    encoded = encode_header(header.metadata, entries)
+    metadata = {name: text for name, text in header.metadata.items() if name not in STALE}
+    encoded = encode_header(metadata, entries)
     length = len(encoded) - PREFIX_BYTES
-    return replace(header, tensors=tuple(entries), length=length), encoded
+    return replace(header, metadata=metadata, tensors=tuple(entries), length=length), encoded
 
 
 def same_but_record(a: Header, b: Header) -> bool:
     """Whether two headers tell of the same tensors and the same metadata, stack record aside."""
+    return a.tensors == b.tensors and _lasting(a) == _lasting(b)
 
-    def bare(header: Header) -> dict[str, str]:
-        return {name: text for name, text in header.metadata.items() if name not in (RECORD, STALE)}
 
-    return a.tensors == b.tensors and bare(a) == bare(b)
+def _lasting(header: Header) -> dict[str, str]:
+    """The metadata that holds whatever the tensors' values are."""
+    return {
+        name: text for name, text in header.metadata.items() if name != RECORD and name not in STALE
+    }
 
 
 def _padded(text: bytes, length: int) -> bytes:

@@ -10,12 +10,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from logging import ERROR, getLogger
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from sepme_cli.checkpoints.folders import json_object, one_copy
-from sepme_cli.checkpoints.places import HubPlace, Place
 from sepme_cli.errors import SepmeError, SystemFailure, UnsupportedError
+from sepme_cli.places import HubPlace, Place
 from sepme_cli.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -57,6 +57,20 @@ def local(place: Place, progress: Progress = SILENT, *, whole: bool = False) -> 
         return _fetched(place, commit, _wanted(names, parts), progress)
 
 
+def fetch_beside(place: Place, path: Path, name: str, progress: Progress = SILENT) -> None:
+    """Have a file of this name, where there is one, beside a file that a program expects it beside.
+
+    path: where `local` found the file. Raises SystemFailure as `local` does.
+    """
+    if isinstance(place, Path) or path.is_dir():
+        return
+    commit, file = _in_cache(path)
+    beside = PurePosixPath(file).with_name(name).as_posix()
+    with _asking(place):
+        if beside in _names(place, commit, _listed(place, commit)):
+            _fetched(place, commit, [beside], progress)
+
+
 def fetched_from(place: Place, path: Path) -> str:
     """How to name a place so that it is the same later: the hub's with the commit.
 
@@ -64,9 +78,15 @@ def fetched_from(place: Place, path: Path) -> str:
     """
     if isinstance(place, Path):
         return str(place)
+    commit, file = _in_cache(path)
+    return str(replace(place, revision=commit, path=file))
+
+
+def _in_cache(path: Path) -> tuple[str, str]:
+    """The commit, and the path in the repository, of what `local` found on the hub."""
     found = re.search(r"models--[^/]+/snapshots/([0-9a-f]{40})/?(.*)", path.as_posix())
     assert found is not None  # which is how the hub's cache is laid out
-    return str(replace(place, revision=found[1], path=found[2]))
+    return found[1], found[2]
 
 
 def check_publishable(target: HubPlace, *, force: bool) -> None:

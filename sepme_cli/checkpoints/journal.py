@@ -13,7 +13,13 @@ from typing import BinaryIO, Self
 from patch_spec.header import Header, TensorEntry, encode_header, read_header
 from patch_spec.undo import HEADER_TENSOR, METADATA_KEY, UndoRecord, original_header, undo_record
 from sepme_cli.checkpoints.boundary import reading
-from sepme_cli.checkpoints.files import copy_all, new_file, read_exactly, resolved, write_all
+from sepme_cli.checkpoints.files import (
+    copy_all,
+    new_file,
+    read_exactly,
+    resolved,
+    write_all,
+)
 
 
 @dataclass(frozen=True)

@@ -12,20 +12,27 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, Self
 
+from sepme_cli.errors import UnsupportedError
+
 Naming = Literal["ldm", "diffusers", "transformers", "openclip"]
 """Whose names a network's tensors have."""
 
 UNET = "model.diffusion_model."
 EMA = "model_ema."
 
-_REST = r"transformer_blocks\.\d+\.attn2\.to_[kv]\.weight"
+# As programs write numbers: 01, or the digits of another script, would give one weight two names.
+_NUMBER = r"(?:0|[1-9][0-9]{0,3})"
+_REST = rf"transformer_blocks\.{_NUMBER}\.attn2\.to_[kv]\.weight"
 _LDM_TARGET = re.compile(
-    r"(?:(?P<side>input|output)_blocks\.(?P<block>\d+)|middle_block)\.1\."
+    rf"(?:(?P<side>input|output)_blocks\.(?P<block>{_NUMBER})|middle_block)\.1\."
     rf"(?P<rest>{_REST})"
 )
 _TARGET = re.compile(
-    rf"(?:(?:down|up)_blocks\.\d+\.attentions\.\d+|mid_block\.attentions\.0)\.{_REST}"
+    rf"(?:(?P<side>down|up)_blocks\.(?P<level>{_NUMBER})\.attentions\.(?P<index>{_NUMBER})"
+    rf"|mid_block\.attentions\.0)\.(?P<rest>{_REST})"
 )
+_PUBLISHED_SPAN = 3
+"""L of every published Stable Diffusion."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +69,34 @@ class Layout:
             bare = name.removeprefix(self.prefix)
             return bare if _TARGET.fullmatch(bare) else None
         found = _LDM_TARGET.fullmatch(name, len(self.prefix))
-        if found is None:
+        # Block 0 is the input convolution.
+        if found is None or (found["side"], found["block"]) == ("input", "0"):
             return None
         return f"{self._attention(found['side'], found['block'])}.{found['rest']}"
+
+    def stored(self, target: str) -> str:
+        """What the checkpoint calls a target: `layout.target(layout.stored(name)) == name`.
+
+        Raises UnsupportedError for a name that no Stable Diffusion has, which a patch may have.
+        """
+        found = _TARGET.fullmatch(target)
+        if found is None:
+            raise UnsupportedError(
+                f"{target} is in no Stable Diffusion that sepme knows",
+                expected="down_blocks, mid_block or up_blocks",
+                found=target,
+            )
+        if self.naming == "diffusers":
+            return f"{self.prefix}{target}"
+        return f"{self.prefix}{self._block(found)}.1.{found['rest']}"
+
+    def _block(self, target: re.Match[str]) -> str:
+        if target["side"] is None:
+            return "middle_block"
+        number = int(target["level"]) * self.span + int(target["index"])
+        if target["side"] == "up":
+            return f"output_blocks.{number}"
+        return f"input_blocks.{number + 1}"
 
     def _attention(self, side: str | None, block: str) -> str:
         if side is None:
@@ -74,6 +106,13 @@ class Layout:
             return f"down_blocks.{level}.attentions.{index}"
         level, index = divmod(int(block), self.span)
         return f"up_blocks.{level}.attentions.{index}"
+
+
+def span_of(targets: Iterable[str]) -> int:
+    """L of the UNet with these targets: every level that goes up attends in all of its blocks."""
+    matches = (_TARGET.fullmatch(target) for target in targets)
+    up = (int(found["index"]) for found in matches if found and found["side"] == "up")
+    return max(up, default=_PUBLISHED_SPAN - 1) + 1
 
 
 def ema_twin(name: str) -> str:
@@ -86,7 +125,7 @@ def _span(names: frozenset[str], prefix: str) -> int:
 
     A UNet of one level has none; then all blocks but the first, the input convolution, are its.
     """
-    block = re.compile(re.escape(prefix) + r"input_blocks\.(\d+)\.0\.(op\.weight)?")
+    block = re.compile(re.escape(prefix) + rf"input_blocks\.({_NUMBER})\.0\.(op\.weight)?")
     found = [match for name in names if (match := block.match(name))]
-    downsamplers = [int(match[1]) for match in found if match[2]]
+    downsamplers = [int(match[1]) for match in found if match[2] and match[1] != "0"]
     return min(downsamplers) if downsamplers else max(int(match[1]) for match in found) + 1

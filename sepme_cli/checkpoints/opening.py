@@ -7,16 +7,15 @@ from typing import BinaryIO
 
 from patch_spec.header import PREFIX_BYTES, Header, header_length, parse_header
 from sepme_cli.checkpoints.boundary import reading
-from sepme_cli.checkpoints.files import read_exactly
-from sepme_cli.checkpoints.parts import WeightsFile
+from sepme_cli.checkpoints.files import keep_writers_out, read_exactly
+from sepme_cli.checkpoints.parts import ZIP, WeightsFile
 from sepme_cli.errors import MalformedError, UnsupportedError
 
 PICKLED = frozenset({".ckpt", ".pt", ".pth", ".bin"})
 """What files are called that torch has saved."""
 
-_ZIP = b"PK\x03\x04"
 _FOREIGN_MAGIC: tuple[tuple[bytes, str], ...] = (
-    (_ZIP, "a pickle in a zip archive, as torch saves them"),
+    (ZIP, "a pickle in a zip archive, as torch saves them"),
     *((b"\x80" + bytes([protocol]), "a pickle") for protocol in range(1, 6)),
     (b"GGUF", "a GGUF file"),
     (b"\x89HDF", "an HDF5 file"),
@@ -26,12 +25,15 @@ _FOREIGN_MAGIC: tuple[tuple[bytes, str], ...] = (
 def open_weights(path: Path, place: str = "") -> WeightsFile:
     """Open a file of tensors; see `WeightsFile`.
 
+    Until it is closed no other sepme writes it in place, so what is read is of one state of it.
     A pickle is read only under a name that says so, and only by torch's weights-only loader.
-    Raises SystemFailure (not there, not readable), MalformedError (not safetensors, truncated,
-    hostile, a pickle that says it is something else) or UnsupportedError (no regular file).
+    Raises SystemFailure (not there, not readable, busy), MalformedError (not safetensors,
+    truncated, hostile, a pickle that says it is something else) or UnsupportedError (no regular
+    file).
     """
     file = _open(path)
     try:
+        keep_writers_out(file.fileno(), path)
         if path.suffix.lower() in PICKLED and _is_pickled(file):
             # Imports torch, which takes longer than all the rest of a command.
             from sepme_cli.checkpoints.pickled import open_pickled
@@ -54,8 +56,8 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _is_pickled(file: BinaryIO) -> bool:
-    prefix = read_exactly(file.fileno(), len(_ZIP), 0)
-    return prefix == _ZIP or (prefix[:1] == b"\x80" and prefix[1:2] in (b"\2", b"\3", b"\4"))
+    prefix = read_exactly(file.fileno(), len(ZIP), 0)
+    return prefix == ZIP or (prefix[:1] == b"\x80" and prefix[1:2] in (b"\2", b"\3", b"\4"))
 
 
 def _read_header(file: BinaryIO, path: Path) -> tuple[Header, bytes]:

@@ -16,10 +16,10 @@ from sepme_cli.checkpoints.dtypes import numpy_dtype
 from sepme_cli.checkpoints.headers import RECORD
 from sepme_cli.checkpoints.journal import Journal, open_undo
 from sepme_cli.checkpoints.parts import Stored, dequantised
-from sepme_cli.checkpoints.places import Place
 from sepme_cli.checkpoints.reader import Checkpoint, open_checkpoint
 from sepme_cli.checkpoints.targets import Target, base_of
 from sepme_cli.errors import MismatchError
+from sepme_cli.places import Place
 from sepme_cli.progress import SILENT, Progress
 
 Array = npt.NDArray[Any]

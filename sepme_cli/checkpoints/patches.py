@@ -1,7 +1,8 @@
 """Patch files as they come in: read, checked, told apart by their digest."""
 
 import io
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -11,14 +12,20 @@ from patch_spec.container import patch_bytes, read_patch
 from patch_spec.increment import Increment
 from patch_spec.manifest import Patch
 from patch_spec.stack import StackEntry
+from sepme_cli.arguments import PlaceLike, Words, as_place, several
 from sepme_cli.checkpoints.boundary import reading, writing
-from sepme_cli.checkpoints.files import new_file, resolved, write_all
+from sepme_cli.checkpoints.files import check_own, new_file, resolved, write_all
 from sepme_cli.checkpoints.hub import local
-from sepme_cli.checkpoints.places import HubPlace, Place
-from sepme_cli.errors import RefusedError
+from sepme_cli.errors import RefusedError, UsageError
+from sepme_cli.increments import Scaled
+from sepme_cli.places import HubPlace
 
-PatchSource = Place | BinaryIO
+PatchSource = PlaceLike | BinaryIO
 """A patch's file, here or on the hub, or a stream that is read from where it stands to its end."""
+Patches = PatchSource | Sequence[PatchSource]
+Scale = float | Mapping[str, float]
+"""How much of each increment: 1 is all. Or of each concept (or slug) that is named, and all of the
+others."""
 
 
 @dataclass(frozen=True)
@@ -33,30 +40,59 @@ class PatchFile:
 def read_patch_file(source: PatchSource) -> PatchFile:
     """Raises MalformedError for what is no valid patch, SystemFailure if it cannot be read, and
     UsageError for a hub's repository without the file's name."""
-    if not isinstance(source, Path | HubPlace):
+    place = as_place(source)
+    if not isinstance(place, Path | HubPlace):
         with reading("standard input"):
-            return _read("standard input", source)
-    if isinstance(source, HubPlace):
-        _ = source.file
-    with reading(source), local(source).open("rb") as file:
-        return _read(str(source), file)
+            return _read("standard input", place)
+    if isinstance(place, HubPlace):
+        _ = place.file
+    with reading(place), local(place).open("rb") as file:
+        return _read(str(place), file)
 
 
-def select(files: Iterable[PatchFile], only: Sequence[str] = ()) -> tuple[Increment, ...]:
+def read_patch_files(sources: Patches) -> tuple[PatchFile, ...]:
+    """One or several, in order; raises as `read_patch_file` does."""
+    return tuple(map(read_patch_file, several(sources)))
+
+
+def select(files: Iterable[PatchFile], only: Words = ()) -> tuple[Increment, ...]:
     """The increments in the files, each once; of the concepts `only` if that names any.
 
     only: concepts or slugs. Raises RefusedError for one that no file has.
     """
-    every = {part.digest: part for file in files for part in file.patch.increments}
-    if not only:
-        return tuple(every.values())
-    if unknown := [name for name in only if not any(named(part, name) for part in every.values())]:
+    every = {part.digest: part for file in files for part in file.patch.increments}.values()
+    wanted = several(only)
+    if not wanted:
+        return tuple(every)
+    _check_known(every, wanted)
+    return tuple(part for part in every if any(named(part, name) for name in wanted))
+
+
+def with_scales(parts: Collection[Increment], scale: Scale) -> tuple[Scaled, ...]:
+    """The increments, each with its scale.
+
+    Raises UsageError for a scale that is no number, RefusedError for a concept that is not among
+    them.
+    """
+    by_concept = scale if isinstance(scale, Mapping) else {}
+    usual = 1.0 if isinstance(scale, Mapping) else scale
+    for value in (usual, *by_concept.values()):
+        if not math.isfinite(value):
+            raise UsageError("a scale must be a number", found=value)
+    _check_known(parts, by_concept)
+    return tuple(
+        (part, next((value for name, value in by_concept.items() if named(part, name)), usual))
+        for part in parts
+    )
+
+
+def _check_known(parts: Collection[Increment], names: Iterable[str]) -> None:
+    if unknown := [name for name in names if not any(named(part, name) for part in parts)]:
         raise RefusedError(
             f"no patch given takes out {', '.join(map(repr, unknown))}",
-            expected="one of " + ", ".join(sorted(part.concept for part in every.values())),
+            expected="one of " + ", ".join(sorted(part.concept for part in parts)),
             found=", ".join(unknown),
         )
-    return tuple(part for part in every.values() if any(named(part, name) for name in only))
 
 
 def named(part: Increment | StackEntry, name: str) -> bool:
@@ -72,12 +108,15 @@ def kept_folder(path: Path) -> Path:
 
 def kept_patches(path: Path) -> tuple[PatchFile, ...]:
     """The patches kept beside a checkpoint, in the order of their digests."""
-    return tuple(read_patch_file(file) for file in sorted(kept_folder(path).glob("*.sepme")))
+    folder = kept_folder(path)
+    check_own(folder, path)
+    return tuple(read_patch_file(file) for file in sorted(folder.glob("*.sepme")))
 
 
 def keep_patches(path: Path, files: Iterable[PatchFile]) -> None:
     """Keep these patches, and no others. The caller is the only writer of the checkpoint."""
     folder = kept_folder(path)
+    check_own(folder, path)
     wanted = {file.digest: file for file in files}
     with writing(folder):
         for left in folder.glob(".*.sepme-tmp"):  # by a writer who was killed

@@ -7,9 +7,10 @@ puts the files back. It is a safetensors file of ours alone; SPEC.md knows nothi
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Literal
 
@@ -25,7 +26,10 @@ from patch_spec.header import (
 )
 from sepme_cli.checkpoints.boundary import reading, writing
 from sepme_cli.checkpoints.files import (
+    BLOCK,
+    check_own,
     copy_all,
+    keep_readers_out,
     new_file,
     only_writer,
     read_exactly,
@@ -33,12 +37,14 @@ from sepme_cli.checkpoints.files import (
     resolved,
     write_all,
 )
+from sepme_cli.checkpoints.headers import same_but_record
 from sepme_cli.checkpoints.resizing import collapse, find_hole, insert
 from sepme_cli.errors import MalformedError, RefusedError
 from sepme_cli.progress import Progress
 
 Side = Literal["old", "new"]
 
+_SUFFIX = ".sepme-pending"
 _HEADER = "header"
 _FILES = "sepme_pending"
 
@@ -162,9 +168,35 @@ class Pending:
     def files(self) -> list[PendingFile]:
         """What it holds, file by file; MalformedError if it is no journal of ours."""
         names = json.loads(self.own.metadata.get(_FILES, "null"))
-        if not isinstance(names, list) or not all(map(_is_inside, names)):
+        if not isinstance(names, list) or not all(map(self._is_ours, names)):
             raise self.malformed()
         return [self._file(number, self.folder / name) for number, name in enumerate(names)]
+
+    def _is_ours(self, name: object) -> bool:
+        """Whether a name leads to the checkpoint, or to a file in its folder, and by no link.
+
+        A journal may come with a download, and whoever made it chose what it says.
+        """
+        if not isinstance(name, str):
+            return False
+        path = PurePosixPath(name)
+        if path.parts[:1] != (self.path.name.removesuffix(_SUFFIX),) or ".." in path.parts:
+            return False
+        return resolved(self.folder / path) == self.folder / path
+
+    def _header(self, number: int, side: Side) -> Header:
+        text = self.read(_member(number, side, _HEADER))
+        return parse_header(text[:PREFIX_BYTES], text[PREFIX_BYTES:], None)
+
+    @cached_property
+    def _members(self) -> Mapping[tuple[str, str], Set[str]]:
+        """The names of its tensors without number and side, by these."""
+        found: dict[tuple[str, str], set[str]] = {}
+        for name in self.own.by_name:
+            number, _, rest = name.partition(".")
+            side, _, own = rest.partition(".")
+            found.setdefault((number, side), set()).add(own)
+        return found
 
     def malformed(self) -> MalformedError:
         return MalformedError(f"{self.path} is no journal of an in-place write", file=self.path)
@@ -174,14 +206,17 @@ class Pending:
         sides: list[Side] = ["old", "new"]
         names = []
         for side in sides:
-            prefix = _member(number, side, "")
-            names.append({n.removeprefix(prefix) for n in self.own.by_name if n.startswith(prefix)})
+            names.append(self._members.get((str(number), side), frozenset()))
             if _HEADER not in names[-1]:
                 raise self.malformed()
-            starts[side] = self.own.by_name[prefix + _HEADER].nbytes
-        text = self.read(_member(number, "old", _HEADER))
-        header = parse_header(text[:PREFIX_BYTES], text[PREFIX_BYTES:], None)
-        if names[0] != names[1] or not names[0] - {_HEADER} <= header.by_name.keys():
+            starts[side] = self.own.by_name[_member(number, side, _HEADER)].nbytes
+        if (starts["old"] - starts["new"]) % BLOCK:
+            raise self.malformed()
+        header, coming = (self._header(number, side) for side in sides)
+        # Only the record ever changes: a journal that says more is damaged, or not ours.
+        if names[0] != names[1] or not same_but_record(header, coming):
+            raise self.malformed()
+        if not names[0] - {_HEADER} <= header.by_name.keys():
             raise self.malformed()
         touched = tuple(header.by_name[name] for name in sorted(names[0] - {_HEADER}))
         return PendingFile(path, number, touched, starts, header.data_length, self)
@@ -190,7 +225,7 @@ class Pending:
 def pending_path(path: Path) -> Path:
     """The pending journal of a checkpoint, a file or a folder."""
     path = resolved(path)
-    return path.with_name(f"{path.name}.sepme-pending")
+    return path.with_name(path.name + _SUFFIX)
 
 
 def write_over_in_place(checkpoint: Path, changes: Sequence[Change], progress: Progress) -> None:
@@ -198,9 +233,10 @@ def write_over_in_place(checkpoint: Path, changes: Sequence[Change], progress: P
 
     The new bytes are asked for, some at a time, before anything is touched. If anything fails the
     files are put back; if the process dies, the next command does that. The caller is the
-    checkpoint's only writer.
+    checkpoint's only writer. Raises SystemFailure ("busy") while somebody reads the files.
     """
     journal = pending_path(checkpoint)
+    check_own(journal, checkpoint)
     progress.stage(
         f"writing {checkpoint.name} in place", sum(len(change.touched) for change in changes)
     )
@@ -219,7 +255,7 @@ def write_over_in_place(checkpoint: Path, changes: Sequence[Change], progress: P
 def undo_if_interrupted(path: Path, progress: Progress) -> None:
     """Put a checkpoint back whose in-place write was cut short, and say so; else do nothing.
 
-    Raises SystemFailure ("busy") while that write is going on.
+    Raises SystemFailure ("busy") while that write is going on, or somebody reads the files.
     """
     if pending_path(path).exists():
         with only_writer(path):
@@ -234,6 +270,7 @@ def undo_interrupted(path: Path, progress: Progress) -> None:
     journal = pending_path(path)
     if not journal.exists() or not path.exists():
         return
+    check_own(journal, path)
     with _open(journal) as pending, writing(path), ExitStack() as stack:
         opened = [(part, stack.enter_context(_opened(part.path))) for part in pending.files()]
         for part, file in opened:
@@ -311,14 +348,6 @@ def _relative(path: Path, folder: Path) -> str:
     return path.relative_to(folder).as_posix()
 
 
-def _is_inside(name: object) -> bool:
-    """Whether a name in a journal leads to something in its folder, and nowhere else."""
-    if not isinstance(name, str) or not name or "\0" in name:
-        return False
-    path = PurePosixPath(name)
-    return not path.is_absolute() and ".." not in path.parts
-
-
 def _read_around(descriptor: int, begin: int, count: int, gap: int | None, room: int) -> bytes:
     """Bytes of a file as they would be without the `room` bytes at `gap`."""
     if gap is None or begin + count <= gap:
@@ -331,6 +360,7 @@ def _read_around(descriptor: int, begin: int, count: int, gap: int | None, room:
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
     with path.open("r+b", buffering=0) as file:
+        keep_readers_out(file.fileno(), path)
         yield file
 
 
@@ -343,6 +373,6 @@ def _open(path: Path) -> Iterator[Pending]:
             pending = Pending(path, path.parent, read_header(file, path.stat().st_size), file)
             try:
                 pending.files()
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise pending.malformed() from error
         yield pending

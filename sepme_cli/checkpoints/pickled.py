@@ -5,6 +5,8 @@ file is mapped into memory, so that tensors are read from it when they are asked
 module of this floor that needs torch.
 """
 
+import errno
+import os
 import re
 import warnings
 import zipfile
@@ -18,9 +20,10 @@ import torch
 from torch import Tensor
 
 from patch_spec.header import PREFIX_BYTES, TensorEntry, encode_header, parse_header
-from sepme_cli.checkpoints.boundary import reading
-from sepme_cli.checkpoints.files import COPY_BYTES, write_all
-from sepme_cli.checkpoints.parts import WeightsFile
+from sepme_cli.checkpoints.boundary import reading, system_failure
+from sepme_cli.checkpoints.files import COPY_BYTES, read_exactly, write_all
+from sepme_cli.checkpoints.opcodes import check_cost
+from sepme_cli.checkpoints.parts import ZIP, WeightsFile
 from sepme_cli.errors import MalformedError
 
 _DTYPES = {
@@ -37,7 +40,7 @@ _DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-_PICKLE_BYTES = 64 * 2**20
+_PICKLE_BYTES = 8 * 2**20
 """A zip member that is no tensor; real ones have some hundred kilobytes."""
 
 
@@ -102,6 +105,7 @@ def open_pickled(path: Path, place: str, file: BinaryIO) -> PickledFile:
     if not isinstance(inner, dict):
         raise _no_weights(path, type(inner).__name__)
     tensors = {name: value for name, value in inner.items() if _is_weight(name, value)}
+    _check_sizes(path, file, tensors)
     if not tensors:
         raise _no_weights(path, f"{len(inner)} other things")
     rest = [str(name) for name in inner if name not in tensors]
@@ -113,18 +117,26 @@ def open_pickled(path: Path, place: str, file: BinaryIO) -> PickledFile:
 
 
 def _load(path: Path, file: BinaryIO) -> Any:
-    mapped = zipfile.is_zipfile(file)
-    if mapped:
-        _check_archive(path, file)
+    # By how it begins, as torch does: what is found from its end may be another archive.
+    mapped = read_exactly(file.fileno(), len(ZIP), 0) == ZIP
+    try:
+        if mapped:
+            _check_archive(path, file)
+        else:
+            _check_pickles(path)
+    # A seek to before the beginning, and names in no encoding, are not told by a type of its own.
+    except (zipfile.BadZipFile, RuntimeError, ValueError, OSError, EOFError) as error:
+        raise MalformedError(f"{path} is damaged, or hostile: {error}", file=path) from error
     try:
         with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
             # It warns of every protocol that it does not write itself.
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except OSError:
-        raise
-    # On bytes that are no pickle of torch's its reader raises whatever they lead it to.
+    # On bytes that are no pickle of torch's its reader raises whatever they lead it to, such as
+    # what the system says to a seek to where no file can be.
     except Exception as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise system_failure(error, path) from error
         unsafe = _UNSAFE.search(str(error))
         if unsafe is None:
             raise MalformedError(
@@ -143,27 +155,59 @@ def _load(path: Path, file: BinaryIO) -> Any:
 
 
 def _check_archive(path: Path, file: BinaryIO) -> None:
-    """Nothing in the archive may be larger unpacked than it is, or lie about it."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            members = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError) as error:
-        raise MalformedError(f"{path}: a damaged zip archive: {error}", file=path) from error
-    for member in members:
-        weights = "/data/" in member.filename
-        if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
+    """Nothing in the archive may be larger unpacked than it is, lie about it, or be a pickle that
+    nobody could read to its end."""
+    with zipfile.ZipFile(file) as archive:
+        for member in archive.infolist():
+            _check_member(path, member)
+            if member.filename.endswith(".pkl"):
+                del member.CRC  # torch can be told to leave it out
+                check_cost(archive.read(member))
+
+
+def _check_pickles(path: Path) -> None:
+    """As of an archive's: a magic number, a version, a system, what was saved, what follows."""
+    with path.open("rb") as stream:
+        for _ in range(5):
+            check_cost(stream)
+
+
+def _check_member(path: Path, member: zipfile.ZipInfo) -> None:
+    weights = "/data/" in member.filename and not member.filename.endswith(".pkl")
+    if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
+        raise MalformedError(
+            f"{path}: {member.filename} is compressed, which torch never does",
+            file=path,
+            expected="stored",
+            found="compressed",
+        )
+    if not weights and member.file_size > _PICKLE_BYTES:
+        raise MalformedError(
+            f"{path}: {member.filename} is too large for what it should be",
+            file=path,
+            expected=f"at most {_PICKLE_BYTES} bytes",
+            found=member.file_size,
+        )
+
+
+def _check_sizes(path: Path, file: BinaryIO, tensors: Mapping[str, Tensor]) -> None:
+    """No tensor is larger than what it is a view of, nor these together than the file.
+
+    A view can claim any size, and would take as much memory when it is read; and what the oldest
+    format says is there, and is not, is memory that nobody has filled.
+    """
+    room, seen = os.fstat(file.fileno()).st_size, set()
+    for name, value in tensors.items():
+        claimed, held = value.numel() * value.element_size(), value.untyped_storage().nbytes()
+        if value.untyped_storage().data_ptr() not in seen:
+            seen.add(value.untyped_storage().data_ptr())
+            room -= held
+        if claimed > held or room < 0:
             raise MalformedError(
-                f"{path}: {member.filename} is compressed, which torch never does",
+                f"{path}: {ascii(name)[:80]} claims more than the file holds",
                 file=path,
-                expected="stored",
-                found="compressed",
-            )
-        if not weights and member.file_size > _PICKLE_BYTES:
-            raise MalformedError(
-                f"{path}: {member.filename} is too large for what it should be",
-                file=path,
-                expected=f"at most {_PICKLE_BYTES} bytes",
-                found=member.file_size,
+                expected=f"at most {min(held, max(room + held, 0))} bytes",
+                found=f"{max(claimed, held)} bytes",
             )
 
 

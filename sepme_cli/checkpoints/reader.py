@@ -20,11 +20,11 @@ from sepme_cli.checkpoints.layout import UNET, Layout
 from sepme_cli.checkpoints.networks import Network, Networks, open_set
 from sepme_cli.checkpoints.opening import open_weights
 from sepme_cli.checkpoints.parts import Stored, WeightsFile, stored_in
-from sepme_cli.checkpoints.pending import undo_if_interrupted
-from sepme_cli.checkpoints.places import Place
+from sepme_cli.checkpoints.pending import pending_path, undo_if_interrupted
 from sepme_cli.checkpoints.targets import Target, base_of, find_targets
 from sepme_cli.checkpoints.text_encoders import text_encoder_fingerprints
 from sepme_cli.errors import MalformedError, UnsupportedError
+from sepme_cli.places import Place
 from sepme_cli.progress import SILENT, Progress
 
 
@@ -57,6 +57,9 @@ class Checkpoint:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._open.close()
 
     @property
@@ -127,7 +130,22 @@ def open_checkpoint(place: Place, progress: Progress = SILENT) -> Checkpoint:
     truncated, hostile) or UnsupportedError (another kind of model or file).
     """
     path = local(place, progress)
-    undo_if_interrupted(path, progress)
+    while True:
+        undo_if_interrupted(path, progress)
+        try:
+            checkpoint = _open(path, progress)
+        except MalformedError:
+            if not pending_path(path).exists():
+                raise
+        else:
+            # While it is open nobody begins to write it, but somebody may have begun, and died,
+            # since we looked.
+            if not pending_path(path).exists():
+                return checkpoint
+            checkpoint.close()
+
+
+def _open(path: Path, progress: Progress) -> Checkpoint:
     with ExitStack() as stack:
         with reading(path):
             folder = model_folder(path) if path.is_dir() else None

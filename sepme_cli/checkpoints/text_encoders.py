@@ -112,18 +112,29 @@ def _fingerprinted(
             found=readable(stored.dtype),
         )
     try:
-        return [(part, tensor_fingerprint(value)) for part, value in unfused(name, stored.read())]
+        return [(part, tensor_fingerprint(value)) for part, value in unfused(name, stored)]
     except FormatError as error:
         raise MalformedError(
             f"{path}: the values of {stored.name} are not all finite in fp16", file=path
         ) from error
 
 
-def unfused(name: str, values: Array) -> Iterator[tuple[str, Array]]:
-    """A tensor as transformers has it: by a name of `transformers_name`, its parts by theirs."""
+def unfused(name: str, stored: Stored) -> Iterator[tuple[str, Array]]:
+    """A tensor as transformers has it: by a name of `transformers_name`, its parts by theirs.
+
+    Raises MalformedError for a fused matrix whose rows are not of three parts.
+    """
     owner, _, kind = name.rpartition(".")
+    values = stored.read()
     if not owner.endswith(_QKV.rstrip(".")):
         yield name, values
         return
+    if values.ndim == 0 or len(values) % 3:
+        raise MalformedError(
+            f"{stored.file.path}: {stored.name} is not queries, keys and values in one",
+            file=stored.file.path,
+            expected="a number of rows that three divides",
+            found=list(values.shape),
+        )
     for projection, part in zip("qkv", np.split(values, 3), strict=True):
         yield f"{owner}.{projection}_proj.{kind}", part

@@ -19,6 +19,7 @@ from sepme_cli.checkpoints.boundary import writing
 from sepme_cli.checkpoints.files import (
     BLOCK,
     COPY_BYTES,
+    let_writers_in,
     new_file,
     write_all,
 )
@@ -147,6 +148,8 @@ def write_in_place(
         )
         for rewrite in rewrites
     ]
+    for rewrite in rewrites:
+        let_writers_in(rewrite.source.file.fileno())
     write_over_in_place(checkpoint, changes, progress)
 
 

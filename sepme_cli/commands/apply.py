@@ -1,5 +1,6 @@
 """sepme apply."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,6 +12,7 @@ from sepme_cli.commands.options import (
     InPlace,
     Json,
     Model,
+    Only,
     OptionalOutput,
     Patches,
     Quiet,
@@ -27,14 +29,7 @@ def apply(
     output: OptionalOutput = None,
     in_place: InPlace = False,
     force: Force = False,
-    only: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="CONCEPT",
-            help="Of the patches, only this concept's increment. Repeatable.",
-            show_default=False,
-        ),
-    ] = None,
+    only: Only = None,
     scale: Annotated[
         float, typer.Option(metavar="X", help="How much of the patches: 1 is all.")
     ] = 1.0,
@@ -50,6 +45,14 @@ def apply(
             show_default=False,
         ),
     ] = None,
+    statement: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="JSON",
+            help="Write down, too, what was made of what: to be signed, and verified.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -58,11 +61,15 @@ def apply(
 
     MODEL is a Stable Diffusion checkpoint, PATCH a .sepme file or - for standard input.
 
+    A patch is no lock: whoever has MODEL or the patch can put its concepts back, and fine-tuning
+    or a learned embedding may.
+
     Examples:
 
     \b
       sepme apply sd15.safetensors monet.sepme -o clean.safetensors
       sepme apply sd15.safetensors artists.sepme --only "Monet" --in-place
+      sepme apply sd15/ monet.sepme -o clean/ --statement clean.json
       sepme erase sd15.safetensors -c Monet -o - | sepme apply sd15.safetensors - --in-place
     """
     from sepme_cli.operations.apply import apply as operation
@@ -78,6 +85,7 @@ def apply(
             base=base,
             check=check,
             dtype=dtype,
+            statement=statement,
             force=force,
             progress=out.progress,
         )

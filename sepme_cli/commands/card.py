@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from sepme_cli import render
-from sepme_cli.checkpoints.places import parse_place
 from sepme_cli.commands.options import Json, PlaceOption, Quiet, Verbose, output_for
+from sepme_cli.places import parse_place
 
 
 def card(

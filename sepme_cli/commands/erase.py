@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 import typer
 
 from sepme_cli import render, render_plan
-from sepme_cli.checkpoints.places import parse_output, parse_place
 from sepme_cli.commands.hyperparameters import (
     HYPERPARAMETERS,
     BatchSize,
@@ -39,6 +38,7 @@ from sepme_cli.commands.options import (
 )
 from sepme_cli.erasure.prompts import AsKind
 from sepme_cli.erasure.settings import Settings
+from sepme_cli.places import parse_output, parse_place
 
 Method = Literal["sepme", "closed-form"]
 

@@ -12,6 +12,7 @@ from sepme_cli.commands.options import (
     Json,
     LowMemory,
     Model,
+    Only,
     Patches,
     PredictionOption,
     Quiet,
@@ -82,14 +83,7 @@ def evaluate(
             help="What the erased concepts are, where neither the recipe nor the patch says it.",
         ),
     ] = "any",
-    only: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="CONCEPT",
-            help="Of the patches, only this concept's increment. Repeatable.",
-            show_default=False,
-        ),
-    ] = None,
+    only: Only = None,
     restore: Annotated[
         int,
         typer.Option(

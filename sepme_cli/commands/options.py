@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal, TypeVar
 
 import typer
 
-from sepme_cli.checkpoints.places import HubPlace, Place, parse_output, parse_place
+from sepme_cli.commands.completing import names_of_concepts
 from sepme_cli.console import Output
 from sepme_cli.errors import UsageError
+from sepme_cli.places import HubPlace, Place, parse_output, parse_place
 
 if TYPE_CHECKING:
     PlaceOption = Place
@@ -68,6 +69,15 @@ Base = Annotated[
         metavar="MODEL",
         help="The original of a MODEL that already has patches in it.",
         show_default=False,
+    ),
+]
+Only = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="CONCEPT",
+        help="Of the patches, only this concept's increment. Repeatable.",
+        show_default=False,
+        autocompletion=names_of_concepts,
     ),
 ]
 Dtype = Annotated[

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from sepme_cli import render
-from sepme_cli.checkpoints.places import parse_place
+from sepme_cli.commands.completing import names_of_concepts
 from sepme_cli.commands.options import (
     Base,
     Force,
@@ -21,6 +21,7 @@ from sepme_cli.commands.options import (
     sources,
     target,
 )
+from sepme_cli.places import parse_place
 
 
 def revert(
@@ -37,6 +38,7 @@ def revert(
             metavar="NAME",
             help="Put this concept back. Repeatable.",
             show_default=False,
+            autocompletion=names_of_concepts,
         ),
     ] = None,
     output: OptionalOutput = None,

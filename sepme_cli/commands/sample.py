@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from sepme_cli import render
-from sepme_cli.checkpoints.places import parse_place
 from sepme_cli.commands.options import (
     Device,
     Dtype,
@@ -14,6 +13,7 @@ from sepme_cli.commands.options import (
     Json,
     LowMemory,
     Model,
+    Only,
     PlaceOption,
     PredictionOption,
     Quiet,
@@ -24,6 +24,7 @@ from sepme_cli.commands.options import (
     output_for,
 )
 from sepme_cli.errors import UsageError
+from sepme_cli.places import parse_place
 
 
 def sample(
@@ -51,14 +52,7 @@ def sample(
             show_default=False,
         ),
     ] = None,
-    only: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="CONCEPT",
-            help="Of the patches, only this concept's increment. Repeatable.",
-            show_default=False,
-        ),
-    ] = None,
+    only: Only = None,
     scale: Annotated[
         float, typer.Option(metavar="X", help="How much of the patches: 1 is all.")
     ] = 1.0,

@@ -146,19 +146,24 @@ def leakages(
     apart = _all(outside, *(part.prompts for part in increments))
     gram = layers_gram(weight for _, weight in model.stored_weights())
     witnesses = Witnesses.of(apart, Lexicon(model, apart).states(apart), gram)
-    return [
-        witnesses.leakage(torch.tensor(part.basis), _inner(part, gram), frozenset(part.prompts))
-        for part in increments
-    ]
+    return [witnesses.leakage(*_acting(part, gram), frozenset(part.prompts)) for part in increments]
 
 
-def _inner(part: Increment, gram: Tensor) -> Tensor:
-    """The sum of F^T F over all layers [r, r], where dW = F @ basis. gram: of the layers' W."""
+def _acting(part: Increment, gram: Tensor) -> tuple[Tensor, Tensor]:
+    """What all layers' dW = F @ basis have in common, [r, d], and the sum of F^T F over them,
+    [r, r]; of a lora, whose layers have nothing in common, all directions. gram: of the layers' W.
+    """
+    basis = torch.tensor(part.basis)
     if part.shift is not None:
         shift = torch.from_numpy(np.ldexp(part.shift, part.shift_exponent))
-        return shift.T @ gram @ shift
-    factors = (np.ldexp(up.astype(np.float32), part.exponents[n]) for n, up in part.up.items())
-    return layers_gram(torch.from_numpy(factor) for factor in factors)
+        return basis, shift.T @ gram @ shift
+    scaled = (np.ldexp(up.astype(np.float32), part.exponents[n]) for n, up in part.up.items())
+    factors = map(torch.from_numpy, scaled)
+    if part.kind != "lora":
+        return basis, layers_gram(factors)
+    downs = (torch.tensor(part.down[name]) for name in part.up)
+    changes = (factor @ down for factor, down in zip(factors, downs, strict=True))
+    return torch.eye(basis.shape[1]), layers_gram(changes)
 
 
 def _all(*groups: Sequence[str]) -> tuple[str, ...]:

@@ -45,7 +45,7 @@ def clip_tensors(network: Network, dtype: torch.dtype) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for theirs, stored in network.tensors.items():
         if name := transformers_name(network.naming, theirs):
-            for part_name, part in unfused(name, stored.read()):
+            for part_name, part in unfused(name, stored):
                 found[part_name] = to_torch(part, dtype)
         elif theirs in _PROJECTIONS:
             value = to_torch(stored.read(), dtype)

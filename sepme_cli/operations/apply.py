@@ -1,21 +1,20 @@
 """Apply patches to a checkpoint."""
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import BinaryIO
 
+from patch_spec import limits
 from patch_spec.increment import Increment
 from patch_spec.stack import StackEntry, StackRecord
+from sepme_cli.arguments import FilePath, PlaceLike, Words, as_path, as_place, several
 from sepme_cli.checkpoints.delivery import Destination, Kept
 from sepme_cli.checkpoints.dtypes import CASTS, header_dtype
 from sepme_cli.checkpoints.hub import local
 from sepme_cli.checkpoints.original import Original
-from sepme_cli.checkpoints.patches import PatchFile, PatchSource, read_patch_file, select
-from sepme_cli.checkpoints.places import Place
+from sepme_cli.checkpoints.patches import Patches, PatchFile, read_patch_files, select
 from sepme_cli.checkpoints.reader import Checkpoint, open_checkpoint
 from sepme_cli.errors import RefusedError, UnsupportedError, UsageError
 from sepme_cli.increments import acts_on
@@ -26,7 +25,9 @@ from sepme_cli.operations.composition import (
     find_original,
 )
 from sepme_cli.operations.matching import BaseMatch, check_fits, match_base
+from sepme_cli.places import Place
 from sepme_cli.progress import SILENT, Progress
+from sepme_cli.signing.statement import check_statement, write_statement
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class ApplyResult:
     concepts: those put in now. tensors_changed: EMA twins and variants counted too. base_match:
     how near the checkpoint is to the patches' base, see `match_base`. exact: composed from the
     base in one rounding, so that any of it can be taken out again exactly. applied: every concept
-    that is in it now. checked: a dry run.
+    that is in it now. checked: a dry run. statement: the file that says what was written.
     """
 
     output: str | None
@@ -51,6 +52,7 @@ class ApplyResult:
     checked: bool
     warnings: tuple[str, ...]
     seconds: float
+    statement: str | None = None
 
 
 @dataclass(frozen=True)
@@ -86,16 +88,17 @@ class _Plan:
 
 
 def apply(
-    model: Place,
-    patches: Sequence[PatchSource],
-    output: Path | BinaryIO | None = None,
+    model: PlaceLike,
+    patches: Patches,
+    output: FilePath | BinaryIO | None = None,
     *,
     in_place: bool = False,
-    only: Sequence[str] = (),
+    only: Words = (),
     scale: float = 1.0,
-    base: Place | None = None,
+    base: PlaceLike | None = None,
     check: bool = False,
     dtype: str | None = None,
+    statement: FilePath | None = None,
     force: bool = False,
     progress: Progress = SILENT,
 ) -> ApplyResult:
@@ -105,15 +108,19 @@ def apply(
     scale: how much of each increment to add. base: the file that a patched `model` was made from,
     to compose all that is in it anew; the undo journal beside it serves as well. check: do
     everything but write. dtype: "fp32", "fp16" or "bf16" for all floating tensors; as they are if
-    left out. force: the output may replace a file.
+    left out. statement: a file to write, of what was written and how it came to be; see
+    `Statement`. force: the outputs may replace files.
     Raises UsageError; RefusedError for an unknown or applied concept; MismatchError for a patch
     of another model; MalformedError, UnsupportedError and SystemFailure for files.
     """
     started = time.monotonic()
-    destination = Destination(output, in_place, force)
-    destination.check_ways(model, needed=not check)
-    request = _request(patches, only, scale, base, dtype, in_place=in_place)
-    path = local(model, progress, whole=not check)
+    place, said = as_place(model), as_path(statement)
+    destination = Destination(as_path(output), in_place, force)
+    destination.check_ways(place, needed=not check)
+    if said is not None:
+        check_statement(said, None if check else destination.path(place), force=force)
+    request = _request(patches, only, scale, as_place(base), dtype, in_place=in_place)
+    path = local(place, progress, whole=not check)
     destination.check(path)
     with ExitStack() as stack:
         if not check:
@@ -128,28 +135,37 @@ def apply(
         if late := plan.composition.drowning.warning:
             progress.warn(late)
             plan = replace(plan, warnings=(*plan.warnings, late))
-    return _result(plan, destination.name(path), time.monotonic() - started, checked=check)
+        if said is not None and (written := destination.path(path)) is not None:
+            record = plan.composition.record
+            assert record is not None  # something was put in
+            write_statement(said, written, record, force=force, progress=progress)
+    result = _result(plan, destination.name(path), time.monotonic() - started, checked=check)
+    return replace(result, statement=None if said is None else str(said))
 
 
 def _request(
-    patches: Sequence[PatchSource],
-    only: Sequence[str],
+    patches: Patches,
+    only: Words,
     scale: float,
     base: Place | None,
     dtype: str | None,
     *,
     in_place: bool,
 ) -> _Request:
-    if not patches:
+    if not several(patches):
         raise UsageError("name at least one patch")
-    if not math.isfinite(scale) or scale == 0:
-        raise UsageError("a scale must be a number other than 0", found=scale)
+    if not 0 < abs(scale) <= limits.SAFE_INTEGER:  # which is not so of a NaN either
+        raise UsageError(
+            "a scale must be a number other than 0",
+            expected="a magnitude up to 2**53 - 1",
+            found=scale,
+        )
     wanted = None if dtype is None else header_dtype(dtype)
     if dtype is not None and wanted is None:
         raise UsageError("unknown dtype", expected=" or ".join(CASTS.values()), found=dtype)
     if wanted is not None and in_place:
         raise UsageError("another dtype moves every tensor: write to another file, not in place")
-    files = tuple(read_patch_file(patch) for patch in patches)
+    files = read_patch_files(patches)
     return _Request(files, select(files, only), scale, base, wanted)
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from patch_spec.increment import Increment
+from sepme_cli.arguments import FilePath, Places, as_path, as_places
 from sepme_cli.checkpoints.boundary import reading
 from sepme_cli.checkpoints.hub import local
 from sepme_cli.checkpoints.kinds import kind_of
 from sepme_cli.checkpoints.patches import PatchFile, read_patch_file
-from sepme_cli.checkpoints.places import Place
 from sepme_cli.checkpoints.reader import open_checkpoint
 from sepme_cli.errors import MalformedError, UsageError
 from sepme_cli.operations.matching import check_patched
@@ -54,10 +54,10 @@ class _Row:
 
 
 def card(
-    files: Sequence[Place],
+    files: Places,
     *,
     base_model: str | None = None,
-    report: Path | None = None,
+    report: FilePath | None = None,
     progress: Progress = SILENT,
 ) -> CardResult:
     """The card of patches, or of a patched checkpoint; its patches say how they were made.
@@ -67,11 +67,11 @@ def card(
     Raises UsageError for more than one checkpoint, RefusedError for one that is not patched, and
     what reading the files raises.
     """
-    paths = [local(file, progress) for file in files]
+    paths = [local(place, progress) for place in as_places(files)]
     kinds = [kind_of(path) for path in paths]
     patches = [read_patch_file(p) for p, kind in zip(paths, kinds, strict=True) if kind == "patch"]
     models = [path for path, kind in zip(paths, kinds, strict=True) if kind != "patch"]
-    if len(models) > 1 or not files:
+    if len(models) > 1 or not paths:
         raise UsageError("name patches, or one checkpoint and its patches", found=len(models))
     parts = {part.digest: part for file in patches for part in file.patch.increments}
     if models:
@@ -87,7 +87,7 @@ def card(
             _front(base_model, patched=bool(models)),
             *_taken_out(rows, patches),
             *_from(family, base, base_model),
-            *(_measured(_read(report)) if report is not None else _not_measured()),
+            *(_measured(_read(as_path(report))) if report is not None else _not_measured()),
             *_commands(models, base_model),
             _LIMITS,
         ]

@@ -137,12 +137,13 @@ def _rank(a: Stored, b: Stored) -> int | None:
     left, right = a.read().astype(np.float64), b.read().astype(np.float64)
     if not (np.isfinite(left).all() and np.isfinite(right).all()):
         return None
-    deviation = _rounding(left, a.dtype) + _rounding(right, b.dtype)
+    deviation = rounding(left, a.dtype) + rounding(right, b.dtype)
     noise = deviation * sum(math.sqrt(side) for side in left.shape)
     return int((_singular_values(right - left) > noise).sum())
 
 
-def _rounding(values: Float64, dtype: str) -> float:
+def rounding(values: Float64, dtype: str) -> float:
+    """The deviation of the errors that rounding to `dtype` made of such values."""
     info = ml_dtypes.finfo(numpy_dtype(dtype))  # type: ignore[no-untyped-call]
     deviation = float(np.sqrt(np.mean(np.square(values)))) * 2.0 ** -(info.nmant + 1)
     return deviation / math.sqrt(3)

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from patch_spec.increment import Increment
+from sepme_cli.arguments import PlaceLike, as_place
 from sepme_cli.checkpoints.hub import local
 from sepme_cli.checkpoints.kinds import kind_of
 from sepme_cli.checkpoints.patches import PatchFile, read_patch_file
-from sepme_cli.checkpoints.places import Place
 from sepme_cli.checkpoints.reader import Checkpoint, open_checkpoint
 from sepme_cli.errors import UnsupportedError
 from sepme_cli.increments import acts_on, distance, factors, interference
@@ -63,14 +63,14 @@ class DiffResult:
     seconds: float = 0.0
 
 
-def diff(a: Place, b: Place, *, progress: Progress = SILENT) -> DiffResult:
+def diff(a: PlaceLike, b: PlaceLike, *, progress: Progress = SILENT) -> DiffResult:
     """Compare two files; of a checkpoint and a patch either may come first.
 
     Raises MalformedError, UnsupportedError and SystemFailure for files, MismatchError for a patch
     of another kind of model.
     """
     started = time.monotonic()
-    a, b = local(a, progress), local(b, progress)
+    a, b = (local(as_place(place), progress) for place in (a, b))
     kinds = (kind_of(a), kind_of(b))
     if "undo" in kinds:
         journal = a if kinds[0] == "undo" else b

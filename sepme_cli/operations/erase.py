@@ -1,11 +1,8 @@
 """Compute a patch that takes concepts out of a checkpoint."""
 
 import io
-import os
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import BinaryIO
@@ -13,19 +10,31 @@ from typing import BinaryIO
 from patch_spec.container import patch_bytes
 from patch_spec.manifest import Patch
 from sepme_cli import __version__
-from sepme_cli.checkpoints.boundary import writing
-from sepme_cli.checkpoints.files import check_writable, new_file, only_writer, write_all
+from sepme_cli.arguments import (
+    FilePath,
+    PlaceLike,
+    Places,
+    Words,
+    as_output,
+    as_path,
+    as_place,
+    as_places,
+    several,
+)
+from sepme_cli.checkpoints.files import check_writable
 from sepme_cli.checkpoints.hub import check_publishable, publish
-from sepme_cli.checkpoints.places import HubPlace, Place
 from sepme_cli.diffusion.eraser import Made, closed_form_increment, sepme_increments
 from sepme_cli.diffusion.models import Prediction
 from sepme_cli.diffusion.pictures import load_pictures
 from sepme_cli.erasure.prompts import AsKind
 from sepme_cli.erasure.settings import Settings
-from sepme_cli.errors import SystemFailure, UsageError
+from sepme_cli.errors import SystemFailure
 from sepme_cli.operations.apply import apply
 from sepme_cli.operations.asking import MethodName, asked, chosen_method
 from sepme_cli.operations.outlook import BaseSummary, Outlook, outlook
+from sepme_cli.operations.output import moment_of_making, output_name, write_output
+from sepme_cli.operations.recipes import as_recipe
+from sepme_cli.places import HubPlace
 from sepme_cli.progress import SILENT, Progress
 from sepme_cli.recipe import Recipe
 
@@ -74,23 +83,23 @@ class EraseResult:
 
 
 def erase(
-    model: Place,
-    concepts: Sequence[str] = (),
+    model: PlaceLike,
+    concepts: Words = (),
     *,
-    recipe: Recipe | None = None,
-    output: Path | HubPlace | BinaryIO | None = None,
-    apply_to: Path | None = None,
+    recipe: Recipe | FilePath | None = None,
+    output: PlaceLike | BinaryIO | None = None,
+    apply_to: FilePath | None = None,
     method: MethodName | None = None,
     kind: AsKind = "any",
     to: str | None = None,
-    protect: Sequence[str] = (),
-    known: Sequence[Place] = (),
-    images: Path | None = None,
+    protect: Words = (),
+    known: Places = (),
+    images: FilePath | None = None,
     settings: Settings | None = None,
     low_memory: bool = False,
     joint: bool = False,
-    text_encoders: Sequence[Place] = (),
-    tokenizer: Path | None = None,
+    text_encoders: Places = (),
+    tokenizer: FilePath | None = None,
     prediction: Prediction | None = None,
     force: bool = False,
     progress: Progress = SILENT,
@@ -99,9 +108,10 @@ def erase(
 
     Every increment leaves the blank prompt, the other concepts and the concepts of `known` patches
     as they are. to: what the concepts should act like. protect: words to keep, "style:noto" or
-    "object:cat" where they are of another kind than `kind`. recipe: in place of concepts, kind, to
-    and protect; its method and settings hold where none are given, and its digest stands in the
-    patch. images: a folder of pictures of the (one) concept, instead of drawn ones.
+    "object:cat" where they are of another kind than `kind`. recipe: a file or what was read
+    from it, in place of concepts, kind, to and protect; its method and settings hold where none
+    are given, and its digest stands in the patch. images: a folder of pictures of the (one)
+    concept, instead of drawn ones.
     method: the closed form if left out, or SepME's optimisation where images or joint ask for it.
     text_encoders: where a UNet's file alone has its text encoders from; see
     `lend_text_encoders`. tokenizer: a folder with a tokenizer's files. prediction: what the UNet
@@ -113,28 +123,30 @@ def erase(
     model), and what opening and writing files raises.
     """
     started = time.monotonic()
-    wanted = asked(concepts, recipe, kind=kind, to=to, protect=protect)
-    method = chosen_method(method, wanted, images, joint=joint)
+    policy, shown = None if recipe is None else as_recipe(recipe), as_path(images)
+    wanted = asked(several(concepts), policy, kind=kind, to=to, protect=several(protect))
+    method = chosen_method(method, wanted, shown, joint=joint)
     settings = settings or Settings.of(wanted.settings)
-    target = output if output is not None else Path(f"{wanted.concepts[0].slug}.sepme")
+    place = as_place(model)
+    target = as_output(output) or Path(f"{wanted.concepts[0].slug}.sepme")
     if isinstance(target, HubPlace):
         check_publishable(target, force=force)
-    for path in (target, apply_to):
+    for path in (target, as_path(apply_to)):
         if isinstance(path, Path):
             check_writable(path, 0, force=force)
     with outlook(
-        model,
+        place,
         wanted,
         settings,
         learns=method == "sepme",
         low_memory=low_memory,
-        known=known,
-        text_encoders=text_encoders,
-        tokenizer=tokenizer,
+        known=as_places(known),
+        text_encoders=as_places(text_encoders),
+        tokenizer=as_path(tokenizer),
         prediction=prediction,
         progress=progress,
     ) as seen:
-        made = _made(seen, method, images, progress, joint=joint)
+        made = _made(seen, method, shown, progress, joint=joint)
     kept = seen.studies[0]  # what one keeps beside the others' prompts, all keep
     patch = Patch(
         base=seen.base,
@@ -142,18 +154,18 @@ def erase(
         separable_from=kept.separable,
         protected=kept.protected,
         tool=f"sepme {__version__}",
-        created=_created(),
-        recipe=None if recipe is None else recipe.digest,
+        created=moment_of_making(),
+        recipe=None if policy is None else policy.digest,
     )
     data = patch_bytes(patch)
     if isinstance(target, HubPlace):
         _publish(target, data, patch, progress, force=force)
     else:
-        _write(target, data, force)
+        write_output(target, data, force=force)
     if apply_to is not None:
-        apply(model, [io.BytesIO(data)], apply_to, force=force, progress=progress)
+        apply(place, [io.BytesIO(data)], apply_to, force=force, progress=progress)
     return EraseResult(
-        patch=str(target) if isinstance(target, Path | HubPlace) else "-",
+        patch=str(target) if isinstance(target, HubPlace) else output_name(target),
         model=seen.model,
         bytes=len(data),
         base=seen.summary,
@@ -183,29 +195,6 @@ def _made(
         for group in groups
         for made in sepme_increments(seen.network, group, settings, pictures, progress)
     ]
-
-
-def _created() -> str | None:
-    """No clock in a patch, unless the maker fixed it (reproducible-builds.org)."""
-    epoch = os.environ.get("SOURCE_DATE_EPOCH")
-    if epoch is None:
-        return None
-    try:
-        return datetime.fromtimestamp(int(epoch), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    except (ValueError, OverflowError, OSError) as error:
-        raise UsageError(
-            "SOURCE_DATE_EPOCH is not a time", expected="seconds since 1970", found=epoch
-        ) from error
-
-
-def _write(target: Path | BinaryIO, data: bytes, force: bool) -> None:
-    if isinstance(target, Path):
-        with only_writer(target), new_file(target, len(data), force=force) as descriptor:
-            write_all(descriptor, data, 0)
-    else:
-        with writing(Path("-")):
-            target.write(data)
-            target.flush()
 
 
 def _publish(

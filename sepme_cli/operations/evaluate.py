@@ -12,11 +12,20 @@ from torch import Tensor
 
 from patch_spec.increment import Increment
 from patch_spec.text import slugify
+from sepme_cli.arguments import (
+    FilePath,
+    PlaceLike,
+    Places,
+    Words,
+    as_path,
+    as_place,
+    as_places,
+    several,
+)
 from sepme_cli.checkpoints.encoders import lend_text_encoders
 from sepme_cli.checkpoints.files import only_writer
 from sepme_cli.checkpoints.hub import fetched_from
-from sepme_cli.checkpoints.patches import PatchFile, PatchSource, read_patch_file, select
-from sepme_cli.checkpoints.places import HubPlace, Place
+from sepme_cli.checkpoints.patches import Patches, PatchFile, read_patch_files, select
 from sepme_cli.checkpoints.reader import Checkpoint, open_checkpoint
 from sepme_cli.diffusion.devices import DTYPES, computing
 from sepme_cli.diffusion.loading import unet_parameters
@@ -33,6 +42,8 @@ from sepme_cli.evaluation.report import PAGE, Report, check_folder, make_folder,
 from sepme_cli.evaluation.studio import Studio, restores_weights
 from sepme_cli.evaluation.subjects import Word, choose_subjects
 from sepme_cli.operations.matching import check_fits, check_unpatched, match_base
+from sepme_cli.operations.recipes import as_recipe
+from sepme_cli.places import HubPlace, Place
 from sepme_cli.progress import SILENT, Progress
 from sepme_cli.recipe import Recipe, parse_word
 
@@ -69,21 +80,21 @@ class EvaluateResult:
 
 
 def evaluate(
-    model: Place,
-    patches: Sequence[PatchSource],
+    model: PlaceLike,
+    patches: Patches,
     *,
     judge: str,
-    report: Path,
-    only: Sequence[str] = (),
-    retain: Sequence[str] = (),
-    recipe: Recipe | None = None,
+    report: FilePath,
+    only: Words = (),
+    retain: Words = (),
+    recipe: Recipe | FilePath | None = None,
     kind: AsKind = "any",
     drawing: Drawing = Drawing(),
-    reference: Path | None = None,
+    reference: FilePath | None = None,
     features: str | None = None,
     lpips: bool = False,
-    text_encoders: Sequence[Place] = (),
-    tokenizer: Path | None = None,
+    text_encoders: Places = (),
+    tokenizer: FilePath | None = None,
     prediction: Prediction | None = None,
     device: str | None = None,
     dtype: str = "auto",
@@ -104,12 +115,14 @@ def evaluate(
     patched already), and what opening the checkpoint and the patches and writing raises.
     """
     started = time.monotonic()
+    place, report = as_place(model), as_path(report)
+    policy = None if recipe is None else as_recipe(recipe)
     check_folder(report, force=force)
-    files = [read_patch_file(path) for path in patches]
+    files = read_patch_files(patches)
     chosen = select(files, only)
     with ExitStack() as stack:
-        checkpoint = stack.enter_context(open_checkpoint(model, progress))
-        lend_text_encoders(checkpoint, text_encoders, stack)
+        checkpoint = stack.enter_context(open_checkpoint(place, progress))
+        lend_text_encoders(checkpoint, as_places(text_encoders), stack)
         on = computing(
             "drawing",
             device=device,
@@ -119,9 +132,9 @@ def evaluate(
             pictures=BATCH,
             progress=progress,
         )
-        measures = Measures.of(reference, features, on.device, lpips=lpips)
+        measures = Measures.of(as_path(reference), features, on.device, lpips=lpips)
         warnings = _check(checkpoint, files, chosen)
-        words = _words(chosen, kind, retain, recipe)
+        words = _words(chosen, kind, several(retain), policy)
         jury = load_judge(judge, [word for part in words for word in part], on.device)
         subjects, doubts = choose_subjects(*words, jury)
         network = StableDiffusion.of(
@@ -130,13 +143,13 @@ def evaluate(
             DTYPES[on.dtype],
             frugal=on.frugal,
             prediction=prediction,
-            tokenizer=tokenizer,
+            tokenizer=as_path(tokenizer),
             progress=progress,
         )
         progress.stage("reading the checkpoint")
         network.load()
-        place = fetched_from(model, checkpoint.path)
-        named = place if isinstance(model, HubPlace) else checkpoint.path.name
+        fetched = fetched_from(place, checkpoint.path)
+        named = fetched if isinstance(place, HubPlace) else checkpoint.path.name
         facts = facts_of(named, network, judge, files, drawing)
         same_weights = restores_weights(checkpoint)
         stack.enter_context(only_writer(report))
@@ -150,7 +163,7 @@ def evaluate(
             restored_identical=same_weights and studio.restores_pictures(),
             warnings=(*warnings, *doubts, *told.warnings),
         )
-        result = _result(report, model, files, made, drawn, time.monotonic() - started)
+        result = _result(report, place, files, made, drawn, time.monotonic() - started)
         write_report(report, made, page(made), asdict(result))
     return result
 

@@ -9,14 +9,15 @@ from typing import Any, Literal
 from patch_spec.container import read_manifest
 from patch_spec.manifest import Manifest
 from patch_spec.stack import StackEntry
+from sepme_cli.arguments import as_place
 from sepme_cli.checkpoints.boundary import reading
 from sepme_cli.checkpoints.hub import local
 from sepme_cli.checkpoints.journal import open_undo, undo_path
 from sepme_cli.checkpoints.kinds import kind_of
 from sepme_cli.checkpoints.layout import EMA
 from sepme_cli.checkpoints.patches import PatchSource
-from sepme_cli.checkpoints.places import HubPlace
 from sepme_cli.checkpoints.reader import Checkpoint, open_checkpoint
+from sepme_cli.places import HubPlace
 from sepme_cli.progress import SILENT, Progress
 
 
@@ -75,15 +76,16 @@ class UndoInfo:
 InspectResult = CheckpointInfo | PatchInfo | UndoInfo
 
 
-def inspect(source: PatchSource, *, progress: Progress = SILENT) -> InspectResult:
+def inspect(file: PatchSource, *, progress: Progress = SILENT) -> InspectResult:
     """What a file holds. A stream must be a patch.
 
     Raises MalformedError, UnsupportedError and SystemFailure.
     """
-    if not isinstance(source, Path | HubPlace):
+    place = as_place(file)
+    if not isinstance(place, Path | HubPlace):
         with reading("standard input"):
-            return _patch("standard input", None, read_manifest(source))
-    file = local(source, progress)
+            return _patch("standard input", None, read_manifest(place))
+    file = local(place, progress)
     kind = kind_of(file)
     if kind == "checkpoint":
         with open_checkpoint(file, progress) as checkpoint:

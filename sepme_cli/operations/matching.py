@@ -1,19 +1,40 @@
 """Do a patch and a checkpoint belong together, and how nearly."""
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from typing import Literal, Protocol
 
 from patch_spec.base import Base
 from patch_spec.increment import Increment
 from patch_spec.stack import StackRecord
+from sepme_cli.arguments import Words
 from sepme_cli.checkpoints.dtypes import FP8
-from sepme_cli.checkpoints.patches import PatchFile
+from sepme_cli.checkpoints.families import Family, Shaped
+from sepme_cli.checkpoints.patches import Patches, PatchFile, read_patch_files, select
 from sepme_cli.checkpoints.reader import Checkpoint
-from sepme_cli.errors import MismatchError, RefusedError
+from sepme_cli.errors import MismatchError, RefusedError, UsageError
+from sepme_cli.progress import Progress
 
 BaseMatch = Literal["exact", "same-values", "family"]
 """exact: the patch was made from these very weights. same-values: from a copy in another dtype,
 equal as far as fp16 shows. family: from another model of the family."""
+
+
+class Patchable(Protocol):
+    """What increments can be added to: an open checkpoint, or a UNet in memory.
+
+    path: what errors call it. by_name: its targets, by the names that patches give them.
+    """
+
+    @property
+    def path(self) -> str | PathLike[str]: ...
+    @property
+    def family(self) -> Family: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def by_name(self) -> Mapping[str, Shaped]: ...
+
 
 _NAMED = 3
 """How many of what differs a message names."""
@@ -42,7 +63,7 @@ def check_patched(checkpoint: Checkpoint) -> StackRecord:
     return checkpoint.stack
 
 
-def check_fits(checkpoint: Checkpoint, file: PatchFile, parts: Sequence[Increment]) -> list[str]:
+def check_fits(checkpoint: Patchable, file: PatchFile, parts: Sequence[Increment]) -> list[str]:
     """Warnings about increments of a patch that can be applied; MismatchError if they cannot be."""
     base = file.patch.base
     expected = f"{base.family}, text embedding {base.width} wide"
@@ -54,16 +75,35 @@ def check_fits(checkpoint: Checkpoint, file: PatchFile, parts: Sequence[Incremen
             expected=expected,
             found=found,
         )
-    additive = [part for part in parts if part.kind == "additive"]
-    for part in additive:
+    layered = [part for part in parts if part.kind != "operator"]
+    for part in layered:
         _check_targets(checkpoint, file, part)
     others = checkpoint.by_name.keys() - base.targets.keys()
-    if additive and others:
+    if layered and others:
         return [
             f"{file.name} knows nothing of {_some(sorted(others))}, which stay as they are: the "
             "concept may live on there"
         ]
     return []
+
+
+def chosen_for(
+    model: Patchable, patches: Patches, only: Words, progress: Progress
+) -> tuple[Increment, ...]:
+    """The increments of patches, or of them those that are named, which fit the model.
+
+    Raises what `read_patch_file`, `select` and `check_fits` raise, UsageError without a patch.
+    """
+    files = read_patch_files(patches)
+    if not files:
+        raise UsageError("name at least one patch")
+    chosen = select(files, only)
+    digests = {part.digest for part in chosen}
+    for file in files:
+        parts = [part for part in file.patch.increments if part.digest in digests]
+        for warning in check_fits(model, file, parts):
+            progress.warn(warning)
+    return chosen
 
 
 def match_base(
@@ -108,7 +148,7 @@ def _another_model(checkpoint: Checkpoint, file: PatchFile, differing: str) -> s
     )
 
 
-def _check_targets(checkpoint: Checkpoint, file: PatchFile, part: Increment) -> None:
+def _check_targets(checkpoint: Patchable, file: PatchFile, part: Increment) -> None:
     width = checkpoint.width
     for name, up in part.up.items():
         target = checkpoint.by_name.get(name)

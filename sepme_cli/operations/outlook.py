@@ -10,7 +10,6 @@ from patch_spec.increment import Increment
 from sepme_cli.checkpoints.encoders import lend_text_encoders
 from sepme_cli.checkpoints.hub import fetched_from
 from sepme_cli.checkpoints.patches import read_patch_file
-from sepme_cli.checkpoints.places import Place
 from sepme_cli.checkpoints.reader import open_checkpoint
 from sepme_cli.diffusion.devices import DTYPES, computing
 from sepme_cli.diffusion.loading import unet_parameters
@@ -20,6 +19,7 @@ from sepme_cli.erasure.settings import Settings
 from sepme_cli.errors import MismatchError
 from sepme_cli.operations.matching import check_unpatched
 from sepme_cli.operations.neighbourhood import Neighbourhood, look_around
+from sepme_cli.places import Place
 from sepme_cli.progress import Progress
 from sepme_cli.recipe import Recipe
 

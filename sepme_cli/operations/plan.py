@@ -4,11 +4,19 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 
 from patch_spec.increment import Increment
 from patch_spec.text import slugify
-from sepme_cli.checkpoints.places import Place
+from sepme_cli.arguments import (
+    FilePath,
+    PlaceLike,
+    Places,
+    Words,
+    as_path,
+    as_place,
+    as_places,
+    several,
+)
 from sepme_cli.diffusion.eraser import closed_form_increment, expected_seconds
 from sepme_cli.diffusion.models import Prediction
 from sepme_cli.diffusion.pictures import load_pictures
@@ -20,6 +28,7 @@ from sepme_cli.erasure.settings import Settings
 from sepme_cli.increments import interference
 from sepme_cli.operations.asking import MethodName, asked, chosen_method
 from sepme_cli.operations.outlook import BaseSummary, Outlook, outlook
+from sepme_cli.operations.recipes import as_recipe
 from sepme_cli.operations.vocabulary import vocabulary
 from sepme_cli.progress import SILENT, Progress
 from sepme_cli.recipe import Recipe
@@ -87,21 +96,21 @@ class ErasePlan:
 
 
 def plan_erasure(
-    model: Place,
-    concepts: Sequence[str] = (),
+    model: PlaceLike,
+    concepts: Words = (),
     *,
-    recipe: Recipe | None = None,
+    recipe: Recipe | FilePath | None = None,
     method: MethodName | None = None,
     kind: AsKind = "any",
     to: str | None = None,
-    protect: Sequence[str] = (),
-    known: Sequence[Place] = (),
-    images: Path | None = None,
+    protect: Words = (),
+    known: Places = (),
+    images: FilePath | None = None,
     settings: Settings | None = None,
     low_memory: bool = False,
     joint: bool = False,
-    text_encoders: Sequence[Place] = (),
-    tokenizer: Path | None = None,
+    text_encoders: Places = (),
+    tokenizer: FilePath | None = None,
     prediction: Prediction | None = None,
     progress: Progress = SILENT,
 ) -> ErasePlan:
@@ -112,25 +121,26 @@ def plan_erasure(
     Raises what `erase` raises before it writes.
     """
     started = time.monotonic()
-    wanted = asked(concepts, recipe, kind=kind, to=to, protect=protect)
-    method = chosen_method(method, wanted, images, joint=joint)
+    policy, shown = None if recipe is None else as_recipe(recipe), as_path(images)
+    wanted = asked(several(concepts), policy, kind=kind, to=to, protect=several(protect))
+    method = chosen_method(method, wanted, shown, joint=joint)
     settings = settings or Settings.of(wanted.settings)
     with outlook(
-        model,
+        as_place(model),
         wanted,
         settings,
         learns=method == "sepme",
         low_memory=low_memory,
-        known=known,
-        text_encoders=text_encoders,
-        tokenizer=tokenizer,
+        known=as_places(known),
+        text_encoders=as_places(text_encoders),
+        tokenizer=as_path(tokenizer),
         prediction=prediction,
         progress=progress,
     ) as seen:
         parts = [closed_form_increment(s, seen.settings).increment for s in seen.studies]
         seconds = time.monotonic() - started
-        if images is not None:
-            load_pictures(images, seen.network.picture_size)  # which the run would fail on
+        if shown is not None:
+            load_pictures(shown, seen.network.picture_size)  # which the run would fail on
         if method == "sepme":
             seconds += expected_seconds(seen.network, len(parts), settings)
         drags = list(_drags(seen, wanted))
@@ -138,7 +148,7 @@ def plan_erasure(
     return ErasePlan(
         method=method,
         base=seen.summary,
-        recipe=None if recipe is None else recipe.digest,
+        recipe=None if policy is None else policy.digest,
         width=seen.base.width,
         concepts=tuple(
             _planned(seen, *each) for each in zip(parts, seen.studies, drags, strict=True)

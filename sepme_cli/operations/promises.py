@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from patch_spec.base import Base
 from patch_spec.increment import Increment
 from sepme_cli.checkpoints.patches import PatchFile
-from sepme_cli.checkpoints.places import Place
 from sepme_cli.checkpoints.reader import Checkpoint, open_checkpoint
 from sepme_cli.erasure.prompts import with_articles
 from sepme_cli.errors import MismatchError, UnsupportedError
 from sepme_cli.operations.matching import check_fits, match_base
+from sepme_cli.places import Place
 from sepme_cli.progress import Progress
 from sepme_cli.recipe import Item, Recipe
 

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from sepme_cli.arguments import FilePath, as_path
 from sepme_cli.checkpoints.boundary import writing
 from sepme_cli.checkpoints.files import new_file, only_writer, write_all
 from sepme_cli.erasure.settings import Settings
-from sepme_cli.recipe import TEMPLATE, Item, read_recipe
+from sepme_cli.recipe import TEMPLATE, Item, Recipe, read_recipe
 from sepme_cli.strict_yaml import Scalar
 
 
@@ -33,8 +34,14 @@ class RecipeInfo:
     settings: Mapping[str, Scalar]
 
 
-def init(output: Path | BinaryIO, *, force: bool = False) -> InitResult:
+def as_recipe(said: Recipe | FilePath) -> Recipe:
+    """A recipe, read if it is a file. Raises MalformedError, with the line, and SystemFailure."""
+    return said if isinstance(said, Recipe) else read_recipe(as_path(said), Settings.allowed())
+
+
+def init(output: FilePath | BinaryIO, *, force: bool = False) -> InitResult:
     """Write a recipe to begin with. Raises SystemFailure, also for a file that is there already."""
+    output = as_path(output)
     data = TEMPLATE.encode()
     if not isinstance(output, Path):
         with writing(Path("-")):
@@ -46,9 +53,9 @@ def init(output: Path | BinaryIO, *, force: bool = False) -> InitResult:
     return InitResult(str(output), len(data))
 
 
-def check(path: Path) -> RecipeInfo:
+def check(path: FilePath) -> RecipeInfo:
     """Read a recipe. Raises MalformedError, with the line, and SystemFailure."""
-    recipe = read_recipe(path, Settings.allowed())
+    recipe = as_recipe(path)
     return RecipeInfo(
         str(path),
         recipe.digest,

@@ -4,16 +4,15 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import BinaryIO
 
 from patch_spec.stack import StackEntry, StackRecord
+from sepme_cli.arguments import FilePath, PlaceLike, Words, as_path, as_place, several
 from sepme_cli.checkpoints.delivery import Destination, Kept
 from sepme_cli.checkpoints.dtypes import numpy_dtype
 from sepme_cli.checkpoints.hub import local
 from sepme_cli.checkpoints.original import Original
-from sepme_cli.checkpoints.patches import PatchFile, PatchSource, named, read_patch_file
-from sepme_cli.checkpoints.places import Place
+from sepme_cli.checkpoints.patches import Patches, PatchFile, named, read_patch_files
 from sepme_cli.checkpoints.reader import Checkpoint, open_checkpoint
 from sepme_cli.checkpoints.writer import Rewrite
 from sepme_cli.errors import RefusedError, UsageError
@@ -63,14 +62,14 @@ class _Plan:
 
 
 def revert(
-    model: Place,
-    patches: Sequence[PatchSource] = (),
+    model: PlaceLike,
+    patches: Patches = (),
     *,
-    concepts: Sequence[str] = (),
-    output: Path | BinaryIO | None = None,
+    concepts: Words = (),
+    output: FilePath | BinaryIO | None = None,
     in_place: bool = False,
-    base: Place | None = None,
-    undo: Path | None = None,
+    base: PlaceLike | None = None,
+    undo: FilePath | None = None,
     exact: bool = False,
     force: bool = False,
     progress: Progress = SILENT,
@@ -87,22 +86,23 @@ def revert(
     UnsupportedError and SystemFailure for files.
     """
     started = time.monotonic()
-    destination = Destination(output, in_place, force)
+    place = as_place(model)
+    destination = Destination(as_path(output), in_place, force)
     if base is not None and undo is not None:
         raise UsageError("give the base or an undo journal, not both")
-    destination.check_ways(model, needed=True)
-    files = tuple(read_patch_file(patch) for patch in patches)
-    path = local(model, progress, whole=True)
+    destination.check_ways(place, needed=True)
+    files = read_patch_files(patches)
+    path = local(place, progress, whole=True)
     destination.check(path)
     with ExitStack() as stack:
         stack.enter_context(destination.held(path, progress))
         checkpoint = stack.enter_context(open_checkpoint(path, progress))
         destination.check_against(checkpoint)
         record = check_patched(checkpoint)
-        taken = _taken(checkpoint, record, files, concepts)
+        taken = _taken(checkpoint, record, files, several(concepts))
         warnings: list[str] = []
         original = stack.enter_context(
-            find_original(checkpoint, base, undo, warnings.append, progress)
+            find_original(checkpoint, as_place(base), as_path(undo), warnings.append, progress)
         )
         plan = _plan(checkpoint, record, files, taken, original, warnings, exact=exact)
         for warning in plan.warnings:
@@ -178,6 +178,13 @@ def _plan(
         rewrites = composition.rewrites()
         if why:
             rewrites = tuple(measured(rewrite, error) for rewrite in rewrites)
+    elif original is not None and sources.missing(taken):
+        raise RefusedError(
+            f"{checkpoint.path}: {why}; nothing was changed",
+            file=checkpoint.path,
+            expected="the patches of what stays in",
+            found=", ".join(file.name for file in sources.files) or "no patch",
+        )
     else:
         rewrites = subtraction(checkpoint, sources, taken, remaining, after, error)
     kept = Kept(after, sources.holding(remaining))

@@ -9,10 +9,19 @@ from pathlib import Path
 
 import torch
 
+from sepme_cli.arguments import (
+    FilePath,
+    PlaceLike,
+    Places,
+    Words,
+    as_path,
+    as_place,
+    as_places,
+    several,
+)
 from sepme_cli.checkpoints.encoders import lend_text_encoders
 from sepme_cli.checkpoints.files import check_writable, new_file, only_writer, write_all
-from sepme_cli.checkpoints.patches import read_patch_file, select
-from sepme_cli.checkpoints.places import Place
+from sepme_cli.checkpoints.patches import Patches, read_patch_files, select
 from sepme_cli.checkpoints.reader import open_checkpoint
 from sepme_cli.diffusion.devices import DTYPES, computing
 from sepme_cli.diffusion.loading import unet_parameters
@@ -38,23 +47,23 @@ class SampleResult:
 
 
 def sample(
-    model: Place,
-    prompts: Sequence[str],
+    model: PlaceLike,
+    prompts: Words,
     *,
-    patches: Sequence[Place] = (),
-    output: Path,
+    patches: Patches = (),
+    output: FilePath,
     seed: int = 0,
     count: int = 1,
     steps: int = 20,
     guidance: float = 7.5,
     scale: float = 1.0,
-    only: Sequence[str] = (),
+    only: Words = (),
     device: str | None = None,
     dtype: str = "auto",
     low_memory: bool = False,
     size: int | None = None,
-    text_encoders: Sequence[Place] = (),
-    tokenizer: Path | None = None,
+    text_encoders: Places = (),
+    tokenizer: FilePath | None = None,
     prediction: Prediction | None = None,
     force: bool = False,
     progress: Progress = SILENT,
@@ -66,12 +75,13 @@ def sample(
     Raises what opening the checkpoint and the patches raises, and SystemFailure for the output.
     """
     started = time.monotonic()
+    output, prompts = as_path(output), several(prompts)
     check_writable(output, 0, force=force)
-    files = [read_patch_file(path) for path in patches]
+    files = read_patch_files(patches)
     chosen = select(files, only) if files else ()
     with ExitStack() as stack:
-        checkpoint = stack.enter_context(open_checkpoint(model, progress))
-        lend_text_encoders(checkpoint, text_encoders, stack)
+        checkpoint = stack.enter_context(open_checkpoint(as_place(model), progress))
+        lend_text_encoders(checkpoint, as_places(text_encoders), stack)
         for file in files:
             check_fits(checkpoint, file, [i for i in file.patch.increments if i in chosen])
         patched = patched_weights(checkpoint, [(part, scale) for part in chosen]) if chosen else {}
@@ -90,7 +100,7 @@ def sample(
             DTYPES[chosen_unit.dtype],
             frugal=chosen_unit.frugal,
             prediction=prediction,
-            tokenizer=tokenizer,
+            tokenizer=as_path(tokenizer),
             progress=progress,
         )
         asked = [prompt for prompt in prompts for _ in range(count)]
@@ -117,9 +127,7 @@ def sample(
     labels = [label for p in prompts for label in ([p, "  patched"] if chosen else [p])]
     rows = torch.stack(sheets, 1).flatten(0, 1)
     _write(rows, labels, output, force)
-    return SampleResult(
-        str(output), tuple(prompts), rows.shape[0] * count, time.monotonic() - started
-    )
+    return SampleResult(str(output), prompts, rows.shape[0] * count, time.monotonic() - started)
 
 
 def _write(rows: torch.Tensor, labels: Sequence[str], output: Path, force: bool) -> None:

@@ -77,7 +77,7 @@ def subtraction(
         )
     out, stay = sources.terms(taken), sources.terms(remaining)
     # What an unknown operator made of the weights cannot be told from the weights.
-    bounded = len(stay) == len(remaining) or all(part.kind == "additive" for part, _ in out)
+    bounded = len(stay) == len(remaining) or all(part.kind != "operator" for part, _ in out)
 
     def values(target: str, stored: Stored) -> Values:
         def make() -> npt.NDArray[Any]:

@@ -4,14 +4,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 from patch_spec.digest import tensor_fingerprint
 from patch_spec.errors import FormatError
-from sepme_cli.checkpoints.hub import local
+from sepme_cli.arguments import FilePath, PlaceLike, Places, as_path, as_place, as_places
+from sepme_cli.checkpoints.hub import fetch_beside, local
 from sepme_cli.checkpoints.kinds import kind_of
 from sepme_cli.checkpoints.patches import PatchFile, read_patch_file
-from sepme_cli.checkpoints.places import Place
 from sepme_cli.checkpoints.reader import Checkpoint, open_checkpoint
 from sepme_cli.checkpoints.writer import Rewrite
 from sepme_cli.erasure.settings import Settings
@@ -20,8 +19,12 @@ from sepme_cli.operations.comparison import same_bytes, tensors_by_name
 from sepme_cli.operations.composition import Composition, Sources, find_original
 from sepme_cli.operations.matching import check_fits
 from sepme_cli.operations.promises import Check, kept_on, made_by
+from sepme_cli.operations.signatures import Trust, signatures_of
+from sepme_cli.operations.stated import statement_checks
+from sepme_cli.places import Place
 from sepme_cli.progress import SILENT, Progress
 from sepme_cli.recipe import read_recipe
+from sepme_cli.signing.sidecar import sidecar
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,14 @@ class VerifyResult:
 
 
 def verify(
-    files: Sequence[Place],
+    files: Places,
     *,
-    base: Place | None = None,
-    model: Place | None = None,
-    recipe: Path | None = None,
+    base: PlaceLike | None = None,
+    model: PlaceLike | None = None,
+    recipe: FilePath | None = None,
+    statement: FilePath | None = None,
+    allowed_signers: FilePath | None = None,
+    signed_by: str | None = None,
     progress: Progress = SILENT,
 ) -> VerifyResult:
     """Check patches, or a checkpoint and the patches in it.
@@ -48,14 +54,18 @@ def verify(
     from; the undo journal beside it serves as well. With either, and with the patches, every byte
     of the checkpoint is held against what composing them gives. model: that the patches were made
     from, on which what they record of themselves is computed again. recipe: that each of the
-    patches should have been made by.
+    patches should have been made by. statement: of the checkpoint, that should be true of it.
+    allowed_signers: demands a signature of every file by one of those that this file names, by
+    `signed_by` if given; that of the statement is one of the checkpoint.
     Raises MalformedError, UnsupportedError and SystemFailure for files that cannot be read at
-    all, and UsageError for two checkpoints, and for a model or a recipe without patches.
+    all, and UsageError for two checkpoints, for a model or a recipe without patches, for a
+    statement without a checkpoint, and for `signed_by` without `allowed_signers`.
     """
     started = time.monotonic()
-    if not files:
+    named = as_places(files)
+    if not named:
         raise UsageError("name a patch, or a checkpoint and the patches in it")
-    paths = [local(file, progress) for file in files]
+    paths = [local(place, progress) for place in named]
     kinds = [kind_of(path) for path in paths]
     if "undo" in kinds:
         raise UnsupportedError(
@@ -70,16 +80,26 @@ def verify(
         raise UsageError("one checkpoint at a time, and its base with it", found=len(models))
     if not patches and (model is not None or recipe is not None):
         raise UsageError("--model and --recipe are for patches: name one")
+    if statement is not None and not models:
+        raise UsageError("--statement is about a checkpoint: name it")
+    trust = Trust(as_path(allowed_signers), signed_by)
     unchecked: list[str] = []
     checks = [check for file in patches for check in _patch(file)]
+    if trust.allowed is not None:
+        for place, path in zip(named, paths, strict=True):
+            fetch_beside(place, path, sidecar(path).name, progress)
+    stated = [] if statement is None else [as_path(statement)]
+    checks += signatures_of([*paths, *stated], models[0] if stated else None, trust, unchecked)
     if recipe is not None:
-        policy = read_recipe(recipe, Settings.allowed())
+        policy = read_recipe(as_path(recipe), Settings.allowed())
         checks += [check for file in patches for check in made_by(file, policy)]
     if model is not None:
-        checks += kept_on(model, patches, unchecked, progress)
+        checks += kept_on(as_place(model), patches, unchecked, progress)
     if models:
         with open_checkpoint(models[0], progress) as checkpoint:
-            checks += _checkpoint(checkpoint, patches, base, unchecked, progress)
+            if statement is not None:
+                checks += statement_checks(as_path(statement), checkpoint, patches, progress)
+            checks += _checkpoint(checkpoint, patches, as_place(base), unchecked, progress)
     return VerifyResult(
         all(check.ok for check in checks),
         tuple(checks),

@@ -93,6 +93,22 @@ def test_self_attention_that_looks_like_a_target_is_none() -> None:
     assert layout.target(f"model_ema.{block}.attn2.to_k.weight") is None
 
 
+def test_a_downsampler_in_the_input_convolution_is_none() -> None:
+    """A level of no blocks would divide by nothing."""
+    names = ["input_blocks.0.0.weight", "input_blocks.0.0.op.weight", "input_blocks.3.0.op.weight"]
+    layout = Layout.of(names)
+    assert layout is not None and layout.span == 3
+
+
+@pytest.mark.parametrize("block", ["01", "\u0663", "00003", "-1", "99999"])
+def test_one_weight_has_one_name(block: str) -> None:
+    layout = Layout("", 3)
+    end = "1.transformer_blocks.0.attn2.to_k.weight"
+    assert layout.target(f"output_blocks.3.{end}")
+    assert layout.target(f"output_blocks.{block}.{end}") is None
+    assert layout.target(f"input_blocks.0.{end}") is None, "it is the input convolution"
+
+
 def test_names_of_a_real_stable_diffusion() -> None:
     layout = Layout("model.diffusion_model.", 3)
     rest = "transformer_blocks.0.attn2.to_v.weight"

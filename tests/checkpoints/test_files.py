@@ -52,6 +52,21 @@ def test_a_symbolic_link_stays_and_what_it_points_to_is_replaced(tmp_path: Path)
     assert (tmp_path / "folder/real").read_bytes() == b"new"
 
 
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / ".f.sepme-lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(SystemFailure):
+        write(tmp_path / "f")
+    assert os.listdir(tmp_path) == [".f.sepme-lock"]
+
+
+def test_a_temporary_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_bytes(b"mine")
+    (tmp_path / f".f.{os.getpid()}.sepme-tmp").symlink_to(tmp_path / "mine")
+    write(tmp_path / "f")
+    assert (tmp_path / "mine").read_bytes() == b"mine"
+    assert not (tmp_path / "f").is_symlink()
+
+
 def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"old")
     with pytest.raises(SystemFailure, match="--force"):

@@ -437,3 +437,47 @@ def test_the_undo_journal_keeps_the_base(place: tuple[Path, list[Path]]) -> None
             at = header.data_start + place_of.begin
             restored[at : at + kept.nbytes] = data[kept.begin : kept.end]
         assert bytes(restored) == original
+
+
+@pytest.mark.parametrize("name", ["m.safetensors.sepme-undo", "m.safetensors.sepme-pending"])
+@pytest.mark.parametrize("there", [True, False])
+def test_a_journal_is_not_written_through_a_link(
+    name: str, there: bool, place: tuple[Path, list[Path]], tmp_path: Path
+) -> None:
+    """A link that came with a download would have a file of the user's overwritten, or made."""
+    path, patches = place
+    # The header has room, so that the file is written over and not anew.
+    make_checkpoint(path, TINY, pad=2**15)
+    mine = tmp_path / "mine"
+    if there:
+        mine.write_text("mine")
+    path.with_name(name).symlink_to(mine)
+    before = path.read_bytes()
+    with pytest.raises((SystemFailure, MalformedError)):
+        apply(path, [patches[0]], in_place=True)
+    assert path.read_bytes() == before
+    assert mine.read_text() == "mine" if there else not mine.exists()
+    assert path.with_name(name).is_symlink() and not leftovers(path.parent) - {name}
+
+
+def test_patches_behind_a_link_are_not_tidied_up(
+    place: tuple[Path, list[Path]], tmp_path: Path
+) -> None:
+    path, patches = place
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    shutil.copy(patches[1], mine / "kept.sepme")
+    path.with_name(f"{path.name}.sepme-applied").symlink_to(mine)
+    before = path.read_bytes()
+    with pytest.raises(SystemFailure, match="by somebody else"):
+        apply(path, [patches[0]], in_place=True)
+    assert [file.name for file in mine.iterdir()] == ["kept.sepme"]
+    assert path.read_bytes() == before and not undo_path(path).exists()
+
+
+def test_a_lock_is_not_made_through_a_link(place: tuple[Path, list[Path]], tmp_path: Path) -> None:
+    path, patches = place
+    path.with_name(f".{path.name}.sepme-lock").symlink_to(tmp_path / "mine")
+    with pytest.raises(SystemFailure):
+        apply(path, [patches[0]], in_place=True)
+    assert not (tmp_path / "mine").exists()

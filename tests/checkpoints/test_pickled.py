@@ -1,6 +1,7 @@
 """Files that torch has pickled: their weights come out, and nothing of theirs runs."""
 
 import pickle
+import pickletools
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,65 @@ def test_an_archive_that_unpacks_to_more_is_malformed(tmp_path: Path) -> None:
         archive.writestr("archive/data/bomb", np.zeros(2**24, "u1").tobytes())
     with pytest.raises(MalformedError, match="compressed"):
         open_checkpoint(path)
+
+
+def test_an_archive_within_the_end_of_another_is_not_what_is_checked(tmp_path: Path) -> None:
+    """Torch looks for the list of members in another way than Python does: a signature behind the
+    end hides it from Python alone, and with it what it says of compressed members."""
+    path = write_ckpt(tmp_path / "m.ckpt", checkpoint_tensors())
+    with path.open("ab") as file:
+        file.write(b"PK\x05\x06")
+    assert not zipfile.is_zipfile(path)
+    with pytest.raises(MalformedError, match="damaged, or hostile"):
+        open_checkpoint(path)
+
+
+@pytest.mark.parametrize("archive", [True, False], ids=["zip", "legacy"])
+def test_a_view_that_claims_more_than_the_file_holds_is_malformed(
+    archive: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "m.ckpt"
+    wide = {**state(), "wide": torch.zeros(1).expand(2**40)}
+    torch.save(wide, path, _use_new_zipfile_serialization=archive)
+    with pytest.raises(MalformedError, match="claims more than") as caught:
+        open_checkpoint(path)
+    assert caught.value.found == f"{2**42} bytes"
+
+
+def test_memory_that_nobody_filled_is_not_taken_for_weights(tmp_path: Path) -> None:
+    """The oldest format lists what follows; of what the list leaves out, torch reads nothing."""
+    path = tmp_path / "m.ckpt"
+    torch.save({"a.weight": torch.ones(10**6)}, path, _use_new_zipfile_serialization=False)
+    with path.open("rb") as file:
+        for _ in range(4):  # a magic number, a version, a system, and what was saved
+            list(pickletools.genops(file))
+        position = file.tell()
+    path.write_bytes(path.read_bytes()[:position] + pickle.dumps([], protocol=2))
+    with pytest.raises(MalformedError, match="claims more than"):
+        open_checkpoint(path)
+
+
+@pytest.mark.parametrize("archive", [True, False], ids=["zip", "legacy"])
+def test_tuples_that_unfold_without_end_are_malformed(archive: bool, tmp_path: Path) -> None:
+    """Sixty opcodes; to hash what they say would take longer than anyone has."""
+    unfolding: Any = ()
+    for _ in range(60):
+        unfolding = (unfolding, unfolding)
+    path = tmp_path / "m.ckpt"
+    torch.save(state() | {"x": [unfolding]}, path, _use_new_zipfile_serialization=archive)
+    with pytest.raises(MalformedError, match="more time or memory"):
+        open_checkpoint(path)
+
+
+def test_an_archive_whose_checksums_torch_left_out_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "m.ckpt"
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(state(), path)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    with open_checkpoint(path) as checkpoint:
+        assert len(checkpoint.targets) == 14
 
 
 @pytest.mark.parametrize("cut", [10, 1000, 20000])

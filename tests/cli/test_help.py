@@ -11,8 +11,8 @@ import pytest
 from tests.cli.conftest import Run
 
 COMMANDS = (
-    *("erase", "apply", "revert", "diff", "inspect", "verify", "sample", "evaluate", "card"),
-    "recipe",
+    *("erase", "apply", "revert", "diff", "inspect", "verify", "sign", "sample", "evaluate"),
+    *("card", "export", "import", "example", "recipe"),
 )
 GROUPED = ("recipe init", "recipe check")
 HEAVY = {"torch", "numpy", "diffusers", "transformers", "PIL"}

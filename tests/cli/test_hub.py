@@ -9,11 +9,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
 from tests.cli.conftest import Finished, Run
 from tests.hub_server import TOKEN, Hub, Repository, serve
+from tests.keys import by_hand, line, make_key
+from tests.lora_files import dotted, random_pairs, write
 from tests.small_model import small_parts, write_folder
 from tests.synthetic import additive, base_of, make_checkpoint, make_patch
 
@@ -61,10 +64,26 @@ def hub(folder: Path, patch: Path, tmp_path: Path) -> Iterator[Hub]:
         "someone/single": Repository([{"model.safetensors": single, "README.md": b""}]),
         "someone/several": Repository([{"a.safetensors": single, "b.safetensors": single}]),
         "someone/patches": Repository([{"monet.sepme": patch.read_bytes()}]),
+        "someone/lora": Repository([adapter(folder)]),
         "someone/gated": Repository([files], gated=True),
     }
     with serve(repositories) as served:
         yield served
+
+
+def adapter(model: Path) -> dict[str, bytes]:
+    """What PEFT saves of a LoRA, its settings beside its weights."""
+    with TemporaryDirectory() as folder:
+        base = base_of(model)
+        lora = dotted(
+            random_pairs(base, rank=2),
+            "base_model.model.{}".format,
+            ".lora_B.weight",
+            ".lora_A.weight",
+        )
+        weights = write(Path(folder, "adapter_model.safetensors"), lora).read_bytes()
+    settings = json.dumps({"r": 2, "lora_alpha": 16}).encode()
+    return {"adapter_model.safetensors": weights, "adapter_config.json": settings}
 
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -144,6 +163,78 @@ def test_patches_from_the_hub_make_what_local_ones_make(
     assert at("diff", "back", "someone/small").status == 0
     assert at("verify", there, "hf://someone/patches/monet.sepme", "--base", folder).status == 0
     assert at("diff", patch, "hf://someone/patches/monet.sepme").status == 0
+
+
+def test_a_patch_becomes_a_lora_and_an_edit_a_patch(
+    at: Run, folder: Path, patch: Path, hub: Hub
+) -> None:
+    place = "hf://someone/patches/monet.sepme"
+    made = {}
+    for given, base in ((place, "someone/small"), (patch, folder)):
+        at("export", given, "--to", "peft", "--base", base, "-o", "lora.safetensors", "-f")
+        made[given] = Path("lora.safetensors").read_bytes()
+    assert made[place] == made[patch]
+    at("apply", folder, patch, "-o", "edited")
+    done = at("import", "--base", "someone/small", "--edited", "edited", "-o", "x.sepme", "--json")
+    assert done.json["concept"] == "edited"
+    same = at("import", "--base", folder, "--edited", "someone/small", "--json")
+    assert (same.status, error_of(same)["kind"]) == (1, "refused")
+
+
+def test_a_lora_is_fetched_with_the_settings_that_it_needs(at: Run, hub: Hub, folder: Path) -> None:
+    lora = Path("lora")
+    lora.mkdir()
+    for name, data in hub.repositories["someone/lora"].history[0].items():
+        (lora / name).write_bytes(data)
+    for place in ("someone/lora", "hf://someone/lora/adapter_model.safetensors"):
+        hub.fetched.clear()
+        done = at("import", place, "--base", folder, "-o", "there.sepme", "-f", "--json").json
+        assert done["concept"] == ("lora" if place == "someone/lora" else "adapter_model")
+        at("import", lora, "--base", folder, "-c", done["concept"], "-o", "here.sepme", "-f")
+        assert Path("there.sepme").read_bytes() == Path("here.sepme").read_bytes()
+
+
+def test_a_signature_is_fetched_with_what_it_signs(
+    at: Run, hub: Hub, patch: Path, tmp_path: Path
+) -> None:
+    key = make_key(tmp_path / "alice")
+    signers = tmp_path / "signers"
+    signers.write_text(line("alice", key))
+    place = "hf://someone/patches/monet.sepme"
+    demanded = ("verify", place, "--allowed-signers", signers)
+    unsigned = at(*demanded, "--json")
+    assert unsigned.status == 1
+    assert "not signed" in unsigned.out.decode()
+    patches = hub.repositories["someone/patches"]
+    signed = tmp_path / "monet.sepme"
+    shutil.copy(patch, signed)
+    data = by_hand(signed, key).read_bytes()
+    patches.history.append({**patches.history[-1], "monet.sepme.sig": data})
+    assert at(*demanded).status == 0
+    assert at(*demanded, "--signed-by", "bob").status == 1
+
+
+API = """
+import sepme_cli as sepme
+from sepme_cli.places import HubPlace
+patch = HubPlace("someone/patches", None, "monet.sepme")
+assert sepme.apply("someone/small", patch, "clean").concepts == ("Monet",)
+assert sepme.verify(["clean", str(patch)], base="someone/small").ok
+assert "Monet" in sepme.card(patch).card
+assert sepme.revert("clean", patch, base="someone/small", output="back").exact
+assert sepme.inspect("someone/small").family == "sd1"
+made = sepme.erase("someone/small", "Dali", known=patch, output="hf://someone/patches/dali.sepme")
+assert made.patch == "hf://someone/patches/dali.sepme"
+"""
+
+
+@pytest.mark.usefixtures("at")
+def test_the_api_takes_what_the_command_line_takes(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    subprocess.run([sys.executable, "-c", API], check=True)
+    assert "dali.sepme" in hub.repositories["someone/patches"].history[-1]
 
 
 def test_a_file_in_a_repository_and_a_repository_that_is_one_file(at: Run, hub: Hub) -> None:
@@ -276,7 +367,7 @@ def test_an_erasure_is_published_and_fetched_again(
 PUBLISH = """
 import sys
 from sepme_cli.checkpoints.hub import check_publishable, publish
-from sepme_cli.checkpoints.places import parse_output
+from sepme_cli.places import parse_output
 from sepme_cli.errors import SystemFailure
 place, force = parse_output(sys.argv[1]), sys.argv[2] == "force"
 try:

@@ -8,6 +8,7 @@ import pytest
 
 from sepme_cli.wording import duration, json_text, size, to_json
 from tests.cli.conftest import Run
+from tests.keys import make_key
 
 FIELDS = {
     "apply model.safetensors monet.sepme -o out": {
@@ -16,9 +17,12 @@ FIELDS = {
         "concepts": list,
         "tensors_changed": int,
         "base_match": str,
+        "statement": type(None),
         "seconds": float,
         "warnings": list,
     },
+    "apply model.safetensors monet.sepme -o out --statement out.json": {"statement": str},
+    "sign monet.sepme --key key": {"signatures": list, "seconds": float, "warnings": list},
     "revert clean.safetensors --base model.safetensors -o out": {
         "output": str,
         "restored": list,
@@ -56,6 +60,36 @@ FIELDS = {
         "unchecked": list,
     },
     "inspect monet.sepme": {"kind": str, "manifest": dict},
+    "example -o new.safetensors": {"model": str, "bytes": int, "judge": str, "warnings": list},
+    "export monet.sepme --to kohya -o out": {
+        "output": str,
+        "bytes": int,
+        "format": str,
+        "family": str,
+        "dtype": str,
+        "modules": int,
+        "rank": int,
+        "concepts": list,
+        "base_match": type(None),
+        "max_abs_error": float,
+        "relative_error": float,
+        "warnings": list,
+    },
+    "import --base model.safetensors --edited clean.safetensors -o out": {
+        "patch": str,
+        "bytes": int,
+        "source": str,
+        "family": str,
+        "concept": str,
+        "slug": str,
+        "kind": str,
+        "rank": int,
+        "targets": int,
+        "relative_error": float,
+        "residuals": list,
+        "left_out": list,
+        "warnings": list,
+    },
     "recipe init new.yaml": {"recipe": str, "bytes": int, "warnings": list},
     "recipe check policy.yaml": {
         "file": str,
@@ -80,6 +114,8 @@ def test_the_fields_of_the_contract(
         "policy.yaml",
     ):
         shutil.copy(scene / name, tmp_path)
+    if "--key" in line:
+        make_key(tmp_path / "key")
     monkeypatch.chdir(tmp_path)
     result = sepme(*line.split(), "--json").json
     found = {name: type(result[name]) for name in FIELDS[line]}

@@ -1,13 +1,24 @@
 """Exit statuses never lie: every failing path of every command, and that it writes nothing."""
 
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer.main
 
+import sepme_cli.app
+from sepme_cli.checkpoints.files import only_writer
+from sepme_cli.checkpoints.reader import open_checkpoint
+from sepme_cli.console import Output
+from sepme_cli.errors import SepmeError
+from sepme_cli.exit_status import ExitStatus
 from tests.cli.conftest import Run
+from tests.keys import OPENSSH
 
 
 @dataclass(frozen=True)
@@ -23,6 +34,16 @@ class Case:
     def __str__(self) -> str:
         return self.line
 
+    @property
+    def command(self) -> str:
+        """Its name, after that of its group if it has one."""
+        return command_of(self.line)
+
+
+def command_of(line: str) -> str:
+    words = line.split()
+    return " ".join(words[: 2 if words[0] == "recipe" else 1])
+
 
 JUDGED = "--judge tests.small_judge:judge --report out"
 BAD_MODELS = (
@@ -34,8 +55,12 @@ BAD_MODELS = (
     Case(3, "malformed", "twice.safetensors"),
     Case(3, "malformed", "cut.safetensors"),
     Case(3, "malformed", "pickle.safetensors"),
+    Case(3, "malformed", "twice"),
+    Case(3, "malformed", "journalled.safetensors"),
     Case(3, "unsupported", "flux.safetensors"),
 )
+NO_LORA = ("twice", "journalled.safetensors")
+"""Of these, those that are bad only as a model, and of a LoRA have nothing."""
 WITH_A_MODEL = (
     "erase {} --concept Monet -o out",
     "apply {} monet.sepme -o out",
@@ -48,6 +73,10 @@ WITH_A_MODEL = (
     f"evaluate {{}} monet.sepme {JUDGED}",
     "card {}",
     "revert clean.safetensors --base {} -o out",
+    "export klimt.sepme --to kohya --base {} -o out",
+    "import lora.safetensors --base {} -o out",
+    "import --base {} --edited clean.safetensors -o out",
+    "import --base model.safetensors --edited {} -o out",
 )
 NO = [
     Case(1, "refused", "erase clean.safetensors --concept Monet -o out"),
@@ -65,6 +94,19 @@ NO = [
         1, "refused", "sample model.safetensors --prompt x --patch monet.sepme --only Dali -o out"
     ),
     Case(1, "refused", "card model.safetensors"),
+    Case(1, "refused", "export monet.sepme --to kohya --only Dali -o out"),
+    Case(1, "refused", "import text-lora.safetensors --base model.safetensors -o out"),
+    Case(1, "refused", "import lora.safetensors --base clean.safetensors -o out"),
+    Case(1, "refused", "import lora.safetensors --base model.safetensors --error 0 -o out"),
+    Case(1, "refused", "import --base clean.safetensors --edited model.safetensors -o out"),
+    Case(1, "refused", "import --base model.safetensors --edited model.safetensors -o out"),
+    Case(
+        1,
+        "refused",
+        "import --base model.safetensors --edited cousin.safetensors --error 0 -o out",
+    ),
+    Case(1, "refused", "export monet.sepme --to kohya --scale Dali=2 -o out"),
+    Case(1, "refused", "export klimt.sepme --to peft --base clean.safetensors -o out"),
     Case(1, "refused", f"evaluate clean.safetensors monet.sepme {JUDGED}"),
     Case(1, "refused", f"evaluate model.safetensors monet.sepme --only Dali {JUDGED}"),
 ]
@@ -81,6 +123,8 @@ USAGE = [
     Case(2, "usage", "apply model.safetensors monet.sepme -o out --scale much"),
     Case(2, "usage", "apply model.safetensors monet.sepme -o out --scale 0"),
     Case(2, "usage", "apply model.safetensors monet.sepme -o out --scale nan"),
+    Case(2, "usage", "apply model.safetensors monet.sepme -o out --scale inf"),
+    Case(2, "usage", "apply model.safetensors monet.sepme -o out --scale 1e30"),
     Case(2, "usage", "apply model.safetensors monet.sepme -o out --dtype int8"),
     Case(2, "usage", "apply model.safetensors monet.sepme --in-place --dtype fp32"),
     Case(2, "usage", "apply model.safetensors - - -o out", "monet.sepme"),
@@ -99,6 +143,15 @@ USAGE = [
     Case(2, "usage", "erase model.safetensors -c Monet --protect-neighbours -1 -o out"),
     Case(2, "usage", "verify model.safetensors --model model.safetensors"),
     Case(2, "usage", "verify clean.safetensors --recipe policy.yaml"),
+    Case(2, "usage", "verify monet.sepme --signed-by alice"),
+    Case(2, "usage", "verify klimt.sepme --allowed-signers signers --signed-by="),
+    Case(2, "usage", "verify monet.sepme --statement clean.json"),
+    Case(2, "usage", "apply model.safetensors monet.sepme --check --statement out.json"),
+    Case(2, "usage", "apply model.safetensors monet.sepme -o out --statement out"),
+    Case(2, "usage", "sign monet.sepme"),
+    Case(2, "usage", "sign --key key"),
+    Case(2, "usage", "example nonsense"),
+    Case(2, "usage", "recipe init one.yaml two.yaml"),
     Case(2, "usage", "recipe check"),
     Case(2, "usage", "recipe nonsense"),
     Case(2, "usage", "card"),
@@ -117,6 +170,23 @@ USAGE = [
     Case(2, "usage", "erase model.safetensors --concept Monet --device abacus -o out"),
     Case(2, "usage", "erase model.safetensors --concept Monet --dtype int8 -o out"),
     Case(2, "usage", "erase model.safetensors -c Monet -c Klimt --images folder -o out"),
+    Case(2, "usage", "export monet.sepme -o out"),
+    Case(2, "usage", "import -o out"),
+    Case(2, "usage", "import --base model.safetensors -o out"),
+    Case(2, "usage", "import lora.safetensors -o out"),
+    Case(2, "usage", "import --edited clean.safetensors -o out"),
+    Case(2, "usage", "import lora.safetensors --base model.safetensors --edited x -o out"),
+    Case(2, "usage", "import lora.safetensors --base model.safetensors --rank 78 -o out"),
+    Case(2, "usage", "import lora.safetensors --base model.safetensors --error 2 -o out"),
+    Case(2, "usage", "export monet.sepme --to lycoris -o out"),
+    Case(2, "usage", "export klimt.sepme --to kohya -o out"),
+    Case(2, "usage", "export monet.sepme --to kohya --dtype fp8 -o out"),
+    Case(2, "usage", "export monet.sepme --to kohya --scale much -o out"),
+    Case(2, "usage", "export monet.sepme --to kohya --scale Monet= -o out"),
+    Case(2, "usage", "export monet.sepme --to kohya --scale 0 -o out"),
+    Case(2, "usage", "export monet.sepme --to kohya --scale Monet=0 -o out"),
+    Case(2, "usage", "export both.sepme --to kohya --scale 2 --scale Monet=1 -o out"),
+    Case(2, "usage", "export monet.sepme --to kohya -o out.pt"),
     Case(2, "usage", "sample model.safetensors --prompt x"),
     Case(2, "usage", "sample model.safetensors -o out"),
     Case(2, "usage", "sample model.safetensors --prompt x -o out --device abacus"),
@@ -134,47 +204,81 @@ USAGE = [
     Case(2, "usage", f"evaluate model.safetensors monet.sepme --features x {JUDGED}"),
     Case(2, "usage", f"evaluate model.safetensors - - {JUDGED}", "monet.sepme"),
 ]
-MALFORMED = [
-    Case(bad.status, bad.kind, line.format(bad.line)) for bad in BAD_MODELS for line in WITH_A_MODEL
-] + [
-    Case(3, "malformed", "apply nan.safetensors monet.sepme -o out"),
-    Case(3, "malformed", "apply nan.safetensors monet.sepme --check"),
-    Case(3, "malformed", "apply model.safetensors text.sepme -o out"),
-    Case(3, "malformed", "apply model.safetensors cut.sepme -o out"),
-    Case(3, "malformed", "apply model.safetensors cut.sepme --in-place"),
-    Case(3, "malformed", "apply model.safetensors - -o out", "cut.sepme"),
-    Case(3, "malformed", "apply model.safetensors - -o out"),
-    Case(3, "malformed", "apply model.safetensors model.safetensors -o out"),
-    Case(3, "malformed", "revert clean.safetensors cut.sepme --base model.safetensors -o out"),
-    Case(3, "malformed", "revert clean.safetensors --undo text.safetensors -o out"),
-    Case(3, "malformed", "diff cut.sepme monet.sepme"),
-    Case(3, "malformed", "inspect headless.sepme"),
-    Case(3, "malformed", "inspect -", "headless.sepme"),
-    Case(3, "malformed", "erase model.safetensors --concept x --known cut.sepme -o out"),
-    Case(3, "malformed", "sample model.safetensors --prompt x --patch cut.sepme -o out"),
-    Case(3, "malformed", "erase model.safetensors --recipe bad.yaml -o out"),
-    Case(3, "malformed", "erase model.safetensors --recipe cut.sepme -o out"),
-    Case(3, "malformed", "erase model.safetensors --recipe bad.yaml --check"),
-    Case(3, "unsupported", "erase model.safetensors --recipe policy.yaml --check"),
-    Case(3, "malformed", "verify monet.sepme --recipe bad.yaml"),
-    Case(3, "malformed", "verify monet.sepme --model cut.safetensors"),
-    Case(3, "malformed", "recipe check bad.yaml"),
-    Case(3, "malformed", "card cut.sepme"),
-    Case(3, "malformed", "card monet.sepme --report bad.yaml"),
-    Case(3, "malformed", "recipe check model.safetensors"),
-    Case(3, "malformed", f"evaluate model.safetensors cut.sepme {JUDGED}"),
-    Case(3, "malformed", f"evaluate model.safetensors - {JUDGED}", "cut.sepme"),
-    Case(3, "malformed", f"evaluate model.safetensors monet.sepme --recipe cut.sepme {JUDGED}"),
-    # A UNet's weights without the networks that drawing needs.
-    Case(3, "unsupported", f"evaluate model.safetensors monet.sepme {JUDGED}"),
-    Case(3, "unsupported", "evaluate model.safetensors monet.sepme --judge folder --report out"),
-    Case(3, "unsupported", f"evaluate model.safetensors monet.sepme --lpips {JUDGED}"),
-    Case(
-        3,
-        "unsupported",
-        f"evaluate model.safetensors monet.sepme --reference folder --features folder {JUDGED}",
-    ),
-]
+MALFORMED = (
+    [
+        Case(bad.status, bad.kind, line.format(bad.line))
+        for bad in BAD_MODELS
+        for line in WITH_A_MODEL
+    ]
+    + [
+        Case(bad.status, bad.kind, f"import {bad.line} --base model.safetensors -o out")
+        for bad in BAD_MODELS
+        if bad.line not in NO_LORA
+    ]
+    + [
+        Case(3, "malformed", "apply nan.safetensors monet.sepme -o out"),
+        Case(3, "malformed", "apply nan.safetensors monet.sepme --check"),
+        Case(3, "malformed", "apply model.safetensors text.sepme -o out"),
+        Case(3, "malformed", "apply model.safetensors cut.sepme -o out"),
+        Case(3, "malformed", "apply model.safetensors cut.sepme --in-place"),
+        Case(3, "malformed", "apply model.safetensors - -o out", "cut.sepme"),
+        Case(3, "malformed", "apply model.safetensors - -o out"),
+        Case(3, "malformed", "apply model.safetensors model.safetensors -o out"),
+        Case(3, "malformed", "revert clean.safetensors cut.sepme --base model.safetensors -o out"),
+        Case(3, "malformed", "revert clean.safetensors --undo text.safetensors -o out"),
+        Case(3, "malformed", "diff cut.sepme monet.sepme"),
+        Case(3, "malformed", "inspect headless.sepme"),
+        Case(3, "malformed", "inspect -", "headless.sepme"),
+        Case(3, "malformed", "erase model.safetensors --concept x --known cut.sepme -o out"),
+        Case(3, "malformed", "sample model.safetensors --prompt x --patch cut.sepme -o out"),
+        Case(3, "malformed", "erase model.safetensors --recipe bad.yaml -o out"),
+        Case(3, "malformed", "erase model.safetensors --recipe cut.sepme -o out"),
+        Case(3, "malformed", "erase model.safetensors --recipe bad.yaml --check"),
+        Case(3, "unsupported", "erase model.safetensors --recipe policy.yaml --check"),
+        Case(3, "malformed", "verify monet.sepme --recipe bad.yaml"),
+        Case(3, "malformed", "verify monet.sepme --model cut.safetensors"),
+        Case(3, "malformed", "verify clean.safetensors --statement bad.json"),
+        Case(3, "malformed", "verify clean.safetensors --statement monet.sepme"),
+        Case(3, "malformed", "sign cut.sepme --key key"),
+        Case(3, "malformed", "sign bad.json --key key"),
+        Case(3, "malformed", "sign key --key key"),
+        Case(3, "malformed", "sign monet.sepme --key monet.sepme"),
+        Case(3, "unsupported", "sign folder --key key"),
+        Case(3, "unsupported", "sign flux.safetensors --key key"),
+        Case(3, "malformed", "recipe check bad.yaml"),
+        Case(3, "malformed", "card cut.sepme"),
+        Case(3, "malformed", "card monet.sepme --report bad.yaml"),
+        Case(3, "malformed", "recipe check tagged.yaml"),
+        Case(3, "malformed", "recipe check escaped.yaml"),
+        Case(3, "malformed", "apply model.safetensors monet.sepme -o out --scale 1e12"),
+        Case(3, "malformed", "apply model.safetensors monet.sepme --in-place --scale 1e12"),
+        Case(3, "malformed", "apply journalled.safetensors monet.sepme --in-place"),
+        Case(3, "malformed", "export cut.sepme --to kohya -o out"),
+        Case(3, "unsupported", "import model.safetensors --base model.safetensors -o out"),
+        Case(3, "unsupported", "import twice --base model.safetensors -o out"),
+        Case(3, "unsupported", "import dora.safetensors --base model.safetensors -o out"),
+        Case(3, "malformed", "import half-lora.safetensors --base model.safetensors -o out"),
+        Case(3, "malformed", "import --base model.safetensors --edited nan.safetensors -o out"),
+        Case(3, "malformed", "import --base nan.safetensors --edited model.safetensors -o out"),
+        Case(3, "malformed", "export - --to kohya -o out", "cut.sepme"),
+        Case(3, "malformed", "export klimt.sepme --to kohya --base nan.safetensors -o out"),
+        Case(3, "malformed", "recipe check model.safetensors"),
+        Case(3, "malformed", f"evaluate model.safetensors cut.sepme {JUDGED}"),
+        Case(3, "malformed", f"evaluate model.safetensors - {JUDGED}", "cut.sepme"),
+        Case(3, "malformed", f"evaluate model.safetensors monet.sepme --recipe cut.sepme {JUDGED}"),
+        # A UNet's weights without the networks that drawing needs.
+        Case(3, "unsupported", f"evaluate model.safetensors monet.sepme {JUDGED}"),
+        Case(
+            3, "unsupported", "evaluate model.safetensors monet.sepme --judge folder --report out"
+        ),
+        Case(3, "unsupported", f"evaluate model.safetensors monet.sepme --lpips {JUDGED}"),
+        Case(
+            3,
+            "unsupported",
+            f"evaluate model.safetensors monet.sepme --reference folder --features folder {JUDGED}",
+        ),
+    ]
+)
 MISMATCH = [
     Case(4, "mismatch", "apply sd2.safetensors monet.sepme -o out"),
     Case(4, "mismatch", "apply sd2.safetensors monet.sepme --check"),
@@ -185,6 +289,9 @@ MISMATCH = [
     Case(4, "mismatch", "diff sd2.safetensors monet.sepme"),
     Case(4, "mismatch", "erase model.safetensors --concept x --known sd2.sepme -o out"),
     Case(4, "mismatch", "sample sd2.safetensors --prompt x --patch monet.sepme -o out"),
+    Case(4, "mismatch", "import wide-lora.safetensors --base model.safetensors -o out"),
+    Case(4, "mismatch", "import --base model.safetensors --edited sd2.safetensors -o out"),
+    Case(4, "mismatch", "export klimt.sepme --to kohya --base sd2.safetensors -o out"),
     Case(4, "mismatch", f"evaluate sd2.safetensors monet.sepme {JUDGED}"),
 ]
 SYSTEM = [
@@ -197,6 +304,13 @@ SYSTEM = [
     Case(5, "system", "revert clean.safetensors --undo missing -o out"),
     Case(5, "system", "revert clean.safetensors missing.sepme --base model.safetensors -o out"),
     Case(5, "system", "diff monet.sepme missing.sepme"),
+    Case(5, "system", "export missing.sepme --to kohya -o out"),
+    Case(5, "system", "import lora.safetensors --base model.safetensors -o monet.sepme"),
+    Case(5, "system", "import lora.safetensors --base model.safetensors -c monet"),
+    Case(5, "system", "import lora.safetensors --base model.safetensors -o missing/out"),
+    Case(5, "system", "export monet.sepme --to kohya -o clean.safetensors"),
+    Case(5, "system", "export monet.sepme --to kohya -o folder"),
+    Case(5, "system", "export monet.sepme --to kohya -o missing/out"),
     Case(5, "system", "erase model.safetensors --concept x -o monet.sepme"),
     Case(5, "system", "erase model.safetensors --concept monet"),
     Case(5, "system", "erase model.safetensors --concept x -o out --apply clean.safetensors"),
@@ -206,6 +320,15 @@ SYSTEM = [
     Case(5, "system", "erase model.safetensors --recipe policy.yaml -o monet.sepme"),
     Case(5, "system", "verify monet.sepme --recipe missing.yaml"),
     Case(5, "system", "verify monet.sepme --model missing.safetensors"),
+    Case(5, "system", "verify clean.safetensors --statement missing.json"),
+    Case(5, "system", "verify klimt.sepme --allowed-signers missing"),
+    Case(5, "system", "apply model.safetensors monet.sepme -o out --statement clean.json"),
+    Case(5, "system", "apply model.safetensors monet.sepme -o out --statement missing/x.json"),
+    Case(5, "system", "sign monet.sepme --key missing"),
+    Case(5, "system", "sign missing.sepme --key key"),
+    Case(5, "system", "sign klimt.sepme --key key"),
+    Case(5, "system", "example"),
+    Case(5, "system", "example -o missing/out"),
     Case(5, "system", "recipe init policy.yaml"),
     Case(5, "system", "recipe init missing/policy.yaml"),
     Case(5, "system", "recipe init /dev/full"),
@@ -250,6 +373,8 @@ def stdin_of(case: Case) -> bytes:
 
 @pytest.mark.parametrize("case", FAILING, ids=str)
 def test_a_failing_path(case: Case, here: Path, sepme: Run) -> None:
+    if not OPENSSH and {"key", "signers"} & set(case.line.split()):
+        pytest.skip("needs ssh-keygen")
     before = contents(here)
     arguments, stdin = case.line.split(), stdin_of(case)
 
@@ -268,6 +393,30 @@ def test_a_failing_path(case: Case, here: Path, sepme: Run) -> None:
     assert contents(here) == before
 
 
+@pytest.mark.parametrize(
+    ("line", "hold"),
+    [
+        ("apply clean.safetensors klimt.sepme --in-place", open_checkpoint),
+        ("apply clean.safetensors klimt.sepme --in-place", only_writer),
+        ("revert clean.safetensors --base model.safetensors --in-place", only_writer),
+        ("apply model.safetensors klimt.sepme -o clean.safetensors --force", only_writer),
+    ],
+)
+def test_a_busy_file(
+    line: str,
+    hold: Callable[[Path], AbstractContextManager[object]],
+    here: Path,
+    sepme: Run,
+) -> None:
+    before = contents(here)
+    with hold(here / "clean.safetensors"):
+        told = sepme(*line.split(), "--json")
+    assert told.status == 5
+    error = told.json["error"]
+    assert error["kind"] == "system" and "busy" in error["message"]
+    assert contents(here) == before
+
+
 SUCCEEDING = [
     (0, "verify monet.sepme"),
     (0, "verify clean.safetensors monet.sepme --base model.safetensors"),
@@ -277,6 +426,11 @@ SUCCEEDING = [
     (1, "verify monet.sepme --model sd2.safetensors"),
     (1, "verify clean.safetensors klimt.sepme --base model.safetensors"),
     (1, "verify clean.safetensors --base cousin.safetensors"),
+    (0, "verify clean.safetensors --statement clean.json"),
+    (1, "verify model.safetensors --statement clean.json"),
+    (1, "verify clean.safetensors klimt.sepme --statement clean.json"),
+    (0, "apply model.safetensors both.sepme -o out --statement out.json"),
+    (0, "example -o new.safetensors"),
     (0, "recipe init new.yaml"),
     (0, "recipe init policy.yaml --force"),
     (0, "recipe check policy.yaml"),
@@ -304,6 +458,12 @@ SUCCEEDING = [
     (0, "apply cousin.safetensors monet.sepme -o out"),
     (0, "revert clean.safetensors --base model.safetensors -o out"),
     (0, "revert clean.safetensors monet.sepme --in-place"),
+    (0, "export monet.sepme --to kohya"),
+    (0, "import lora.safetensors --base model.safetensors -c Dali"),
+    (0, "import lora.safetensors --base model.safetensors -c monet --force"),
+    (0, "import --base model.safetensors --edited clean.safetensors -o out --as style"),
+    (0, "export monet.sepme --to peft -o clean.safetensors --force --scale 0.5"),
+    (0, "export both.sepme --to kohya --base cousin.safetensors --scale Klimt=2 -o out"),
 ]
 
 
@@ -319,3 +479,115 @@ def test_an_answer(status: int, line: str, as_json: bool, sepme: Run) -> None:
         assert done.out.strip()
         assert b"\x1b" not in done.out
         assert "\x1b" not in done.err
+
+
+def test_an_example_that_is_not_installed(here: Path, sepme: Run, monkeypatch: Any) -> None:
+    monkeypatch.setattr("sepme_cli.operations.example.PACKAGE", "not_installed_here")
+    before = contents(here)
+    error = (told := sepme("example", "-o", "new", "--json")).json["error"]
+    assert (told.status, error["kind"], error["found"]) == (5, "system", "not installed")
+    assert "pip install 'sepme[example]'" in error["message"]
+    assert contents(here) == before
+
+
+#: The statuses that a command never ends with, and why.
+NEVER = {
+    ("inspect", 1): "it is asked for no answer",
+    ("inspect", 4): "it looks at one file",
+    ("verify", 4): "a patch and a checkpoint that do not belong together are a check: 1",
+    ("sign", 1): "it is asked for no answer",
+    ("sign", 4): "it looks at one file at a time",
+    ("card", 4): "it puts side by side what files say of themselves",
+    ("example", 1): "it is asked for no answer",
+    ("example", 3): "it reads no file but its own",
+    ("example", 4): "it knows no patch",
+    ("recipe init", 1): "it is asked for no answer",
+    ("recipe init", 3): "it reads no file",
+    ("recipe init", 4): "it knows no patch and no checkpoint",
+    ("recipe check", 1): "a recipe is well formed or it is not: 3",
+    ("recipe check", 4): "it knows no patch and no checkpoint",
+}
+#: Kinds of errors that no command line brings about: see test_a_bug and test_streams.test_ctrl_c.
+ANYWHERE = {"internal", "interrupted"}
+
+
+def commands() -> list[str]:
+    """Every command of the app, with the name of its group before it."""
+    return [
+        f"{name} {inner}".strip()
+        for name, command in typer.main.get_command(sepme_cli.app.app).commands.items()
+        for inner in getattr(command, "commands", {"": command})
+    ]
+
+
+def kinds(error: type[SepmeError] = SepmeError) -> Iterator[type[SepmeError]]:
+    for kind in error.__subclasses__():
+        yield kind
+        yield from kinds(kind)
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_status_of_every_command_has_a_row(command: str) -> None:
+    rows = {case.status for case in FAILING if case.command == command}
+    rows |= {status for status, line in SUCCEEDING if status and command_of(line) == command}
+    never = {status for name, status in NEVER if name == command}
+    assert rows | never == set(ExitStatus) - {ExitStatus.DONE, ExitStatus.INTERRUPTED}
+    assert not rows & never
+
+
+def test_every_kind_of_error_has_a_row() -> None:
+    told = {(case.kind, case.status) for case in FAILING}
+    known = {(error.kind, error.status) for error in kinds() if error.kind not in ANYWHERE}
+    assert told == known
+    assert {error.kind for error in kinds()} > ANYWHERE
+    assert all(error.status != ExitStatus.DONE for error in kinds())
+
+
+RUNS = {
+    "erase": "erase model.safetensors --concept Monet -o out",
+    "apply": "apply model.safetensors monet.sepme -o out",
+    "revert": "revert clean.safetensors --base model.safetensors -o out",
+    "diff": "diff model.safetensors clean.safetensors",
+    "inspect": "inspect monet.sepme",
+    "verify": "verify monet.sepme",
+    "sign": "sign monet.sepme --key key",
+    "sample": "sample model.safetensors --prompt x -o out",
+    "evaluate": f"evaluate model.safetensors monet.sepme {JUDGED}",
+    "card": "card monet.sepme",
+    "export": "export monet.sepme --to kohya -o out",
+    "import": "import lora.safetensors --base model.safetensors -o out",
+    "example": "example -o new.safetensors",
+    "recipe init": "recipe init new.yaml",
+    "recipe check": "recipe check policy.yaml",
+}
+
+
+@pytest.mark.parametrize("command", commands())
+@pytest.mark.usefixtures("here")
+def test_a_bug(command: str, sepme: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bug(_: object) -> None:
+        raise ZeroDivisionError("one too few")
+
+    monkeypatch.setattr(Output, "__enter__", bug)
+    line = RUNS[command].split()
+    file = "import_.py" if command == "import" else f"{line[0]}.py"
+    said = sepme(*line)
+    assert (said.status, said.out) == (ExitStatus.SYSTEM, b"")
+    assert said.err.count("\n") == 1
+    for words in ("please report it", "ZeroDivisionError('one too few')", f"{file}:"):
+        assert words in said.err
+    assert "Traceback" in sepme(*line, "-v").err
+    error = sepme(*line, "--json").json["error"]
+    assert error["kind"] == "internal" and "please report it" in error["message"]
+
+
+@pytest.mark.parametrize("command", commands())
+@pytest.mark.usefixtures("here")
+def test_an_interruption(command: str, sepme: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Output, "__enter__", interrupted)
+    line = RUNS[command].split()
+    assert sepme(*line).status == ExitStatus.INTERRUPTED
+    assert sepme(*line, "--json").json["error"]["kind"] == "interrupted"

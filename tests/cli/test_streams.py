@@ -55,6 +55,15 @@ def test_so_does_the_error(output: str, here: Path, sepme: Run) -> None:
     assert parse_object(done.err)["error"]["kind"] == "system"
 
 
+def test_a_lora_goes_through_pipes_both_ways(here: Path, sepme: Run) -> None:
+    sepme("export", "monet.sepme", "--to", "kohya")
+    piped = sepme("export", "-", "--to", "kohya", "-o", "-", "-q", stdin=read("monet.sepme"))
+    assert piped.out == read("monet.safetensors")
+    line = ("import", "monet.safetensors", "--base", "model.safetensors")
+    sepme(*line, "-o", "back.sepme")
+    assert sepme(*line, "-o", "-", "-q").out == read("back.sepme")
+
+
 def test_a_picture_does_not_go_through_a_pipe(here: Path, sepme: Run) -> None:
     done = sepme("sample", "model.safetensors", "--prompt", "x", "-o", "-")
     assert (done.status, done.out) == (2, b"")

@@ -22,6 +22,7 @@ from sepme_cli.errors import (
     RefusedError,
     SepmeError,
     SystemFailure,
+    UnsupportedError,
     UsageError,
 )
 from sepme_cli.increments import compose
@@ -287,6 +288,56 @@ def test_applying_twice_changes_nothing(model: Path, patches: list[Path]) -> Non
     with pytest.raises(RefusedError, match="Monet"):
         apply(output, [patches[0], patches[2]], in_place=True)
     assert files(model.parent) == before
+
+
+@pytest.mark.parametrize("dtype", ["F16", "F32", "BF16"])
+def test_increments_that_change_no_weight_are_told(tmp_path: Path, dtype: str) -> None:
+    model = make_checkpoint(tmp_path / "m.safetensors", dtype=dtype)
+    patches = make_patches(tmp_path, model)
+    result = apply(model, patches, tmp_path / "out", scale=1e-15)
+    assert raw_tensors(tmp_path / "out") == raw_tensors(model)
+    assert any("no weight changes" in warning for warning in result.warnings)
+    assert apply(model, patches, scale=1e-15, check=True).warnings == result.warnings
+    assert apply(model, patches, tmp_path / "out", scale=0.01, force=True).warnings == ()
+
+
+def test_where_nothing_matches_nothing_is_written(model: Path, tmp_path: Path) -> None:
+    """No cross-attention at all; none of the patch's; a concept that is not in the patch."""
+    base = base_of(model)
+    patch = make_patch(tmp_path / "p.sepme", base, additive(base, "c", seed=1))
+    without = {name: v for name, v in checkpoint_tensors().items() if ".attn2.to_" not in name}
+    bare = write_safetensors(tmp_path / "bare.safetensors", without)
+    elsewhere = make_checkpoint(
+        tmp_path / "else.safetensors", Shape(channels=(24,), attention=(False,))
+    )
+    upper = {name: shape for name, shape in base.shapes.items() if not name.startswith("mid")}
+    targets = {name: base.targets[name] for name in upper}
+    other = type(base)("sd1", base.width, base.text_encoders, targets, upper)
+    disjoint = make_patch(tmp_path / "d.sepme", other, additive(other, "c", seed=1))
+    cases: list[tuple[type[SepmeError], Path, Path, list[str]]] = [
+        (UnsupportedError, bare, patch, []),
+        (MismatchError, elsewhere, disjoint, []),
+        (RefusedError, model, patch, ["nobody"]),
+    ]
+    before = files(tmp_path)
+    for error, checkpoint, applied, only in cases:
+        for arguments in ({"output": tmp_path / "out"}, {"in_place": True}, {"check": True}):
+            with pytest.raises(error):
+                apply(checkpoint, [applied], only=only, **arguments)  # type: ignore[arg-type]
+    assert files(tmp_path) == before
+
+
+def test_a_twin_is_never_left_behind(tmp_path: Path) -> None:
+    """Of every target, in whatever dtypes; and in place, and back."""
+    model = make_checkpoint(tmp_path / "m.safetensors", dtype="F16", ema="F32")
+    patches = make_patches(tmp_path, model)
+    before = raw_tensors(model)
+    targets = [name for name in before if name.endswith((".attn2.to_k.weight", "to_v.weight"))]
+    targets = [name for name in targets if ".attn2." in name]
+    apply(model, patches, in_place=True)
+    after = raw_tensors(model)
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {*targets, *map(ema_twin, targets)} and len(changed) == 28
 
 
 def test_adding_without_the_base_is_said_to_be_inexact(model: Path, patches: list[Path]) -> None:

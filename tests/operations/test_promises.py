@@ -5,19 +5,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from patch_spec.container import patch_bytes, read_patch
 from patch_spec.manifest import Increment, Patch
+from sepme_cli.checkpoints.reader import open_checkpoint
+from sepme_cli.diffusion.models import StableDiffusion
+from sepme_cli.diffusion.study import leakages
 from sepme_cli.erasure.settings import Settings
 from sepme_cli.errors import MalformedError, UnsupportedError, UsageError
 from sepme_cli.operations.erase import erase
 from sepme_cli.operations.verify import VerifyResult, verify
 from sepme_cli.recipe import read_recipe
 from tests.small_model import save_small_model
-from tests.synthetic import make_checkpoint
+from tests.synthetic import additive, base_of, make_checkpoint
 
 POLICY = """
 version: 1
@@ -195,3 +199,15 @@ def test_what_makes_no_sense(small_model: Path, policy: Path, patch: Path) -> No
         verify([small_model], recipe=policy)
     with pytest.raises(MalformedError):
         verify([patch], recipe=patch)
+
+
+def test_the_leakage_of_a_lora_is_that_of_the_same_additive_increment(small_model: Path) -> None:
+    base = base_of(small_model)
+    part = additive(base, "Monet", seed=1)
+    none = np.zeros((0, base.width), np.float32)
+    twin = replace(part, kind="lora", basis=none, down=dict.fromkeys(part.up, part.basis))
+    with open_checkpoint(small_model) as checkpoint:
+        network = StableDiffusion.of(checkpoint, torch.device("cpu"))
+        (found,), (again,) = (leakages(network, [p], ("a cat", "")) for p in (part, twin))
+    assert found == pytest.approx(again, rel=1e-4)
+    assert found > 0

@@ -244,6 +244,22 @@ def test_missing_patches_of_what_stays_are_named(
     assert not (tmp_path / "x").exists()
 
 
+def test_a_base_alone_does_not_say_what_stays(
+    model: Path, patches: list[Path], clean: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(RefusedError, match="what stays in are needed") as caught:
+        revert(clean, concepts=["Monet"], base=model, output=tmp_path / "out")
+    assert (caught.value.expected, caught.value.found) == (
+        "the patches of what stays in",
+        "no patch",
+    )
+    with pytest.raises(RefusedError, match="Klimt") as caught:
+        given = patches[1:2]
+        revert(clean, given, concepts=["Monet"], base=model, output=tmp_path / "out")
+    assert caught.value.found == str(patches[1])
+    assert not (tmp_path / "out").exists()
+
+
 def test_no_phantom_reverts(model: Path, patches: list[Path], clean: Path, tmp_path: Path) -> None:
     out = tmp_path / "x"
     before = clean.read_bytes()

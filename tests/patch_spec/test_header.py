@@ -2,6 +2,7 @@
 
 import io
 import json
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -16,6 +17,7 @@ from patch_spec.header import (
     parse_header,
     read_header,
 )
+from patch_spec.limits import HEADER_PARTS, PATCH_HEADER_BYTES
 from patch_spec.text import FORBIDDEN
 
 texts = st.text(max_size=8).filter(lambda text: not FORBIDDEN.search(text))
@@ -155,3 +157,21 @@ def test_a_header_that_is_right_but_for_spaces_is_fine_in_a_checkpoint():
     text = b'{"x": {"shape": [], "dtype": "U8", "data_offsets": [0, 1]} }   '
     data = len(text).to_bytes(8, "little") + text + b"!"
     assert read_header(io.BytesIO(data), len(data)).tensors[0].shape == ()
+
+
+@pytest.mark.parametrize("unit", [b"[],", b"{},", b'{"a":1},', b"-9,"])
+def test_a_header_of_too_many_parts_is_refused_before_it_is_parsed(unit):
+    text = b'{"x":[' + unit * (HEADER_PARTS // sum(map(unit.count, (b"[", b"{", b","))) + 1)
+    data = len(text).to_bytes(8, "little") + text
+    tracemalloc.start()
+    with pytest.raises(FormatError) as caught:
+        parse_header(data[:8], text, len(data))
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+    assert caught.value.rule == "H1"
+
+
+def test_a_patch_cannot_have_too_many_parts():
+    """The shortest list of prompts has six bytes, in a text in JSON, for each of its commas."""
+    assert len(json.dumps('"a",')[1:-1]) == 6
+    assert PATCH_HEADER_BYTES / 6 < HEADER_PARTS

@@ -17,6 +17,7 @@ from patch_spec.cases.examples import (
     WIDTH,
     additive,
     base,
+    lora,
     operator,
     patch,
     small_patch,
@@ -26,7 +27,16 @@ from patch_spec.cases.tools import raw
 from patch_spec.container import patch_bytes, patch_digest, read_manifest, read_patch
 from patch_spec.errors import FormatError
 from patch_spec.grid import GRID
-from patch_spec.manifest import Base, Increment, Manifest, Measured, Method, Patch, Summary
+from patch_spec.manifest import (
+    KINDS,
+    Base,
+    Increment,
+    Manifest,
+    Measured,
+    Method,
+    Patch,
+    Summary,
+)
 from patch_spec.stack import StackEntry, StackRecord
 from patch_spec.text import unique_slug
 from tests.patch_spec.strategies import digests, texts
@@ -47,14 +57,15 @@ def array(dtype, rows, columns, unit):
 @st.composite
 def increments(draw, slug, concept):
     rank = draw(st.integers(1, 3))
-    is_operator = draw(st.booleans())
+    kind = draw(st.sampled_from(KINDS))
+    is_operator = kind == "operator"
     targets = draw(st.lists(st.sampled_from([KEY, VALUE]), min_size=1, unique=True))
     heights = {KEY: 4, VALUE: 6}
     exponents = st.integers(-64, 64)
     return Increment(
         concept=concept,
         slug=slug,
-        kind="operator" if is_operator else "additive",
+        kind=kind,
         rank=rank,
         prompts=tuple(draw(st.lists(texts, min_size=1, max_size=2))),
         method=Method(draw(texts), draw(some_settings)),
@@ -63,7 +74,10 @@ def increments(draw, slug, concept):
             steps=draw(st.none() | st.integers(0, 2**53 - 1)),
             stopped=draw(st.none() | texts),
         ),
-        basis=draw(array(np.float32, rank, WIDTH, GRID)),
+        basis=draw(array(np.float32, 0 if kind == "lora" else rank, WIDTH, GRID)).reshape(
+            -1, WIDTH
+        ),
+        down={t: draw(array(np.float32, rank, WIDTH, GRID)) for t in targets if kind == "lora"},
         shift=draw(array(np.float32, WIDTH, rank, GRID)) if is_operator else None,
         shift_exponent=draw(exponents) if is_operator else 0,
         up={}
@@ -108,7 +122,7 @@ def test_what_is_written_is_read(made):
 
 
 @settings(max_examples=300)
-@given(st.sampled_from([small_patch(), small_patch(operator())]), st.data())
+@given(st.sampled_from([small_patch(), small_patch(operator()), patch(lora())]), st.data())
 def test_a_changed_byte_is_refused_or_makes_the_only_file_of_another_patch(made, data):
     good = patch_bytes(made)
     position = data.draw(st.integers(0, len(good) - 1))

@@ -79,13 +79,15 @@ def half(x):
 
 def delta(increment, tensors, target, weight):
     slug = increment["slug"]
-    basis = matrix(tensors[f"{slug}.basis"])
-    if increment["kind"] == "additive":
+    if increment["kind"] in ("additive", "lora"):
         if target not in increment["exponents"]:
             return None
         exponent = increment["exponents"][target]
-        exact = product(matrix(tensors[f"{slug}.up.{target}"]), basis)
+        rows = "basis" if increment["kind"] == "additive" else f"down.{target}"
+        up = matrix(tensors[f"{slug}.up.{target}"])
+        exact = product(up, matrix(tensors[f"{slug}.{rows}"]))
     else:
+        basis = matrix(tensors[f"{slug}.basis"])
         exponent = increment["shift_exponent"]
         q = leading([[half(x) for x in row] for row in weight], 20)
         m = leading(product(q, matrix(tensors[f"{slug}.shift"])), 24)

@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from sepme_cli.errors import UsageError
 
@@ -27,6 +27,11 @@ class HubPlace:
     def __str__(self) -> str:
         revision = f"@{self.revision}" if self.revision else ""
         return f"{SCHEME}{self.repo}{revision}{'/' if self.path else ''}{self.path}"
+
+    @property
+    def stem(self) -> str:
+        """What to call it: the file's name without its ending, or the repository's."""
+        return PurePosixPath(self.path).stem if self.path else self.repo.partition("/")[2]
 
     @property
     def file(self) -> str:

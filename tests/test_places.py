@@ -6,8 +6,8 @@ import pytest
 
 from sepme_cli.checkpoints.folders import one_copy
 from sepme_cli.checkpoints.hub import fetched_from
-from sepme_cli.checkpoints.places import HubPlace, parse_output, parse_place
 from sepme_cli.errors import UsageError
+from sepme_cli.places import HubPlace, parse_output, parse_place
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +45,15 @@ def test_what_is_on_the_hub(text: str, expected: HubPlace | None) -> None:
 )
 def test_what_is_a_path(text: str) -> None:
     assert parse_place(text) == Path(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"), [("a/sd-1.5", "sd-1.5"), ("hf://a/b/in/monet.sepme", "monet")]
+)
+def test_what_a_place_on_the_hub_is_called(text: str, name: str) -> None:
+    found = parse_place(text)
+    assert isinstance(found, HubPlace)
+    assert found.stem == name
 
 
 def test_what_is_written_goes_to_the_hub_only_where_that_is_said() -> None:

@@ -1,0 +1,115 @@
+"""sepme export."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from sepme_cli import render_lora
+from sepme_cli.commands.options import (
+    Force,
+    Json,
+    Only,
+    PlaceOption,
+    Quiet,
+    Verbose,
+    destination,
+    output_for,
+    source,
+)
+from sepme_cli.errors import UsageError
+from sepme_cli.places import parse_place
+
+
+def export(
+    patch: Annotated[PlaceOption, typer.Argument(metavar="PATCH", hidden=True, parser=parse_place)],
+    to: Annotated[
+        Literal["kohya", "peft"],
+        typer.Option(
+            help="kohya is read by A1111, Forge, ComfyUI, kohya's scripts and diffusers; peft by "
+            "PEFT and diffusers.",
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="LORA",
+            help="The LoRA to write; - is standard output. The first concept's name with "
+            ".safetensors, in the current folder, if left out.",
+            show_default=False,
+        ),
+    ] = None,
+    force: Force = False,
+    only: Only = None,
+    scale: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="X",
+            help="How much of the increments, 1 if left out; CONCEPT=X is for one of them. "
+            "Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    base: Annotated[
+        PlaceOption | None,
+        typer.Option(
+            metavar="MODEL",
+            parser=parse_place,
+            help="The model to compute operators with, which the closed form makes: they have no "
+            "weights of their own.",
+            show_default=False,
+        ),
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(metavar="TYPE", help="Store the LoRA as fp16, bf16 or fp32.")
+    ] = "fp16",
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write a patch as a LoRA, for other programs.
+
+    PATCH is a .sepme file or - for standard input. All its concepts become one LoRA. What
+    rounding it loses is measured and said.
+
+    Examples:
+
+    \b
+      sepme export monet.sepme --to kohya --base sd15.safetensors -o monet.safetensors
+      sepme export artists.sepme --to peft --only "Monet" --scale 0.8
+    """
+    from sepme_cli.operations.export import export as operation
+
+    with output_for(as_json=as_json, quiet=quiet, verbose=verbose, output=output) as out:
+        result = operation(
+            source(patch),
+            to,
+            None if output is None else destination(output),
+            only=only or (),
+            scale=_scale(scale or ()),
+            base=base,
+            dtype=dtype,
+            force=force,
+            progress=out.progress,
+        )
+        out.show(result, render_lora.export)
+
+
+def _scale(given: list[str] | tuple[()]) -> float | dict[str, float]:
+    """One for all concepts, or those of single ones; UsageError for no number, and for both."""
+    scales: dict[str, float] = {}
+    for text in given:
+        concept, _, number = text.rpartition("=")
+        try:
+            scales[concept] = float(number)
+        except ValueError:
+            raise UsageError(
+                f"--scale {text}: this is no number", expected="X or CONCEPT=X", found=number
+            ) from None
+    if "" not in scales:
+        return scales or 1.0
+    if len(given) > 1:
+        raise UsageError("--scale X is for all concepts: give it once, or CONCEPT=X for each")
+    return scales[""]

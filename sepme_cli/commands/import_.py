@@ -1,0 +1,142 @@
+"""sepme import."""
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from patch_spec import limits
+from sepme_cli import render_lora
+from sepme_cli.commands.options import (
+    Force,
+    Json,
+    PlaceOption,
+    Quiet,
+    Verbose,
+    destination,
+    output_for,
+)
+from sepme_cli.erasure.prompts import AsKind
+from sepme_cli.errors import UsageError
+from sepme_cli.places import parse_place
+
+
+def import_(
+    lora: Annotated[
+        PlaceOption | None, typer.Argument(metavar="LORA", hidden=True, parser=parse_place)
+    ] = None,
+    base: Annotated[
+        PlaceOption | None,
+        typer.Option(
+            metavar="MODEL",
+            parser=parse_place,
+            help="The model that the LoRA is for, or that was edited: a patch names the weights "
+            "that it was made for.",
+            show_default=False,
+        ),
+    ] = None,
+    edited: Annotated[
+        PlaceOption | None,
+        typer.Option(
+            metavar="MODEL",
+            parser=parse_place,
+            help="The same model after another method edited it, instead of a LoRA.",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="PATCH",
+            help="The patch file; - is standard output. The concept's name with .sepme, in the "
+            "current folder, if left out.",
+            show_default=False,
+        ),
+    ] = None,
+    force: Force = False,
+    concept: Annotated[
+        str | None,
+        typer.Option(
+            "--concept",
+            "-c",
+            metavar="NAME",
+            help="What the increment takes out, as a prompt would say it; the LoRA's title or the "
+            "file's name if left out.",
+            show_default=False,
+        ),
+    ] = None,
+    kind: Annotated[AsKind, typer.Option("--as", help="What the concept is.")] = "any",
+    rank: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=limits.RANK,
+            metavar="N",
+            help="Take this rank, whatever it leaves of a weight's change.",
+            show_default=False,
+        ),
+    ] = None,
+    error: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            metavar="X",
+            help="Take the least rank that leaves at most this share of every weight's change; "
+            "0.01 for a LoRA and 0.05 for an edited model if left out.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write a LoRA, or another method's edit, as a patch.
+
+    LORA is a file of kohya's scripts, PEFT or diffusers. What it does to the keys and values
+    of the cross-attention becomes one increment, which can be applied, summed and taken back
+    exactly like any other; all else is left out, and said. So it is with the difference of
+    two checkpoints (--base and --edited).
+
+    Examples:
+
+    \b
+      sepme import slider.safetensors --base sd15.safetensors -c "Monet" -o monet.sepme
+      sepme import --base sd15.safetensors --edited esd.safetensors -c "Monet" --as style
+    """
+    from sepme_cli.operations.extract import ERROR as EXTRACTION_ERROR
+    from sepme_cli.operations.extract import extract
+    from sepme_cli.operations.import_lora import ERROR as LORA_ERROR
+    from sepme_cli.operations.import_lora import import_lora
+
+    if lora is not None and edited is not None:
+        raise UsageError("name a LORA, or an --edited model: one of the two")
+    if base is None:
+        raise UsageError(
+            "name the model with --base: a patch says which weights it was made for",
+            expected="--base MODEL",
+            found="none",
+        )
+    with output_for(as_json=as_json, quiet=quiet, verbose=verbose, output=output) as out:
+        wanted: dict[str, Any] = {
+            "output": None if output is None else destination(output),
+            "concept": concept,
+            "kind": kind,
+            "rank": rank,
+            "force": force,
+            "progress": out.progress,
+        }
+        if lora is not None:
+            result = import_lora(lora, base, error=_given(error, LORA_ERROR), **wanted)
+        elif edited is not None:
+            result = extract(base, edited, error=_given(error, EXTRACTION_ERROR), **wanted)
+        else:
+            raise UsageError("name a LORA, or the --edited model beside its --base")
+        out.show(result, partial(render_lora.imported, whole=verbose))
+
+
+def _given(error: float | None, usual: float) -> float:
+    return usual if error is None else error

@@ -1,0 +1,48 @@
+"""sepme sign."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sepme_cli import render_verify
+from sepme_cli.commands.options import Force, Json, Quiet, Verbose, output_for
+
+
+def sign(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", hidden=True)],
+    key: Annotated[
+        Path,
+        typer.Option(
+            metavar="KEY",
+            help="An OpenSSH private key, or a public one whose private half ssh-agent holds.",
+            show_default=False,
+        ),
+    ],
+    force: Force = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Sign patches, checkpoints and statements with an SSH key.
+
+    FILE is a patch, a checkpoint of one file, or what `sepme apply --statement` wrote, which is
+    how a model's folder is signed. The signature is FILE.sig, of every byte of FILE; `sepme
+    verify` checks it. By hand, the same is
+
+    \b
+      ssh-keygen -Y sign -n sepme -f KEY FILE
+
+    ssh-keygen asks for a passphrase on the terminal; where there is none, put the key into
+    ssh-agent before.
+
+    Examples:
+
+    \b
+      sepme sign monet.sepme --key ~/.ssh/id_ed25519
+      sepme sign monet.sepme clean.json --key ~/.ssh/id_ed25519.pub
+    """
+    from sepme_cli.operations.sign import sign as operation
+
+    with output_for(as_json=as_json, quiet=quiet, verbose=verbose) as out:
+        out.show(operation(files, key, force=force, progress=out.progress), render_verify.sign)

@@ -1,0 +1,253 @@
+"""Write increments as a LoRA, for programs that know nothing of patches."""
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from patch_spec.base import Family
+from patch_spec.compose import Factors
+from patch_spec.increment import Increment
+from sepme_cli.arguments import FilePath, PlaceLike, Words, as_path, as_place, several
+from sepme_cli.checkpoints.delivery import check_suffix
+from sepme_cli.checkpoints.dtypes import CASTS, header_dtype
+from sepme_cli.checkpoints.files import check_writable
+from sepme_cli.checkpoints.layout import span_of
+from sepme_cli.checkpoints.lora_names import LoraFormat, module_name
+from sepme_cli.checkpoints.lora_writer import Pair, lora_bytes, lora_metadata
+from sepme_cli.checkpoints.patches import (
+    PatchFile,
+    PatchSource,
+    Scale,
+    read_patch_file,
+    select,
+    with_scales,
+)
+from sepme_cli.checkpoints.reader import Checkpoint, open_checkpoint
+from sepme_cli.errors import UsageError
+from sepme_cli.increments import Scaled, acts_on, factors
+from sepme_cli.operations.composition import TOOL, converted
+from sepme_cli.operations.matching import BaseMatch, check_fits, check_unpatched, match_base
+from sepme_cli.operations.output import output_name, write_output
+from sepme_cli.places import Place
+from sepme_cli.progress import SILENT, Progress
+
+Float64 = npt.NDArray[np.float64]
+
+ONLY_ADDS = (
+    "a LoRA is added to whatever it is loaded with, and what it was merged into cannot be told "
+    "from the rounding any more: taking concepts back exactly is what the patch and its base are "
+    "for"
+)
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What was written.
+
+    output: a file, or "-" for a stream. modules: of the LoRA, each of this rank. base_match: how
+    near the model that operators were computed with is to the patch's base. max_abs_error,
+    relative_error: of what the LoRA adds against what the patch adds, over all modules: the
+    largest element, and the Frobenius norm relative to the patch's.
+    """
+
+    output: str
+    bytes: int
+    format: LoraFormat
+    family: Family
+    dtype: str
+    modules: int
+    rank: int
+    concepts: tuple[str, ...]
+    base_match: BaseMatch | None
+    max_abs_error: float
+    relative_error: float
+    warnings: tuple[str, ...]
+    seconds: float
+
+
+@dataclass
+class _Loss:
+    """What rounding to the LoRA's dtype loses."""
+
+    largest: float = 0.0
+    squares: float = 0.0
+    whole: float = 0.0
+
+    def add(self, exact: Float64, pair: Pair) -> None:
+        up, down = (half.astype(np.float64) for half in pair)
+        error = up @ down - exact
+        self.largest = max(self.largest, float(np.abs(error).max(initial=0.0)))
+        self.squares += float(np.square(error).sum())
+        self.whole += float(np.square(exact).sum())
+
+    @property
+    def relative(self) -> float:
+        return math.sqrt(self.squares / self.whole) if self.whole else 0.0
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where dW comes from. weights: of the targets, in their shapes; their values count for
+    operators only."""
+
+    family: Family
+    shapes: Mapping[str, tuple[int, int]]
+    checkpoint: Checkpoint | None
+    match: BaseMatch | None = None
+    warnings: tuple[str, ...] = field(default=())
+
+    def weight(self, target: str) -> npt.NDArray[np.generic]:
+        if self.checkpoint is not None:
+            return self.checkpoint.by_name[target].read()
+        return np.broadcast_to(np.float32(0), self.shapes[target])
+
+
+def export(
+    patch: PatchSource,
+    to: LoraFormat,
+    output: FilePath | BinaryIO | None = None,
+    *,
+    only: Words = (),
+    scale: Scale = 1.0,
+    base: PlaceLike | None = None,
+    dtype: str = "fp16",
+    force: bool = False,
+    progress: Progress = SILENT,
+) -> ExportResult:
+    """Write increments of a patch as one LoRA file.
+
+    to: "kohya" for A1111, Forge, ComfyUI, kohya's scripts and diffusers; "peft" for PEFT and
+    diffusers. output: the first concept's slug with .safetensors in the current folder if left
+    out. only: these concepts or slugs. scale: how much of each increment, or of those that are
+    named and all of the others; none of what is 0. base: the model to compute operators with,
+    which have no weights of their own. dtype: "fp16", "bf16" or "fp32".
+    Raises UsageError, also for operators without a base; RefusedError for an unknown concept and
+    a patched base; MismatchError for a base of another kind; MalformedError, UnsupportedError and
+    SystemFailure for files.
+    """
+    started = time.monotonic()
+    wanted = _wanted_dtype(dtype)
+    file = read_patch_file(patch)
+    terms = [term for term in with_scales(select([file], several(only)), scale) if term[1]]
+    if not terms:
+        raise UsageError("at a scale of 0 there is nothing to export", found=scale)
+    named = as_path(output)
+    target = named if named is not None else Path(f"{terms[0][0].slug}.safetensors")
+    if isinstance(target, Path):
+        check_suffix(target)
+        check_writable(target, 0, force=force)
+    concepts = tuple(part.concept for part, _ in terms)
+    loss = _Loss()
+    with _source(file, [part for part, _ in terms], as_place(base), progress) as source:
+        pairs = dict(_pairs(source, terms, wanted, to, loss, progress))
+    rank = max(len(down) for _, down in pairs.values())
+    name = target.stem if isinstance(target, Path) else terms[0][0].slug
+    told = lora_metadata(source.family, concepts, name, rank, TOOL, to)
+    data = lora_bytes(pairs, to, wanted, told)
+    write_output(target, data, force=force)
+    return ExportResult(
+        output=output_name(target),
+        bytes=len(data),
+        format=to,
+        family=source.family,
+        dtype=dtype,
+        modules=len(pairs),
+        rank=rank,
+        concepts=concepts,
+        base_match=source.match,
+        max_abs_error=loss.largest,
+        relative_error=loss.relative,
+        warnings=(*source.warnings, ONLY_ADDS),
+        seconds=time.monotonic() - started,
+    )
+
+
+def _wanted_dtype(dtype: str) -> str:
+    wanted = header_dtype(dtype)
+    if wanted is None:
+        raise UsageError("unknown dtype", expected=" or ".join(CASTS.values()), found=dtype)
+    return wanted
+
+
+@contextmanager
+def _source(
+    file: PatchFile, parts: Sequence[Increment], base: Place | None, progress: Progress
+) -> Iterator[_Source]:
+    known = file.patch.base
+    if base is None:
+        if operators := [part.concept for part in parts if part.kind == "operator"]:
+            raise UsageError(
+                f"{', '.join(operators)}: an operator has no weights of its own, it is computed "
+                "with the model's: name the model with --base",
+                expected="--base MODEL",
+                found="none",
+            )
+        yield _Source(known.family, known.shapes, None)
+        return
+    with open_checkpoint(base, progress) as checkpoint:
+        check_unpatched(checkpoint, "export with the file from before any patch")
+        warnings = check_fits(checkpoint, file, parts)
+        match, differing = match_base(checkpoint, checkpoint.base(), [file])
+        shapes = {target.name: target.shape for target in checkpoint.targets}
+        yield _Source(checkpoint.family.name, shapes, checkpoint, match, (*warnings, *differing))
+
+
+def _pairs(
+    source: _Source,
+    terms: Sequence[Scaled],
+    dtype: str,
+    to: LoraFormat,
+    loss: _Loss,
+    progress: Progress,
+) -> Iterator[tuple[str, Pair]]:
+    """Module by module: the increments side by side, as programs that mix up ranks need them."""
+    acted = [name for name in sorted(source.shapes) if any(acts_on(p, name) for p, _ in terms)]
+    span = span_of(source.shapes)
+    progress.stage("exporting", len(acted))
+    for name in acted:
+        whole = _side_by_side(source.weight(name), terms, name)
+        up, down = _evened(*_no_wider(*whole))
+        pair = converted(up, dtype, name), converted(down, dtype, name)
+        loss.add(whole[0] @ whole[1], pair)
+        yield module_name(name, source.family, span, to), pair
+        progress.advance()
+
+
+def _side_by_side(weight: npt.NDArray[np.generic], terms: Sequence[Scaled], target: str) -> Factors:
+    """The sum of scale * dW as one product; zeros for an increment that leaves the target."""
+    ups, downs = [], []
+    for part, scale in terms:
+        acts = acts_on(part, target)
+        up, down = factors(part, target, weight) if acts else _nothing(part, weight.shape)
+        ups.append(scale * up)
+        downs.append(down)
+    return np.hstack(ups), np.vstack(downs)
+
+
+def _nothing(part: Increment, shape: tuple[int, ...]) -> Factors:
+    return np.zeros((shape[0], part.rank)), np.zeros((part.rank, shape[1]))
+
+
+def _no_wider(up: Float64, down: Float64) -> Factors:
+    """The same product of at most d rows, which is what any number of increments add up to."""
+    rank, width = down.shape
+    if rank <= width:
+        return up, down
+    rows, mix = np.linalg.qr(down.T)
+    return up @ mix.T, rows.T
+
+
+def _evened(up: Float64, down: Float64) -> Factors:
+    """The same product with both sides alike in size, by powers of two: fp16 has a narrow range."""
+    columns, rows = np.abs(up).max(axis=0, initial=0.0), np.abs(down).max(axis=1, initial=0.0)
+    both = (columns > 0) & (rows > 0)
+    ratio = np.divide(columns, rows, out=np.ones_like(rows), where=both)
+    exponents = np.rint(np.log2(ratio) / 2).astype(int)
+    return np.ldexp(up, -exponents), np.ldexp(down, exponents[:, None])

@@ -1,0 +1,191 @@
+"""Bring what another method did to a checkpoint into a patch."""
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from typing import BinaryIO
+
+import ml_dtypes
+import numpy as np
+
+from patch_spec import limits
+from patch_spec.grid import Float64
+from patch_spec.provenance import Setting
+from patch_spec.text import clean_text
+from sepme_cli.arguments import FilePath, PlaceLike, as_path, as_place
+from sepme_cli.checkpoints.dtypes import NAMES, numpy_dtype
+from sepme_cli.checkpoints.parts import Stored
+from sepme_cli.checkpoints.reader import Checkpoint, open_checkpoint
+from sepme_cli.checkpoints.targets import Target
+from sepme_cli.erasure.prompts import AsKind
+from sepme_cli.errors import MismatchError, RefusedError
+from sepme_cli.operations.comparison import rounding, same_bytes
+from sepme_cli.operations.fitting import Change, fit
+from sepme_cli.operations.importing import (
+    ImportResult,
+    LeftOut,
+    Naming,
+    summed_up,
+    write_patch,
+)
+from sepme_cli.operations.matching import check_unpatched
+from sepme_cli.progress import SILENT, Progress
+
+ERROR = 0.05
+"""What may be left of a weight's change, relative: a four-hundredth of its square."""
+
+
+def extract(
+    base: PlaceLike,
+    edited: PlaceLike,
+    output: FilePath | BinaryIO | None = None,
+    *,
+    concept: str | None = None,
+    kind: AsKind = "any",
+    rank: int | None = None,
+    error: float = ERROR,
+    force: bool = False,
+    progress: Progress = SILENT,
+) -> ImportResult:
+    """Write what was done to the keys and values of a model's cross-attention as a patch.
+
+    base, edited: the model before and after, of one family, in any layout and dtype. concept,
+    kind: what the increment is called and is, for its prompts; the edited file's name if left
+    out. rank: of the increment, whatever that leaves; else the least that leaves at most `error`
+    of every weight's change, or what rounding to the dtypes of the two made of it. What else
+    differs is left out, and said. One weight is in memory at a time.
+    Raises RefusedError where nothing remains, or no rank is enough, and for a patched base;
+    MismatchError for models of two kinds; MalformedError, UnsupportedError and SystemFailure for
+    files.
+    """
+    started = time.monotonic()
+    base, edited = as_place(base), as_place(edited)
+    named = clean_text(edited.stem if concept is None else concept, limits.CONCEPT_BYTES)
+    naming = Naming(named, kind, as_path(output), force)
+    naming.check()
+    with open_checkpoint(base, progress) as before, open_checkpoint(edited, progress) as after:
+        check_unpatched(before, "extract with the file from before any patch")
+        _check_alike(before, after)
+        changes = [_change(target, after.by_name[target.name]) for target in before.targets]
+        found = fit(changes, rank=rank, error=error, progress=progress)
+        if found is None:
+            raise RefusedError(
+                f"{edited} has the keys and values of {base}: there is nothing to extract",
+                file=edited,
+                expected="another cross-attention",
+                found="the same",
+            )
+        left_out, warnings = _left_out(before, after, progress)
+        described = before.base(text_encoders=True)
+        settings: dict[str, Setting] = {"edited": after.base().digest, "rank": rank, "error": error}
+        written = write_patch(found, described, naming, "extraction", settings)
+    return summed_up(
+        found,
+        described,
+        naming,
+        written,
+        source="checkpoints",
+        left_out=left_out,
+        warnings=warnings,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _check_alike(before: Checkpoint, after: Checkpoint) -> None:
+    shapes = [
+        {target.name: target.shape for target in checkpoint.targets}
+        for checkpoint in (before, after)
+    ]
+    if before.family != after.family or shapes[0] != shapes[1]:
+        raise MismatchError(
+            f"{after.path} is another kind of model than {before.path}",
+            file=after.path,
+            expected=f"{before.family.title}, {len(shapes[0])} weights, {before.width} wide",
+            found=f"{after.family.title}, {len(shapes[1])} weights, {after.width} wide",
+        )
+
+
+def _change(before: Target, after: Target) -> Change:
+    def read() -> Float64:
+        left, right = (target.read().astype(np.float64) for target in (before, after))
+        return right - left
+
+    def weight() -> Float64:
+        return before.read().astype(np.float64)
+
+    return Change(before.name, read, weight, _noise(before, after))
+
+
+def _noise(before: Target, after: Target) -> float:
+    """|dW| that rounding made, if both were rounded once to what they are stored in."""
+    deviations = (
+        rounding(target.read().astype(np.float64), target.copies[0].dtype)
+        for target in (before, after)
+    )
+    return math.hypot(*deviations) * math.sqrt(math.prod(before.shape))
+
+
+def _left_out(
+    before: Checkpoint, after: Checkpoint, progress: Progress
+) -> tuple[list[LeftOut], list[str]]:
+    """What else differs, network by network; and warnings of it."""
+    left_out, warnings = [], []
+    if after.stack is not None:
+        warnings.append(
+            f"{after.path} was patched by sepme: its own patches say exactly what this only comes "
+            "near to"
+        )
+    progress.stage("comparing what else there is")
+    text = before.text_encoder_fingerprints(), after.text_encoder_fingerprints()
+    changed = [name for name in text[0] if text[1].get(name, text[0][name]) != text[0][name]]
+    if changed:
+        left_out += [LeftOut(f"text encoder {name}", 1) for name in changed]
+        warnings.append(
+            f"the text encoder ({', '.join(changed)}) differs too, and stays as it is in the base: "
+            "what the edit does may hang on it"
+        )
+    for name in ("unet", "vae"):
+        pair = before.network(name), after.network(name)
+        if pair[0] is None or pair[1] is None:
+            continue
+        if pair[0].naming != pair[1].naming:
+            warnings.append(
+                f"the two name the tensors of the {name} differently: whether others than keys "
+                "and values of the cross-attention changed was not looked at"
+            )
+            continue
+        count = sum(_differing(pair[0].tensors, pair[1].tensors, before))
+        if count:
+            left_out.append(LeftOut(f"{name}, other tensors", count))
+            warnings.append(
+                f"{count} other tensors of the {name} differ and stay as they are in the base: a "
+                "patch changes keys and values of the cross-attention only"
+            )
+    return left_out, warnings
+
+
+def _differing(
+    ours: Mapping[str, Stored], theirs: Mapping[str, Stored], before: Checkpoint
+) -> Iterator[bool]:
+    targets = {copy.name for target in before.targets for copy in target.copies}
+    for name in ours.keys() | theirs.keys():
+        a, b = ours.get(name), theirs.get(name)
+        if a is None or b is None:
+            yield True
+        elif a.name not in targets and not same_bytes(a, b):
+            yield not _same_but_rounding(a, b)
+
+
+def _same_but_rounding(a: Stored, b: Stored) -> bool:
+    """Whether two tensors of different dtypes can be one that was rounded to both."""
+    if a.shape != b.shape or a.dtype == b.dtype or not {a.dtype, b.dtype} <= NAMES.keys():
+        return False
+    left, right = a.read().astype(np.float64), b.read().astype(np.float64)
+    infos = [
+        ml_dtypes.finfo(numpy_dtype(stored.dtype))  # type: ignore[no-untyped-call]
+        for stored in (a, b)
+    ]
+    step, least = (
+        max(float(getattr(info, name)) for info in infos) for name in ("eps", "smallest_subnormal")
+    )
+    return bool((np.abs(left - right) <= step * np.abs(left) + least).all())

@@ -1,0 +1,296 @@
+"""Changes of weights, from wherever they come, as the factors of an increment.
+
+One basis for all targets is tried first, which is what an edit in the text embedding's space
+leaves; then, where the base's weights are known, one operator for all of them, which is smaller
+still; and in the end a basis for each target, which anything of low rank can be brought into.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from patch_spec import limits
+from patch_spec.grid import (
+    Float16,
+    Float32,
+    Float64,
+    additive_delta,
+    operator_delta,
+    split_shift,
+    split_up,
+    to_grid,
+)
+from patch_spec.increment import Kind
+from sepme_cli.errors import MalformedError, RefusedError
+from sepme_cli.progress import Progress
+
+_ROUNDING = 2.0**-10
+"""What fp16 factors lose at most, relative."""
+_LARGEST = 2.0**32
+"""|dW| beyond which nothing is a weight any more, and squares of squares would overflow."""
+_MANY = 16
+"""From more shared rows on it may take less to give each target its own."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """What is to become of a target's weight.
+
+    read: dW [out, d]. weight: the base's W, where an operator may stand for the changes. noise:
+    |dW| that rounding alone makes, which no factor need follow.
+    """
+
+    target: str
+    read: Callable[[], Float64] = field(repr=False)
+    weight: Callable[[], npt.NDArray[Any]] | None = field(default=None, repr=False)
+    noise: float = 0.0
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The factors of an increment, as `Increment` has them.
+
+    residuals: by target, |dW - what the factors give| / |dW|, Frobenius, in the format's own
+    arithmetic. relative_error: the same over all targets together.
+    """
+
+    kind: Kind
+    rank: int
+    basis: Float32
+    residuals: Mapping[str, float]
+    relative_error: float
+    up: Mapping[str, Float16] = field(default_factory=dict, repr=False)
+    exponents: Mapping[str, int] = field(default_factory=dict, repr=False)
+    down: Mapping[str, Float32] = field(default_factory=dict, repr=False)
+    shift: Float32 | None = field(default=None, repr=False)
+    shift_exponent: int = 0
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """The changes that are any. norms: |dW|, and allowed: the residual that may be left of it."""
+
+    changes: tuple[Change, ...]
+    norms: Mapping[str, float]
+    allowed: Mapping[str, float]
+
+    def fits(self, residuals: Mapping[str, float]) -> bool:
+        return all(residual <= self.allowed[target] for target, residual in residuals.items())
+
+    def total(self, residuals: Mapping[str, float]) -> float:
+        errors = sum((residual * self.norms[name]) ** 2 for name, residual in residuals.items())
+        return math.sqrt(errors / sum(norm**2 for norm in self.norms.values()))
+
+
+def fit(
+    changes: Sequence[Change], *, rank: int | None, error: float, progress: Progress
+) -> Fit | None:
+    """The smallest factors that leave of no change more than `error`, relative; None where
+    nothing changes.
+
+    rank: take this one, and whatever it leaves. One target is in memory at a time.
+    Raises RefusedError where no rank that a patch can have is near enough.
+    """
+    seen, gram = _look(changes, error, progress)
+    if not seen.changes:
+        return None
+    common = np.linalg.eigh(gram)[1][:, ::-1].T[: rank or limits.RANK]
+    count = _least_rank(seen, common, progress)
+    if count is None:
+        return _own_bases(seen, rank, progress)
+    basis = to_grid(common[: rank or count])
+    found, sums = _shared(seen, basis, progress)
+    # An operator leaves no target alone.
+    if seen.changes[0].weight is not None and len(seen.changes) == len(changes):
+        operator = _operator(seen, basis, *sums, progress)
+        if seen.fits(operator.residuals):
+            return operator
+    if rank is None and count > _MANY:
+        return min(found, _own_bases(seen, None, progress), key=_size)
+    return found
+
+
+def _look(changes: Sequence[Change], error: float, progress: Progress) -> tuple[_Seen, Float64]:
+    """Which changes there are; the sum over them of dW^T dW [d, d], each by |dW|^2, so that every
+    target counts alike."""
+    progress.stage("looking at the changes", len(changes))
+    kept, norms, allowed = [], {}, {}
+    gram: Float64 = np.zeros(())
+    for change in changes:
+        delta = change.read()
+        norm = float(np.linalg.norm(delta))
+        if not norm <= _LARGEST:
+            raise MalformedError(
+                f"the change of {change.target} is not finite, or larger than any weight",
+                expected=f"a norm of at most {_LARGEST:g}",
+                found=norm,
+            )
+        if norm > 0:
+            kept.append(change)
+            norms[change.target] = norm
+            allowed[change.target] = max(error, change.noise / norm)
+            gram = gram + (delta.T @ delta) / norm**2
+        progress.advance()
+    return _Seen(tuple(kept), norms, allowed), gram
+
+
+def _least_rank(seen: _Seen, rows: Float64, progress: Progress) -> int | None:
+    """How many of the rows leave of every change no more than is allowed."""
+    progress.stage("looking for what they share", len(seen.changes))
+    least = 1
+    for change in seen.changes:
+        # The format's own rounding takes some of the room, too.
+        room = max(0.0, seen.allowed[change.target] ** 2 - _ROUNDING**2)
+        needed = _needed(change.read() @ rows.T, seen.norms[change.target], room)
+        if needed is None:
+            return None
+        least = max(least, needed)
+        progress.advance()
+    return least
+
+
+def _needed(seen: Float64, norm: float, room: float) -> int | None:
+    """How many columns hold all of a norm but the share `room` of its square."""
+    left = 1 - np.cumsum(np.square(seen).sum(axis=0)) / norm**2
+    enough = np.flatnonzero(left <= room)
+    return int(enough[0]) + 1 if len(enough) else None
+
+
+def _shared(seen: _Seen, basis: Float32, progress: Progress) -> tuple[Fit, tuple[Float64, Float64]]:
+    """The additive increment on a basis; and the sums of W^T W [d, d] and W^T dW basis^T [d, r],
+    each by |dW|^2."""
+    progress.stage("fitting", len(seen.changes))
+    ups: dict[str, tuple[Float16, int]] = {}
+    width = basis.shape[1]
+    residuals, inner, cross = {}, np.zeros((width, width)), np.zeros(basis.T.shape)
+    for change in seen.changes:
+        delta, norm = change.read(), seen.norms[change.target]
+        factor = _solved(delta, basis)
+        ups[change.target] = split_up(factor)
+        error = additive_delta(*ups[change.target], basis) - delta
+        residuals[change.target] = float(np.linalg.norm(error)) / norm
+        if change.weight is not None:
+            weight = change.weight().astype(np.float64) / norm
+            inner += weight.T @ weight
+            cross += weight.T @ (factor / norm)
+        progress.advance()
+    found = Fit(
+        "additive",
+        len(basis),
+        basis,
+        residuals,
+        seen.total(residuals),
+        up={name: up for name, (up, _) in ups.items()},
+        exponents={name: exponent for name, (_, exponent) in ups.items()},
+    )
+    return found, (inner, cross)
+
+
+def _operator(
+    seen: _Seen, basis: Float32, inner: Float64, cross: Float64, progress: Progress
+) -> Fit:
+    """The operator shift @ basis [d, d] with the least sum of |W shift basis - dW|^2.
+
+    inner: the sum of W^T W, cross: of W^T dW basis^T.
+    """
+    progress.stage("trying one operator for all", len(seen.changes))
+    rounded, exponent = split_shift(np.linalg.lstsq(inner, cross)[0])
+    residuals = {}
+    for change in seen.changes:
+        weight = cast(Callable[[], npt.NDArray[Any]], change.weight)()
+        error = operator_delta(weight, rounded, exponent, basis) - change.read()
+        residuals[change.target] = float(np.linalg.norm(error)) / seen.norms[change.target]
+        progress.advance()
+    return Fit(
+        "operator",
+        len(basis),
+        basis,
+        residuals,
+        seen.total(residuals),
+        shift=rounded,
+        shift_exponent=exponent,
+    )
+
+
+def _own_bases(seen: _Seen, rank: int | None, progress: Progress) -> Fit:
+    """The increment in which each target has the basis that is best for it."""
+    progress.stage("factorising", len(seen.changes))
+    rows, least, unfit = {}, 1, {}
+    for change in seen.changes:
+        delta, target = change.read(), change.target
+        rows[target] = _leading_rows(delta, rank or limits.RANK)
+        room = max(0.0, seen.allowed[target] ** 2 - _ROUNDING**2)
+        needed = _needed(delta @ rows[target].T, seen.norms[target], room)
+        if needed is None:
+            left = 1 - float(np.square(delta @ rows[target].T).sum()) / seen.norms[target] ** 2
+            unfit[target] = math.sqrt(max(0.0, left))
+        least = max(least, needed or 0)
+        progress.advance()
+    if unfit and rank is None:
+        raise _too_many_directions(unfit, seen)
+    return _with_bases(seen, rows, rank or least, progress)
+
+
+def _with_bases(seen: _Seen, rows: Mapping[str, Float64], rank: int, progress: Progress) -> Fit:
+    progress.stage("fitting", len(seen.changes))
+    up, exponents, down, residuals = {}, {}, {}, {}
+    for change in seen.changes:
+        delta, target = change.read(), change.target
+        own = np.zeros((rank, delta.shape[1]))
+        own[: len(rows[target])] = rows[target][:rank]
+        down[target] = to_grid(own)
+        up[target], exponents[target] = split_up(_solved(delta, down[target]))
+        error = additive_delta(up[target], exponents[target], down[target]) - delta
+        residuals[target] = float(np.linalg.norm(error)) / seen.norms[target]
+        progress.advance()
+    width = next(iter(down.values())).shape[1]
+    return Fit(
+        "lora",
+        rank,
+        np.zeros((0, width), np.float32),
+        residuals,
+        seen.total(residuals),
+        up=up,
+        exponents=exponents,
+        down=down,
+    )
+
+
+def _size(fit: Fit) -> int:
+    """The bytes of the factors."""
+    arrays: list[npt.NDArray[Any]] = [fit.basis, *fit.up.values(), *fit.down.values()]
+    return sum(array.nbytes for array in arrays)
+
+
+def _solved(delta: Float64, basis: Float32) -> Float64:
+    """The factor [out, r] that comes nearest: basis is all but orthonormal, some rows may be 0."""
+    factor: Float64 = delta @ basis.astype(np.float64).T
+    return factor
+
+
+def _leading_rows(delta: Float64, count: int) -> Float64:
+    """The right singular vectors [r, d] of the largest singular values, through the smaller Gram
+    matrix; those of nothing are left out."""
+    if delta.shape[0] < delta.shape[1]:
+        vectors = np.linalg.eigh(delta @ delta.T)[1][:, ::-1][:, :count]
+        found = np.linalg.qr(delta.T @ vectors)
+        sizes = np.abs(np.diag(found.R))
+        rows: Float64 = found.Q.T[sizes > 1e-7 * sizes.max()]
+        return rows
+    rows = np.linalg.eigh(delta.T @ delta)[1][:, ::-1].T[:count]
+    return rows
+
+
+def _too_many_directions(unfit: Mapping[str, float], seen: _Seen) -> RefusedError:
+    target = max(unfit, key=lambda name: unfit[name])
+    return RefusedError(
+        f"rank {limits.RANK} leaves {unfit[target]:.1%} of the change of {target}, and more than "
+        f"is allowed of {len(unfit)} of {len(seen.changes)} weights: allow more with --error, or "
+        "name the --rank to take whatever it leaves",
+        expected=f"at most {seen.allowed[target]:.3g} left",
+        found=f"{unfit[target]:.3g}",
+    )

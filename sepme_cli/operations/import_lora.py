@@ -1,0 +1,200 @@
+"""Bring a LoRA of another program into a patch."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import BinaryIO
+
+import numpy as np
+
+from patch_spec import limits
+from patch_spec.errors import FormatError
+from patch_spec.grid import Float64
+from patch_spec.provenance import Setting
+from patch_spec.text import clean_text
+from sepme_cli.arguments import FilePath, PlaceLike, as_path, as_place
+from sepme_cli.checkpoints.hub import fetch_beside, local
+from sepme_cli.checkpoints.lora_names import kind_of_module, known_modules
+from sepme_cli.checkpoints.lora_reader import PEFT_CONFIG, LoraFile, LoraModule, open_lora
+from sepme_cli.checkpoints.reader import Checkpoint, open_checkpoint
+from sepme_cli.erasure.prompts import AsKind
+from sepme_cli.errors import MismatchError, RefusedError, SepmeError
+from sepme_cli.operations.fitting import Change, fit
+from sepme_cli.operations.importing import (
+    ImportResult,
+    LeftOut,
+    Naming,
+    summed_up,
+    write_patch,
+)
+from sepme_cli.operations.matching import check_unpatched
+from sepme_cli.places import HubPlace, Place
+from sepme_cli.progress import SILENT, Progress
+
+ERROR = 0.01
+"""What may be left of a weight's change, relative: factors are of low rank to begin with."""
+_TITLES = ("modelspec.title", "ss_output_name")
+
+
+def import_lora(
+    lora: PlaceLike,
+    base: PlaceLike,
+    output: FilePath | BinaryIO | None = None,
+    *,
+    concept: str | None = None,
+    kind: AsKind = "any",
+    rank: int | None = None,
+    error: float = ERROR,
+    force: bool = False,
+    progress: Progress = SILENT,
+) -> ImportResult:
+    """Write what a LoRA does to the keys and values of the cross-attention as a patch.
+
+    lora: a file in kohya's, PEFT's or diffusers' format, or PEFT's folder. base: the model that
+    it is for: a patch names the weights that it was made for. concept, kind: what its increment
+    is called and is, for its prompts; the LoRA's title or name if left out. rank: of the
+    increment, whatever that leaves; else the least that leaves at most `error` of every weight's
+    change. All that the LoRA does elsewhere is left out, and said.
+    Raises RefusedError where nothing remains, or no rank is enough, and for a patched base;
+    MismatchError for another model's LoRA; UnsupportedError for what is no plain LoRA;
+    MalformedError and SystemFailure for files.
+    """
+    started = time.monotonic()
+    place, base = as_place(lora), as_place(base)
+    path = local(place, progress)
+    fetch_beside(place, path, PEFT_CONFIG, progress)
+    with open_lora(path) as file, open_checkpoint(base, progress) as checkpoint:
+        check_unpatched(checkpoint, "import with the file from before any patch")
+        naming = Naming(_concept(concept, file, place), kind, as_path(output), force)
+        naming.check()
+        ours, others = _sorted_out(file, checkpoint)
+        changes = [Change(name, _delta(m, checkpoint, name)) for name, m in ours.items()]
+        found = fit(changes, rank=rank, error=error, progress=progress)
+        if found is None:
+            raise _nothing(file, others)
+        left_out, warnings = _left_out(ours, others)
+        described = checkpoint.base(text_encoders=True)
+        settings: dict[str, Setting] = {
+            "lora": file.digest,
+            "format": file.format,
+            "modules": len(ours),
+        }
+        written = write_patch(found, described, naming, "lora-import", settings)
+    return summed_up(
+        found,
+        described,
+        naming,
+        written,
+        source=file.format,
+        left_out=left_out,
+        warnings=warnings,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _concept(given: str | None, file: LoraFile, place: Place) -> str:
+    if given is not None:
+        return clean_text(given, limits.CONCEPT_BYTES)
+    name = place.stem if isinstance(place, HubPlace) else file.name
+    for text in (*(file.metadata.get(key, "") for key in _TITLES), name):
+        try:
+            return clean_text(text, limits.CONCEPT_BYTES)
+        except FormatError:
+            continue
+    raise RefusedError(f"{file.path}: name what this LoRA takes out with --concept")
+
+
+def _sorted_out(
+    file: LoraFile, checkpoint: Checkpoint
+) -> tuple[dict[str, LoraModule], list[LoraModule]]:
+    """The modules of targets, by target; and all others."""
+    known = known_modules(checkpoint.by_name)
+    ours: dict[str, LoraModule] = {}
+    others = []
+    for module in file.modules:
+        target = known.get(module.name)
+        if target is None:
+            others.append(module)
+        elif target in ours:
+            raise MismatchError(
+                f"{file.path} has two modules for {target}",
+                file=file.path,
+                expected="one",
+                found=f"{ours[target].name} and {module.name}",
+            )
+        else:
+            ours[target] = module
+    strangers = [m.name for m in others if kind_of_module(m.name).startswith("key and value")]
+    if strangers:
+        raise MismatchError(
+            f"{file.path} is for another model than {checkpoint.path}, which has no {strangers[0]}",
+            file=file.path,
+            expected=f"modules of {checkpoint.title}",
+            found=strangers[0],
+        )
+    if not ours:
+        raise _nothing(file, others)
+    return dict(sorted(ours.items())), others
+
+
+def _delta(module: LoraModule, checkpoint: Checkpoint, name: str) -> Callable[[], Float64]:
+    path, shape = checkpoint.path, checkpoint.by_name[name].shape
+
+    def read() -> Float64:
+        up, down = module.pair()
+        if (len(up), down.shape[1]) != shape:
+            raise MismatchError(
+                f"{module.name} does not have the shape of the weight in {path}",
+                file=path,
+                expected=list(shape),
+                found=[len(up), down.shape[1]],
+            )
+        delta: Float64 = up @ down
+        return delta
+
+    return read
+
+
+def _left_out(
+    ours: Mapping[str, LoraModule], others: Sequence[LoraModule]
+) -> tuple[list[LeftOut], list[str]]:
+    """What is left out by kind, with its share where all of it is plain, and a warning."""
+    if not others:
+        return [], []
+    kinds: dict[str, list[LoraModule]] = {}
+    for module in others:
+        plain = module.algorithm == "LoRA"
+        what = kind_of_module(module.name) + ("" if plain else f" ({module.algorithm})")
+        kinds.setdefault(what, []).append(module)
+    kept = sum(filter(None, map(_energy, ours.values())))
+    energies = {what: [_energy(module) for module in found] for what, found in kinds.items()}
+    known = {what: sum(filter(None, found)) for what, found in energies.items()}
+    whole = kept + sum(known.values())
+    told = [
+        LeftOut(what, len(found), None if None in found else known[what] / whole)
+        for what, found in energies.items()
+    ]
+    share = 1 - kept / whole
+    return told, [
+        f"{len(others)} modules of this LoRA are left out, which hold {share:.0%} of the squares "
+        "of all that it adds: a patch changes keys and values of the cross-attention only, and "
+        "the LoRA may owe its effect to the rest"
+    ]
+
+
+def _energy(module: LoraModule) -> float | None:
+    """|up @ down|^2, from the small matrices; None for what is not that."""
+    try:
+        up, down = module.pair()
+    except SepmeError:
+        return None
+    return float(np.sum((up.T @ up) * (down @ down.T)))
+
+
+def _nothing(file: LoraFile, others: Sequence[LoraModule]) -> RefusedError:
+    kinds = sorted({kind_of_module(module.name) for module in others})
+    return RefusedError(
+        f"{file.path}: this LoRA changes nothing that a patch can",
+        file=file.path,
+        expected="keys and values of the cross-attention",
+        found=", ".join(kinds) or "only zeros",
+    )

@@ -1,0 +1,95 @@
+"""Sign patches, checkpoints and statements with an SSH key."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from sepme_cli.arguments import FilePath, Files, as_path, as_paths
+from sepme_cli.checkpoints.boundary import reading
+from sepme_cli.checkpoints.files import check_writable, new_file, only_writer, write_all
+from sepme_cli.checkpoints.kinds import kind_of
+from sepme_cli.checkpoints.patches import read_patch_file
+from sepme_cli.checkpoints.reader import open_checkpoint
+from sepme_cli.errors import UnsupportedError, UsageError
+from sepme_cli.progress import SILENT, Progress
+from sepme_cli.signing import openssh
+from sepme_cli.signing.sidecar import sidecar
+from sepme_cli.signing.statement import is_statement, read_statement
+
+
+@dataclass(frozen=True)
+class Signed:
+    """file: what was signed. signature: the file with the signature. key: type and fingerprint."""
+
+    file: str
+    signature: str
+    key: str
+
+
+@dataclass(frozen=True)
+class SignResult:
+    """What was signed, file by file."""
+
+    signatures: tuple[Signed, ...]
+    seconds: float
+
+
+def sign(
+    files: Files, key: FilePath, *, force: bool = False, progress: Progress = SILENT
+) -> SignResult:
+    """Sign files, each into a file beside it: `monet.sepme` into `monet.sepme.sig`.
+
+    files: patches, checkpoints of one file, statements; each is read first, and held to what its
+    format demands. key: an OpenSSH private key, or a public one whose private half ssh-agent
+    holds. force: a signature may replace one that is there.
+    Raises UsageError; MalformedError, UnsupportedError and SystemFailure for files and keys.
+    """
+    started = time.monotonic()
+    paths, key = tuple(dict.fromkeys(as_paths(files))), as_path(key)
+    if not paths:
+        raise UsageError("name a patch, a checkpoint or a statement to sign")
+    openssh.check_key(key)
+    for path in paths:
+        _check(path, progress)
+        check_writable(sidecar(path), 0, force=force)
+    signatures = tuple(_sign(path, key, force, progress) for path in paths)
+    return SignResult(signatures, time.monotonic() - started)
+
+
+def _sign(file: Path, key: Path, force: bool, progress: Progress) -> Signed:
+    # No stage: its bar would be drawn over ssh-keygen's question for the passphrase.
+    progress.say(f"signing {file} with {key}")
+    with reading(file), file.open("rb") as opened:
+        signature = openssh.sign(opened, key, progress.say)
+    path = sidecar(file)
+    with only_writer(path), new_file(path, len(signature.data), force=force) as descriptor:
+        write_all(descriptor, signature.data, 0)
+    return Signed(str(file), str(path), signature.key)
+
+
+def _check(file: Path, progress: Progress) -> None:
+    """Whether it is something of ours, whole; raises what reading it does."""
+    if file.is_dir():
+        raise UnsupportedError(
+            f"{file} is a folder, and a signature is of one file: have sepme apply write a "
+            "--statement of it, and sign that",
+            file=file,
+            expected="a patch, a checkpoint of one file or a statement",
+            found="a folder",
+        )
+    if is_statement(file):
+        read_statement(file)
+        return
+    kind = kind_of(file)
+    if kind == "undo":
+        raise UnsupportedError(
+            f"{file} is an undo journal, which is of use only where it lies",
+            file=file,
+            expected="a patch, a checkpoint of one file or a statement",
+            found="an undo journal",
+        )
+    if kind == "patch":
+        read_patch_file(file)
+    else:
+        with open_checkpoint(file, progress):
+            pass

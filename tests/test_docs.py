@@ -1,0 +1,96 @@
+"""The documentation does what it says: its commands run, and its links lead somewhere."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+MODEL = ROOT / "examples" / "emoji-sd.safetensors"
+#: What a page expects to lie in the folder, beside the model: a recipe, a patch of three concepts.
+RECIPE = """\
+version: 1
+concepts: [{name: ink, kind: style}]
+protect: {styles: [noto, gloss], objects: [cat]}
+"""
+ARTISTS = ["-c", "style:ink", "-c", "style:mono", "-c", "style:blob", "--protect", "style:noto"]
+
+pytestmark = pytest.mark.slow
+
+
+def commands(page: Path) -> list[str]:
+    """What a page's bash blocks say to type, one command each."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    return [line for block in blocks for line in block.replace("\\\n", "").splitlines()]
+
+
+def sepme(*words: str, cwd: Path) -> None:
+    subprocess.run([Path(sys.executable).with_name("sepme"), *words, "-q"], check=True, cwd=cwd)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where a how-to begins: with a model, a recipe and a patch."""
+    shutil.copy(MODEL, tmp_path / "model.safetensors")
+    (tmp_path / "policy.yaml").write_text(RECIPE)
+    sepme("erase", "model.safetensors", *ARTISTS, "-o", "artists.sepme", cwd=tmp_path)
+    return tmp_path
+
+
+def run_all(page: Path, cwd: Path) -> None:
+    lines = commands(page)
+    assert lines
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for line in lines:
+        done = subprocess.run(
+            ["bash", "-c", line],
+            cwd=cwd,
+            env={**os.environ, "PATH": path},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        said = re.search(r"# status (\d+)", line)
+        wanted = int(said[1]) if said else 0
+        assert done.returncode == wanted, f"$ {line}\n{done.stdout}{done.stderr}"
+
+
+def test_the_tutorial(tmp_path: Path) -> None:
+    run_all(DOCS / "tutorial.md", tmp_path)
+    assert (tmp_path / "report" / "report.html").is_file()
+
+
+@pytest.mark.parametrize("page", sorted((DOCS / "how-to").glob("*.md")), ids=lambda p: p.stem)
+def test_a_how_to(page: Path, folder: Path) -> None:
+    if page.stem == "choose-a-method":
+        (folder / "policy.yaml").unlink()
+    run_all(page, folder)
+
+
+def test_the_readme(folder: Path) -> None:
+    run_all(ROOT / "README.md", folder)
+
+
+def test_the_site_builds_and_its_links_lead_somewhere(tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", tmp_path / "site"]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    reference = (tmp_path / "site" / "commands" / "index.html").read_text()
+    assert "--protect-neighbours" in reference
+    pages = [page for page in tmp_path.rglob("*.html") if page.name == "index.html"]
+    # Nothing is fetched from elsewhere by looking at a page.
+    fetched = [
+        address
+        for page in pages
+        for address in re.findall(
+            r'<(?:script|img|link)[^>]+(?:src|href)="(http[^"]+)"', page.read_text()
+        )
+        if "canonical" not in address
+    ]
+    assert not fetched
