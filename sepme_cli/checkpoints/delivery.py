@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sepme_cli.checkpoints.beside import Kept, keep_undo, put_away, settle
-from sepme_cli.checkpoints.boundary import writing
+from sepme_cli.checkpoints.boundary import reading, writing
 from sepme_cli.checkpoints.files import check_writable, only_writer, resolved
 from sepme_cli.checkpoints.folder_writer import check_new_folder, write_folder
 from sepme_cli.checkpoints.interrupts import uninterrupted
 from sepme_cli.checkpoints.opening import PICKLED
 from sepme_cli.checkpoints.patches import keep_patches, kept_patches
-from sepme_cli.checkpoints.pending import undo_interrupted
+from sepme_cli.checkpoints.pending import pending_path, undo_interrupted
 from sepme_cli.checkpoints.reader import Checkpoint
 from sepme_cli.checkpoints.writer import Rewrite, write_copy, write_in_place, write_stream
 from sepme_cli.errors import RefusedError, SepmeError, UsageError
@@ -160,6 +160,8 @@ def write_over(
     whatever happens in between it is there for what needs it.
     """
     before = Kept(checkpoint.stack, kept_patches(checkpoint.path))
+    old = [(rewrite.source, rewrite.source.header_bytes) for rewrite in rewrites]
+    new = [(rewrite.source, rewrite.header_bytes) for rewrite in rewrites]
     for path in checkpoint.folder.unpatched() if checkpoint.folder else ():
         progress.warn(f"{path} holds the same weights in another shape and stays as it is")
     with uninterrupted():
@@ -171,11 +173,23 @@ def write_over(
             _write_over(checkpoint, rewrites, progress)
         except BaseException:
             with suppress(SepmeError):
-                old = [(rewrite.source, rewrite.source.header_bytes) for rewrite in rewrites]
-                settle(checkpoint, before, old, was=kept.record)
+                if _is_written(checkpoint, rewrites):
+                    settle(checkpoint, kept, new, was=checkpoint.stack)
+                else:
+                    settle(checkpoint, before, old, was=kept.record)
             raise
-        new = [(rewrite.source, rewrite.header_bytes) for rewrite in rewrites]
         settle(checkpoint, kept, new, was=checkpoint.stack)
+
+
+def _is_written(checkpoint: Checkpoint, rewrites: Sequence[Rewrite]) -> bool:
+    """Whether the files are the new ones, and stay so, though something failed after that."""
+    if pending_path(checkpoint.path).exists():
+        return False
+    with reading(checkpoint.path):
+        return all(
+            rewrite.source.path.open("rb").read(len(rewrite.header_bytes)) == rewrite.header_bytes
+            for rewrite in rewrites
+        )
 
 
 def _write_over(checkpoint: Checkpoint, rewrites: Sequence[Rewrite], progress: Progress) -> None:

@@ -11,7 +11,7 @@ from sepme_cli.commands.options import Json, Quiet, Verbose, output_for, source
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(metavar="FILE", hidden=True)],
+    file: Annotated[Path, typer.Argument(readable=False, metavar="FILE", hidden=True)],
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,

@@ -64,7 +64,11 @@ class Faults:
 
     def __init__(self) -> None:
         self.count = 0
+        self.status = 70
         self._turn = threading.RLock()  # a signal may come while it is held
+
+    def begin(self) -> None:
+        """Called in the child before the command is run."""
 
     def met(self, call: Call, make: Make) -> Any:
         """A call that is about to be made; returns what it returns."""
@@ -118,9 +122,13 @@ class Signalled(Faults):
     def fault(self, number: int, call: Call, make: Make) -> Any:
         if number != self.at:
             return make()
-        result = make() if self.after else None
-        os.kill(os.getpid(), self.signal)
-        return result if self.after else make()
+        if not self.after:
+            _real["kill"](os.getpid(), self.signal)
+        try:
+            return make()
+        finally:
+            if self.after:
+                _real["kill"](os.getpid(), self.signal)
 
 
 class Refused(Faults):

@@ -35,40 +35,38 @@ def in_child(line: str, folder: Path, faults: Faults) -> Ended:
 
     Forking spares the seconds that starting Python takes.
     """
-    output = folder.parent / "output"
-    output.mkdir(exist_ok=True)
+    out, err, told = os.pipe(), os.pipe(), folder.with_name("calls")
     child = os.fork()
     if child == 0:
-        _be_sepme(line, folder, output, faults)
+        try:
+            _be_sepme(line, folder, (out[1], err[1]), faults)
+            if isinstance(faults, Recorded):
+                told.write_bytes(pickle.dumps(tuple(faults.calls)))
+        finally:
+            os._exit(faults.status)
+    os.close(out[1])
+    os.close(err[1])
+    texts = [open(descriptor).read() for descriptor in (out[0], err[0])]  # noqa: SIM115
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    out, err = ((output / name).read_text() for name in ("out", "err"))
-    recorded = output / "calls"
-    calls = pickle.loads(recorded.read_bytes()) if recorded.exists() else ()
-    shutil.rmtree(output)
-    return Ended(status, out, err, calls)
+    calls = pickle.loads(told.read_bytes()) if isinstance(faults, Recorded) else ()
+    return Ended(status, *texts, calls)
 
 
-def _be_sepme(line: str, folder: Path, output: Path, faults: Faults) -> None:
-    status = 70
+def _be_sepme(line: str, folder: Path, streams: tuple[int, int], faults: Faults) -> None:
     gc.disable()  # it would touch, and so copy, all that there is
+    os.chdir(folder)
+    for number, stream in enumerate(streams, 1):
+        os.dup2(stream, number)
+    sys.stdout, sys.stderr = open(1, "w"), open(2, "w")  # noqa: SIM115
+    install(faults)
+    faults.begin()
+    sys.argv = ["sepme", *line.split()]
     try:
-        os.chdir(folder)
-        for number, name in ((1, "out"), (2, "err")):
-            opened = os.open(output / name, os.O_WRONLY | os.O_CREAT)
-            os.dup2(opened, number)
-        sys.stdout, sys.stderr = open(1, "w"), open(2, "w")  # noqa: SIM115
-        install(faults)
-        sys.argv = ["sepme", *line.split()]
         app.main()
     except SystemExit as end:
-        status = int(end.code or 0)
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        if isinstance(faults, Recorded):
-            with open(output / "calls", "wb") as file:
-                pickle.dump(tuple(faults.calls), file)
-        os._exit(status)
+        faults.status = int(end.code or 0)
+    sys.stdout.flush()
+    sys.stderr.flush()
 
 
 def run(line: str, folder: Path) -> Ended:
@@ -95,6 +93,15 @@ def tree(folder: Path) -> Tree:
         else:
             found[name] = b"folder" if path.is_dir() else path.read_bytes()
     return found
+
+
+def of(target: str, found: Tree) -> Tree:
+    """What is under one name."""
+    return {
+        name: data
+        for name, data in found.items()
+        if (name == target or name.startswith(f"{target}/")) and ".sepme-" not in name
+    }
 
 
 def key(found: Tree) -> str:

@@ -5,19 +5,10 @@ from pathlib import Path
 import pytest
 
 from tests.faults.calls import Killed
-from tests.faults.runs import Tree, in_child, key, leftovers, run, tree
+from tests.faults.runs import in_child, key, leftovers, of, run, tree
 from tests.faults.scenes import SCENES, Scene, Staged, stage
 
 KILLED = -9
-
-
-def of(target: str, found: Tree) -> Tree:
-    """What is under one name."""
-    return {
-        name: data
-        for name, data in found.items()
-        if (name == target or name.startswith(f"{target}/")) and ".sepme-" not in name
-    }
 
 
 def survives(staged: Staged) -> str:
