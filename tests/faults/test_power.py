@@ -1,4 +1,4 @@
-"""When the power fails, what was not synced may be gone; the files are old ones or new ones still."""
+"""Where the power fails, what was not synced may be gone; the files are old or new ones still."""
 
 import shutil
 from dataclasses import replace
