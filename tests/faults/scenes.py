@@ -119,17 +119,10 @@ IN_PLACE = [
     ),
 ]
 FOLDERS = [
-    Scene("apply to a folder", f"apply model {MONET} -o out", "out", _folder),
     Scene("apply over a folder", f"apply model {MONET} -o out --force", "out", _folder_out),
 ]
 FOLDERS_IN_PLACE = [
     Scene("folder in place, first", f"apply model {MONET} --in-place", "model", _folder),
-    Scene(
-        "folder in place, second",
-        f"apply model {KLIMT} --in-place",
-        "model",
-        _folder_with(MONET),
-    ),
     Scene("folder reverted in place", "revert model --in-place", "model", _folder_with(MONET)),
 ]
 SCENES = [*TO_FILES, *IN_PLACE, *FOLDERS, *FOLDERS_IN_PLACE]

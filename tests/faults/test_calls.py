@@ -83,7 +83,7 @@ def recorded(calls: tuple[Call, ...]) -> list[tuple[str, str]]:
 
 
 @pytest.mark.skipif(not strace_works(), reason="strace cannot run here")
-@pytest.mark.parametrize("scene", [IN_PLACE[0], IN_PLACE[2], FOLDERS[1]], ids=str)
+@pytest.mark.parametrize("scene", [IN_PLACE[0], IN_PLACE[2], FOLDERS[0]], ids=str)
 def test_no_call_is_missed(scene: Scene, tmp_path: Path) -> None:
     staged = stage(scene, tmp_path)
     ours = Counter(recorded(staged.calls))

@@ -1,12 +1,15 @@
 """Killed at any moment, a command leaves old files or new ones, and can be run again."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
-from tests.faults.calls import Killed
+from sepme_cli.checkpoints import folder_writer, writer
+from tests.faults.calls import Killed, Refused
 from tests.faults.runs import in_child, key, leftovers, of, run, tree
-from tests.faults.scenes import SCENES, Scene, Staged, stage
+from tests.faults.scenes import FOLDERS, IN_PLACE, SCENES, Scene, Staged, stage
 
 KILLED = -9
 
@@ -35,9 +38,9 @@ def survives(staged: Staged) -> str:
     return "was done"
 
 
-@pytest.mark.parametrize("scene", SCENES, ids=str)
-def test_killed_at_every_call(scene: Scene, tmp_path: Path) -> None:
-    staged = stage(scene, tmp_path)
+def kill_at_every_call(scene: Scene, folder: Path) -> None:
+    """And halfway through each that has halves. States that were seen are not looked at again."""
+    staged = stage(scene, folder)
     seen: dict[str, str] = {}
     points = 0
     for at, call in enumerate(staged.calls, 1):
@@ -51,3 +54,43 @@ def test_killed_at_every_call(scene: Scene, tmp_path: Path) -> None:
                 seen[state] = survives(staged)
     assert set(seen.values()) <= {"done again", "was done"}
     print(f"{scene}: {points} points, {len(seen)} states, {len(staged.calls)} calls")
+
+
+@pytest.mark.parametrize("scene", SCENES, ids=str)
+def test_killed_at_every_call(scene: Scene, tmp_path: Path) -> None:
+    kill_at_every_call(scene, tmp_path)
+
+
+def test_killed_where_a_file_is_written_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In place, where the header has no room and the file system makes none."""
+    monkeypatch.setattr(writer, "can_resize", lambda path: False)
+    kill_at_every_call(IN_PLACE[0], tmp_path)
+
+
+def test_killed_between_two_renames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where names cannot be exchanged, the old folder may for a moment be known by another name.
+
+    The next command gives it its own again before anything else, even if it then fails.
+    """
+
+    def cannot(one: Path, other: Path) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(folder_writer, "exchange", cannot)
+    staged = stage(FOLDERS[0], tmp_path)
+    old, new = of("out", staged.before), of("out", staged.after)
+    renames = [n for n, call in enumerate(staged.calls, 1) if call.paths[-1].endswith("/out")]
+    assert renames
+    gone = 0
+    for at in range(renames[-1] - 2, len(staged.calls) + 1):
+        here = staged.again()
+        assert in_child(staged.scene.line, here, Killed(at)).status == KILLED
+        gone += not (here / "out").exists()
+        failing = Refused(1, errno.ENOSPC, ("pwrite64",), lasting=True)
+        assert in_child(staged.scene.line, here, failing).status == 5
+        assert of("out", tree(here)) in (old, new)
+        assert run(staged.scene.line, here).status == 0
+        assert tree(here) == staged.after
+    assert gone == 1

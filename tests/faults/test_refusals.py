@@ -23,7 +23,7 @@ from tests.faults.scenes import (
 )
 
 #: One of each way of writing.
-SOME = [TO_FILES[1], IN_PLACE[0], IN_PLACE[3], FOLDERS[1], FOLDERS_IN_PLACE[0]]
+SOME = [TO_FILES[1], IN_PLACE[0], IN_PLACE[3], FOLDERS[0], FOLDERS_IN_PLACE[0]]
 
 
 def refuse(staged: Staged, error: int, names: tuple[str, ...], *, lasting: bool) -> list[Ended]:

@@ -62,7 +62,7 @@ def but_undo(found: Tree) -> Tree:
 
 
 @pytest.mark.parametrize("unseen", [False, True], ids=["seen", "unseen"])
-@pytest.mark.parametrize("scene", [TO_FILES[1], IN_PLACE[0], IN_PLACE[3], FOLDERS[1]], ids=str)
+@pytest.mark.parametrize("scene", [TO_FILES[1], IN_PLACE[0], IN_PLACE[3], FOLDERS[0]], ids=str)
 def test_a_small_disk(scene: Scene, unseen: bool, tmp_path: Path) -> None:
     """From just what is there to enough for everything."""
     staged = stage(scene, tmp_path)
