@@ -5,6 +5,7 @@ import os
 import re
 import resource
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -187,8 +188,8 @@ def cut() -> None:
 
 
 def replace() -> None:
-    """As other programs save: another file under the name."""
-    other = Path("other")
+    """As other programs save: another file under the name. Several threads read."""
+    other = Path(f"other {threading.get_ident()}")
     other.write_bytes(b"another model")
     other.replace("m.safetensors")
 

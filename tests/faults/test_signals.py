@@ -7,12 +7,12 @@ import pytest
 
 from tests.faults.calls import Signalled
 from tests.faults.runs import in_child, run, tree
-from tests.faults.scenes import FOLDERS, FOLDERS_IN_PLACE, IN_PLACE, TO_FILES, Scene, stage
+from tests.faults.scenes import FOLDERS, IN_PLACE, TO_FILES, Scene, stage
 
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
 SAY = {signal.SIGINT: "error: interrupted", signal.SIGTERM: "error: terminated"}
 #: One of each way of writing.
-SOME = [TO_FILES[1], IN_PLACE[0], IN_PLACE[2], FOLDERS[0], FOLDERS_IN_PLACE[1]]
+SOME = [TO_FILES[1], IN_PLACE[0], IN_PLACE[2], FOLDERS[0]]
 
 
 @pytest.mark.parametrize("scene", SOME, ids=str)
