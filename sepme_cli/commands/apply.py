@@ -24,7 +24,7 @@ from sepme_cli.commands.options import (
 
 def apply(
     model: Model,
-    patches: Annotated[list[Path], typer.Argument(metavar="PATCH", hidden=True)],
+    patches: Annotated[list[Path], typer.Argument(readable=False, metavar="PATCH", hidden=True)],
     output: OptionalOutput = None,
     in_place: InPlace = False,
     force: Force = False,

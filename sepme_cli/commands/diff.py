@@ -12,8 +12,8 @@ from sepme_cli.exit_status import ExitStatus
 
 
 def diff(
-    a: Annotated[Path, typer.Argument(metavar="A", hidden=True)],
-    b: Annotated[Path, typer.Argument(metavar="B", hidden=True)],
+    a: Annotated[Path, typer.Argument(readable=False, metavar="A", hidden=True)],
+    b: Annotated[Path, typer.Argument(readable=False, metavar="B", hidden=True)],
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,

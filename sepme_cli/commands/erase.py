@@ -58,6 +58,7 @@ def erase(
     recipe: Annotated[
         Path | None,
         typer.Option(
+            readable=False,
             metavar="YAML",
             help="Take the concepts, what to keep, the method and its settings from a recipe (see "
             "sepme recipe); options of this command line override its method and settings.",
@@ -69,6 +70,7 @@ def erase(
         typer.Option(
             "--output",
             "-o",
+            readable=False,
             metavar="PATCH",
             help="The patch file; - is standard output. The first concept's or the recipe's name "
             "with .sepme, in the current folder, if left out.",
@@ -79,6 +81,7 @@ def erase(
         Path | None,
         typer.Option(
             "--apply",
+            readable=False,
             metavar="CLEAN",
             help="Also write MODEL with the patch applied.",
             show_default=False,
@@ -126,6 +129,7 @@ def erase(
     known: Annotated[
         list[Path] | None,
         typer.Option(
+            readable=False,
             metavar="PATCH",
             help="A patch made before: its concepts are left alone, so that both patches can be "
             "combined. Repeatable.",
@@ -135,6 +139,7 @@ def erase(
     images: Annotated[
         Path | None,
         typer.Option(
+            readable=False,
             metavar="DIR",
             help="Optimise on these pictures of the concept instead of ones that MODEL draws.",
             show_default=False,

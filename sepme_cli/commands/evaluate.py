@@ -29,7 +29,7 @@ from sepme_cli.exit_status import ExitStatus
 def evaluate(
     context: typer.Context,
     model: Model,
-    patches: Annotated[list[Path], typer.Argument(metavar="PATCH", hidden=True)],
+    patches: Annotated[list[Path], typer.Argument(readable=False, metavar="PATCH", hidden=True)],
     judge: Annotated[
         str,
         typer.Option(
@@ -43,6 +43,7 @@ def evaluate(
     report: Annotated[
         Path,
         typer.Option(
+            readable=False,
             metavar="DIR",
             help="The folder for the report: a page (report.html), JSON, CSV, contact sheets and "
             "pictures. What an interrupted run left there is gone on with.",
@@ -69,6 +70,7 @@ def evaluate(
     recipe: Annotated[
         Path | None,
         typer.Option(
+            readable=False,
             metavar="YAML",
             help="The recipe that the patches were made by: it says what the concepts are.",
             show_default=False,
@@ -112,6 +114,7 @@ def evaluate(
     reference: Annotated[
         Path | None,
         typer.Option(
+            readable=False,
             metavar="DIR",
             help="Pictures to tell FID and KID of the retained concepts from, on what --features "
             "sees.",

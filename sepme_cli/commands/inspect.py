@@ -11,7 +11,7 @@ from sepme_cli.commands.options import Json, Quiet, Verbose, output_for, source
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(metavar="FILE", hidden=True)],
+    file: Annotated[Path, typer.Argument(readable=False, metavar="FILE", hidden=True)],
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -29,4 +29,6 @@ def inspect(
     from sepme_cli.operations.inspect import inspect as operation
 
     with output_for(as_json=as_json, quiet=quiet, verbose=verbose) as out:
-        out.show(operation(source(file)), partial(render.inspect, whole=verbose))
+        out.show(
+            operation(source(file), progress=out.progress), partial(render.inspect, whole=verbose)
+        )

@@ -32,12 +32,13 @@ Verbose = Annotated[
 ]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite the output if it is there.")]
 #: Arguments are explained in the text above the options, where the usage line is still in sight.
-Model = Annotated[Path, typer.Argument(metavar="MODEL", hidden=True)]
+Model = Annotated[Path, typer.Argument(readable=False, metavar="MODEL", hidden=True)]
 OptionalOutput = Annotated[
     Path | None,
     typer.Option(
         "--output",
         "-o",
+        readable=False,
         metavar="CLEAN",
         help="The checkpoint to write; - is standard output.",
         show_default=False,
@@ -52,6 +53,7 @@ InPlace = Annotated[
 Base = Annotated[
     Path | None,
     typer.Option(
+        readable=False,
         metavar="MODEL",
         help="The original of a MODEL that already has patches in it.",
         show_default=False,
@@ -80,6 +82,7 @@ TextEncoders = Annotated[
     list[Path] | None,
     typer.Option(
         "--text-encoder",
+        readable=False,
         metavar="PATH",
         help="Where a MODEL that is a UNet alone has its text encoder from: a checkpoint, a "
         "model's folder, or the encoder's own. Repeat it for a second one.",
@@ -89,6 +92,7 @@ TextEncoders = Annotated[
 Tokenizer = Annotated[
     Path | None,
     typer.Option(
+        readable=False,
         metavar="DIR",
         help="A folder with a tokenizer's files; the model's own or CLIP's if left out.",
         show_default=False,

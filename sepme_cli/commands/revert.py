@@ -24,7 +24,9 @@ from sepme_cli.commands.options import (
 
 def revert(
     model: Model,
-    patches: Annotated[list[Path] | None, typer.Argument(metavar="PATCH", hidden=True)] = None,
+    patches: Annotated[
+        list[Path] | None, typer.Argument(readable=False, metavar="PATCH", hidden=True)
+    ] = None,
     concepts: Annotated[
         list[str] | None,
         typer.Option(
@@ -43,6 +45,7 @@ def revert(
     undo: Annotated[
         Path | None,
         typer.Option(
+            readable=False,
             metavar="FILE",
             help="The undo journal that apply wrote; the one beside MODEL if left out.",
             show_default=False,

@@ -35,7 +35,12 @@ def sample(
     output: Annotated[
         Path,
         typer.Option(
-            "--output", "-o", metavar="PNG", help="The picture of them all.", show_default=False
+            "--output",
+            "-o",
+            readable=False,
+            metavar="PNG",
+            help="The picture of them all.",
+            show_default=False,
         ),
     ],
     force: Force = False,
@@ -43,6 +48,7 @@ def sample(
         list[Path] | None,
         typer.Option(
             "--patch",
+            readable=False,
             metavar="PATCH",
             help="Draw as if this patch were applied. Repeatable.",
             show_default=False,

@@ -11,11 +11,12 @@ from sepme_cli.exit_status import ExitStatus
 
 
 def verify(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE", hidden=True)],
+    files: Annotated[list[Path], typer.Argument(readable=False, metavar="FILE", hidden=True)],
     base: Base = None,
     model: Annotated[
         Path | None,
         typer.Option(
+            readable=False,
             metavar="MODEL",
             help="The model that the patches were made from: compute again what they leak.",
             show_default=False,
@@ -24,6 +25,7 @@ def verify(
     recipe: Annotated[
         Path | None,
         typer.Option(
+            readable=False,
             metavar="YAML",
             help="The recipe that each of the patches should have been made by.",
             show_default=False,
