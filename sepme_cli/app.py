@@ -4,10 +4,12 @@ import contextlib
 import itertools
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, ClassVar, NoReturn
 
 import typer
@@ -67,6 +69,16 @@ class Interrupted(SepmeError):
     status: ClassVar[ExitStatus] = ExitStatus.INTERRUPTED
 
 
+class Terminated(Interrupted):
+    """The system, or another program, asked us to end."""
+
+    status = ExitStatus.TERMINATED
+
+
+class _Terminate(KeyboardInterrupt):
+    """SIGTERM, which what is under way takes as it takes Ctrl-C."""
+
+
 @app.callback(invoke_without_command=True)
 def sepme(
     context: typer.Context,
@@ -91,6 +103,7 @@ def sepme(
       4    a patch and a checkpoint do not belong together
       5    the system failed us: disk full, no permission, not found
       130  interrupted
+      143  terminated
     """
     if version:
         print(f"sepme {__version__}")
@@ -106,7 +119,13 @@ def main() -> NoReturn:
     # A stream that the caller closed is None: what would be said there is not heard.
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminate)
     sys.exit(run(sys.argv[1:]))
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise _Terminate
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -152,6 +171,8 @@ def _typed(error: BaseException) -> SepmeError:
             return MalformedError(str(error), expected=error.expected, found=error.found)
         case typer.TyperException():
             return UsageError(_usage(error))
+        case _Terminate():
+            return Terminated("terminated")
         case KeyboardInterrupt() | typer.Abort():
             return Interrupted("interrupted")
         case MemoryError():

@@ -19,3 +19,6 @@ class ExitStatus(IntEnum):
     SYSTEM = 5
     """The system failed us: disk full, permission, not found."""
     INTERRUPTED = 130
+    """By Ctrl-C."""
+    TERMINATED = 143
+    """By SIGTERM: 128 and its number, as shells say it."""

@@ -4,12 +4,15 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from sepme_cli.checkpoints.layout import Layout
 from tests.synthetic import DTYPES, SMALL, Shape, checkpoint_tensors, write_safetensors
+
+if TYPE_CHECKING:
+    import torch
 
 Tensors = dict[str, tuple[str, np.ndarray]]
 
@@ -131,7 +134,9 @@ def scaled(tensors: Tensors, kind: str = "F8_E4M3") -> Tensors:
     return found
 
 
-def to_torch(values: np.ndarray) -> torch.Tensor:
+def to_torch(values: np.ndarray) -> "torch.Tensor":
+    import torch
+
     kinds = {"bfloat16": torch.bfloat16, "float8_e4m3fn": torch.float8_e4m3fn}
     if (kind := kinds.get(values.dtype.name)) is None:
         return torch.from_numpy(np.ascontiguousarray(values))
@@ -141,6 +146,8 @@ def to_torch(values: np.ndarray) -> torch.Tensor:
 
 def write_ckpt(path: Path, tensors: Tensors, **more: object) -> Path:
     """As PyTorch Lightning saved the first Stable Diffusion checkpoints."""
+    import torch
+
     state = {name: to_torch(values) for name, (_, values) in tensors.items()}
     torch.save({"state_dict": state, "global_step": 470000, **more}, path)
     return path
@@ -174,6 +181,8 @@ def write_layout(layout: str, folder: Path, *, dtype: str = "F16", seed: int = 0
         case "ckpt":
             return write_ckpt(folder / "m.ckpt", tensors)
         case "bin folder":
+            import torch
+
             path = write_folder(folder / "model", tensors)
             (path / "unet" / "diffusion_pytorch_model.safetensors").unlink()
             state = {name: to_torch(value) for name, (_, value) in parts(tensors)["unet"].items()}

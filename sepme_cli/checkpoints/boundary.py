@@ -37,6 +37,7 @@ def system_failure(error: OSError, file: str | Place) -> SystemFailure:
         errno.ENOSPC: "the disk is full; nothing was left behind. Free some space",
         errno.EDQUOT: "the disk quota is used up; nothing was left behind",
         errno.EFBIG: "the system does not allow a file so large; nothing was left behind",
+        errno.EIO: "the disk reports an error; check it, and keep a copy of what is on it",
         errno.EACCES: "permission denied",
         errno.EPERM: "permission denied",
         errno.EROFS: "the file system is read-only",

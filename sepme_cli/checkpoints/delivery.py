@@ -5,35 +5,20 @@ import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO
 
-from patch_spec.stack import StackRecord
-from patch_spec.undo import UndoRecord
-from sepme_cli.checkpoints.boundary import writing
-from sepme_cli.checkpoints.files import (
-    check_own,
-    check_writable,
-    only_writer,
-    remove,
-    resolved,
-    sweep,
-)
+from sepme_cli.checkpoints.beside import Kept, keep_undo, put_away, settle
+from sepme_cli.checkpoints.boundary import reading, writing
+from sepme_cli.checkpoints.files import check_own, check_writable, only_writer, resolved
 from sepme_cli.checkpoints.folder_writer import check_new_folder, write_folder
-from sepme_cli.checkpoints.journal import (
-    State,
-    open_undo,
-    undo_path,
-    write_undo,
-)
+from sepme_cli.checkpoints.interrupts import uninterrupted
 from sepme_cli.checkpoints.opening import PICKLED
-from sepme_cli.checkpoints.parts import WeightsFile
-from sepme_cli.checkpoints.patches import PatchFile, keep_patches, kept_folder, kept_patches
-from sepme_cli.checkpoints.pending import undo_interrupted
+from sepme_cli.checkpoints.patches import keep_patches, kept_folder, kept_patches
+from sepme_cli.checkpoints.pending import pending_path, undo_interrupted
 from sepme_cli.checkpoints.reader import Checkpoint
 from sepme_cli.checkpoints.writer import Rewrite, write_copy, write_in_place, write_stream
-from sepme_cli.errors import MalformedError, RefusedError, SepmeError, UsageError
+from sepme_cli.errors import RefusedError, SepmeError, UsageError
 from sepme_cli.places import HubPlace, Place
 from sepme_cli.progress import Progress
 
@@ -98,6 +83,11 @@ class Destination:
                     found=f"a link to {os.readlink(file.path)}",
                 )
 
+    def tidy(self, checkpoint: Checkpoint) -> None:
+        """In place: put away what a run that was killed has left beside the checkpoint."""
+        if self.in_place:
+            put_away(checkpoint)
+
     def check_space(self, checkpoint: Checkpoint, rewrites: Sequence[Rewrite]) -> None:
         """SystemFailure if what is to be written does not fit on the disk."""
         output = checkpoint.path if self.in_place else self.output
@@ -141,7 +131,7 @@ class Destination:
         self,
         checkpoint: Checkpoint,
         rewrites: Sequence[Rewrite],
-        kept: "Kept",
+        kept: Kept,
         progress: Progress,
     ) -> None:
         """Write all of the checkpoint to where it goes. kept: what stays beside it in place."""
@@ -159,17 +149,6 @@ class Destination:
             )
         else:
             write_copy(rewrites[0], self.output, force=self.force, progress=progress)
-
-
-@dataclass(frozen=True)
-class Kept:
-    """What stays beside a checkpoint that is written in place.
-
-    record: what is in it afterwards, None for nothing. patches: those at hand of what is in it.
-    """
-
-    record: StackRecord | None
-    patches: Sequence[PatchFile]
 
 
 def check_suffix(output: Path) -> None:
@@ -203,25 +182,37 @@ def write_over(
     """
     # Patches that are not in the checkpoint are removed from there: not from a folder elsewhere.
     check_own(kept_folder(checkpoint.path), checkpoint.path)
-    for path in {resolved(checkpoint.path), *(resolved(r.source.path) for r in rewrites)}:
-        with writing(path):
-            sweep(path)
     before = Kept(checkpoint.stack, kept_patches(checkpoint.path))
+    old = [(rewrite.source, rewrite.source.header_bytes) for rewrite in rewrites]
+    new = [(rewrite.source, rewrite.header_bytes) for rewrite in rewrites]
     for path in checkpoint.folder.unpatched() if checkpoint.folder else ():
         progress.warn(f"{path} holds the same weights in another shape and stays as it is")
-    try:
-        if kept.record is not None:
-            for rewrite in rewrites:
-                _keep_undo(checkpoint, rewrite.source, kept.record, rewrite.header_bytes)
-            keep_patches(checkpoint.path, (*kept.patches, *before.patches))
-        _write_over(checkpoint, rewrites, progress)
-    except BaseException:
-        with suppress(SepmeError):
-            old = [(rewrite.source, rewrite.source.header_bytes) for rewrite in rewrites]
-            _settle(checkpoint, before, old, was=kept.record)
-        raise
-    new = [(rewrite.source, rewrite.header_bytes) for rewrite in rewrites]
-    _settle(checkpoint, kept, new, was=checkpoint.stack)
+    with uninterrupted():
+        try:
+            if kept.record is not None:
+                for rewrite in rewrites:
+                    keep_undo(checkpoint, rewrite.source, kept.record, rewrite.header_bytes)
+                keep_patches(checkpoint.path, (*kept.patches, *before.patches))
+            _write_over(checkpoint, rewrites, progress)
+        except BaseException:
+            with suppress(SepmeError):
+                if _is_written(checkpoint, rewrites):
+                    settle(checkpoint, kept, new, was=checkpoint.stack)
+                else:
+                    settle(checkpoint, before, old, was=kept.record)
+            raise
+        settle(checkpoint, kept, new, was=checkpoint.stack)
+
+
+def _is_written(checkpoint: Checkpoint, rewrites: Sequence[Rewrite]) -> bool:
+    """Whether the files are the new ones, and stay so, though something failed after that."""
+    if pending_path(checkpoint.path).exists():
+        return False
+    with reading(checkpoint.path):
+        return all(
+            rewrite.source.path.open("rb").read(len(rewrite.header_bytes)) == rewrite.header_bytes
+            for rewrite in rewrites
+        )
 
 
 def _write_over(checkpoint: Checkpoint, rewrites: Sequence[Rewrite], progress: Progress) -> None:
@@ -235,55 +226,3 @@ def _write_over(checkpoint: Checkpoint, rewrites: Sequence[Rewrite], progress: P
             "system cannot make any; write to another folder with -o",
             file=checkpoint.path,
         )
-
-
-def _settle(
-    checkpoint: Checkpoint,
-    kept: Kept,
-    headers: Sequence[tuple[WeightsFile, bytes]],
-    *,
-    was: StackRecord | None,
-) -> None:
-    """Leave beside the checkpoint what belongs to the state it is in, and nothing else."""
-    keep_patches(checkpoint.path, kept.patches)
-    for file, header_bytes in headers:
-        if not _has_undo(file.path, kept.record or was):
-            continue
-        if kept.record is None:
-            remove(undo_path(file.path))
-        elif checkpoint.stack is not None:
-            # Where it is None the weights may be the new ones, and the journal is right.
-            _keep_undo(checkpoint, file, kept.record, header_bytes)
-
-
-def _keep_undo(
-    checkpoint: Checkpoint, file: WeightsFile, record: StackRecord, header_bytes: bytes
-) -> None:
-    """The journal of a file that will have this record and header."""
-    undo = undo_path(file.path)
-    check_own(undo, file.path)
-    coming = UndoRecord(record.base, sha256(header_bytes).hexdigest())
-    if checkpoint.stack is None:
-        write_undo(undo, _state(checkpoint, file), coming)
-    elif _has_undo(file.path, checkpoint.stack):
-        with open_undo(undo) as journal:
-            if journal.record != coming:
-                write_undo(undo, journal.state, coming)
-
-
-def _has_undo(path: Path, record: StackRecord | None) -> bool:
-    """Whether the journal beside a file is its own, and not one of another file."""
-    undo = undo_path(path)
-    if record is None or not undo.exists():
-        return False
-    try:
-        with open_undo(undo) as journal:
-            return journal.record.base == record.base
-    except MalformedError:
-        return False
-
-
-def _state(checkpoint: Checkpoint, file: WeightsFile) -> State:
-    names = {copy.name for target in checkpoint.targets for copy in target.copies}
-    touched = [entry for entry in file.header.tensors if entry.name in names]
-    return State(file.file.fileno(), file.header.data_start, file.header_bytes, touched)

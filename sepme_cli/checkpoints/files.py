@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from sepme_cli.checkpoints.boundary import writing
+from sepme_cli.checkpoints.boundary import reading, writing
+from sepme_cli.checkpoints.interrupts import interruptible, uninterrupted
 from sepme_cli.errors import MalformedError, SystemFailure
 
 BLOCK = 4096
@@ -55,14 +56,16 @@ def only_writer(path: Path) -> Iterator[None]:
     """
     path = resolved(path)
     lock = path.with_name(f".{path.name}.sepme-lock")
-    with writing(path):
-        descriptor = _lock(lock, path)
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            lock.unlink()
-        os.close(descriptor)
+    with uninterrupted():
+        with writing(path):
+            descriptor = _lock(lock, path)
+        try:
+            with interruptible():
+                yield
+        finally:
+            with suppress(OSError):
+                lock.unlink()
+            os.close(descriptor)
 
 
 def _lock(lock: Path, path: Path) -> int:
@@ -157,14 +160,15 @@ def new_file(path: Path, size: int, *, force: bool = False) -> Iterator[int]:
     path = resolved(path)
     check_writable(path, size, force=force)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.sepme-tmp")
-    with writing(path):
+    with uninterrupted(), writing(path):
         sweep(path)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         descriptor = os.open(temporary, flags, 0o666)
         try:
-            _copy_owner(path, descriptor)
-            yield descriptor
-            os.fsync(descriptor)
+            with interruptible():
+                _copy_owner(path, descriptor)
+                yield descriptor
+                os.fsync(descriptor)
             check_writable(path, 0, force=force)
             os.replace(temporary, path)
         except BaseException:
@@ -177,17 +181,21 @@ def new_file(path: Path, size: int, *, force: bool = False) -> Iterator[int]:
 
 
 def sync_folder(path: Path) -> None:
-    """Make what was renamed or removed beside `path` last."""
+    """Make what was made, renamed or removed beside `path` last."""
     descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems sync files and know nothing of it for folders.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)
 
 
 def remove(path: Path) -> None:
     """Remove a file for good."""
-    with writing(path):
+    with uninterrupted(), writing(path):
         path.unlink(missing_ok=True)
         sync_folder(path)
 
@@ -200,11 +208,13 @@ def write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
         view, offset = view[written:], offset + written
 
 
-def copy_range(source: int, source_offset: int, target: int, target_offset: int, count: int) -> int:
+def copy_range(
+    source: int, source_offset: int, target: int, target_offset: int, count: int, path: Path
+) -> int:
     """Copy up to `count` bytes within the kernel where it can; returns how many.
 
-    Zero only where the source has ended. File systems that share blocks copy nothing of whole
-    ones, if they begin in the same place of a block in both files.
+    path: of the source. Zero only where the source has ended. File systems that share blocks copy
+    nothing of whole ones, if they begin in the same place of a block in both files.
     """
     before = -source_offset % BLOCK
     if before and (source_offset - target_offset) % BLOCK == 0:
@@ -213,7 +223,8 @@ def copy_range(source: int, source_offset: int, target: int, target_offset: int,
         copied = os.copy_file_range(source, target, count, source_offset, target_offset)
         if copied:
             return copied
-    data = os.pread(source, min(count, COPY_BYTES), source_offset)
+    with reading(path):
+        data = os.pread(source, min(count, COPY_BYTES), source_offset)
     write_all(target, data, target_offset)
     return len(data)
 
@@ -225,7 +236,7 @@ def copy_all(
     done = 0
     while done < count:
         copied = copy_range(
-            source, source_offset + done, target, target_offset + done, count - done
+            source, source_offset + done, target, target_offset + done, count - done, path
         )
         if not copied:
             raise MalformedError(

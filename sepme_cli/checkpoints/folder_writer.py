@@ -8,6 +8,7 @@ from pathlib import Path
 from sepme_cli.checkpoints.boundary import writing
 from sepme_cli.checkpoints.files import check_writable, copy_all, new_file, resolved, sync_folder
 from sepme_cli.checkpoints.folders import ModelFolder, model_folder
+from sepme_cli.checkpoints.interrupts import interruptible, uninterrupted
 from sepme_cli.checkpoints.kernel import exchange
 from sepme_cli.checkpoints.writer import Rewrite, write_copy
 from sepme_cli.errors import SepmeError, SystemFailure, UsageError
@@ -15,6 +16,7 @@ from sepme_cli.progress import SILENT, Progress
 
 _NOT_OURS = frozenset({".git", ".cache"})
 """Folders of the programs that downloaded the model, which hold its files once more."""
+_ASIDE = ".old.sepme-tmp"
 
 
 def check_new_folder(output: Path, model: Path, *, force: bool, size: int = 0) -> None:
@@ -69,13 +71,14 @@ def write_folder(
     Raises SystemFailure, and what making the tensors raises.
     """
     output = resolved(output)
-    check_new_folder(output, folder.path, force=force)
     temporary = output.with_name(f".{output.name}.{os.getpid()}.sepme-tmp")
-    with writing(output):
+    with uninterrupted(), writing(output):
         _sweep(output)
+        check_new_folder(output, folder.path, force=force)
         try:
             temporary.mkdir()
-            _fill(temporary, folder, rewrites, progress)
+            with interruptible():
+                _fill(temporary, folder, rewrites, progress)
             _put(temporary, output)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -123,14 +126,16 @@ def _put(temporary: Path, output: Path) -> None:
     """Rename a finished folder to its name, in exchange for the one that has it."""
     if not output.exists():
         temporary.rename(output)
-    elif _exchange(temporary, output):
-        shutil.rmtree(temporary)
-    else:
-        aside = output.with_name(f".{output.name}.{os.getpid()}.old.sepme-tmp")
+        sync_folder(output)
+        return
+    aside = temporary
+    if not _exchange(temporary, output):
+        aside = output.with_name(f".{output.name}.{os.getpid()}{_ASIDE}")
         output.rename(aside)
         temporary.rename(output)
-        shutil.rmtree(aside)
+    # Only then: the files could be gone for good before the new names are there for good.
     sync_folder(output)
+    shutil.rmtree(aside)
 
 
 def _exchange(one: Path, other: Path) -> bool:
@@ -143,7 +148,14 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def _sweep(output: Path) -> None:
-    """Remove folders that a writer who was killed has left."""
+    """Remove folders that a writer who was killed has left.
+
+    Killed between two renames, it has left nothing else: the old folder then gets its name back.
+    """
+    for path in output.parent.glob(f".{output.name}.*{_ASIDE}"):
+        if not output.exists():
+            path.rename(output)
+            sync_folder(output)
     for path in output.parent.glob(f".{output.name}.*.sepme-tmp"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

@@ -14,7 +14,7 @@ from patch_spec.manifest import Patch
 from patch_spec.stack import StackEntry
 from sepme_cli.arguments import PlaceLike, Words, as_place, several
 from sepme_cli.checkpoints.boundary import reading, writing
-from sepme_cli.checkpoints.files import check_own, new_file, resolved, write_all
+from sepme_cli.checkpoints.files import check_own, new_file, resolved, sync_folder, write_all
 from sepme_cli.checkpoints.hub import local
 from sepme_cli.errors import RefusedError, UsageError
 from sepme_cli.increments import Scaled
@@ -35,6 +35,11 @@ class PatchFile:
     name: str
     digest: str
     patch: Patch = field(repr=False)
+
+    @property
+    def digests(self) -> set[str]:
+        """Of its increments."""
+        return {part.digest for part in self.patch.increments}
 
 
 def read_patch_file(source: PatchSource) -> PatchFile:
@@ -122,8 +127,9 @@ def keep_patches(path: Path, files: Iterable[PatchFile]) -> None:
         for left in folder.glob(".*.sepme-tmp"):  # by a writer who was killed
             left.unlink()
         present = {file.stem: file for file in folder.glob("*.sepme")}
-        if wanted:
-            folder.mkdir(exist_ok=True)
+        if wanted and not folder.exists():
+            folder.mkdir()
+            sync_folder(folder)
         for digest in wanted.keys() - present.keys():
             data = patch_bytes(wanted[digest].patch)
             with new_file(folder / f"{digest}.sepme", len(data)) as descriptor:

@@ -38,8 +38,9 @@ from sepme_cli.checkpoints.files import (
     write_all,
 )
 from sepme_cli.checkpoints.headers import same_but_record
+from sepme_cli.checkpoints.interrupts import uninterrupted
 from sepme_cli.checkpoints.resizing import collapse, find_hole, insert
-from sepme_cli.errors import MalformedError, RefusedError
+from sepme_cli.errors import MalformedError, RefusedError, SepmeError, SystemFailure
 from sepme_cli.progress import Progress
 
 Side = Literal["old", "new"]
@@ -240,16 +241,17 @@ def write_over_in_place(checkpoint: Path, changes: Sequence[Change], progress: P
     progress.stage(
         f"writing {checkpoint.name} in place", sum(len(change.touched) for change in changes)
     )
-    with writing(checkpoint), ExitStack() as stack:
+    with uninterrupted(), writing(checkpoint), ExitStack() as stack:
         files = [stack.enter_context(_opened(change.path)) for change in changes]
-        _write_journal(journal, changes, files, progress)
         try:
+            _write_journal(journal, changes, files, progress)
             _put(journal, "new", files)
-        except BaseException:
-            _put(journal, "old", files)
-            remove(journal)
+        except BaseException as error:
+            if journal.exists():
+                _put_back(checkpoint, journal, files, error)
+                remove(journal)
             raise
-    remove(journal)
+        remove(journal)
 
 
 def undo_if_interrupted(path: Path, progress: Progress) -> None:
@@ -271,7 +273,7 @@ def undo_interrupted(path: Path, progress: Progress) -> None:
     if not journal.exists() or not path.exists():
         return
     check_own(journal, path)
-    with _open(journal) as pending, writing(path), ExitStack() as stack:
+    with uninterrupted(), _open(journal) as pending, writing(path), ExitStack() as stack:
         opened = [(part, stack.enter_context(_opened(part.path))) for part in pending.files()]
         for part, file in opened:
             if not part.belongs_to(file):
@@ -282,8 +284,23 @@ def undo_interrupted(path: Path, progress: Progress) -> None:
                 )
         for part, file in opened:
             part.put("old", file)
-    remove(journal)
+        remove(journal)
     progress.warn(f"{path}: writing it in place had been interrupted; it is as it was before")
+
+
+def _put_back(
+    checkpoint: Path, journal: Path, files: Sequence[BinaryIO], because: BaseException
+) -> None:
+    try:
+        _put(journal, "old", files)
+    except (OSError, SepmeError) as error:
+        reason = because.strerror if isinstance(because, OSError) else str(because)
+        raise SystemFailure(
+            f"{checkpoint}: {reason or 'interrupted'}; it is half written, and could not be put "
+            f"back at once. Leave {journal.name} where it is: once the system lets sepme write "
+            "again, the next command puts the file back",
+            file=checkpoint,
+        ) from error
 
 
 def _put(journal: Path, side: Side, files: Sequence[BinaryIO]) -> None:

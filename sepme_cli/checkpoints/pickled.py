@@ -59,11 +59,13 @@ _HARMLESS: list[Any] = [
 class PickledFile(WeightsFile):
     """A pickled file as if its tensors lay one after the other in a safetensors file.
 
-    tensors: by name. left_out: what else it holds (optimizer states and the like).
+    tensors: by name, mapped into memory. left_out: what else it holds (optimizer states and the
+    like). file_bytes: how long the file is.
     """
 
     tensors: Mapping[str, Tensor] = field(repr=False, default_factory=dict)
     left_out: tuple[str, ...] = ()
+    file_bytes: int = 0
 
     @property
     def written_place(self) -> str:
@@ -81,6 +83,12 @@ class PickledFile(WeightsFile):
 
     def _pieces(self, begin: int, end: int) -> Iterator[memoryview]:
         """The bytes of [begin, end), tensor by tensor."""
+        # What is mapped and not there any more would end the process, with no word said.
+        if os.fstat(self.file.fileno()).st_size < self.file_bytes:
+            raise MalformedError(
+                f"{self.path}: the file has become shorter; something else is writing to it",
+                file=self.path,
+            )
         entries = self.header.tensors
         first = bisect_right(entries, begin, key=lambda entry: entry.end)
         for entry in entries[first:]:
@@ -113,7 +121,8 @@ def open_pickled(path: Path, place: str, file: BinaryIO) -> PickledFile:
     with reading(path):
         header_bytes = encode_header({}, list(_entries(tensors)))
         header = parse_header(header_bytes[:PREFIX_BYTES], header_bytes[PREFIX_BYTES:], None)
-    return PickledFile(path, place, header, header_bytes, file, tensors, tuple(rest))
+    size = os.fstat(file.fileno()).st_size
+    return PickledFile(path, place, header, header_bytes, file, tensors, tuple(rest), size)
 
 
 def _load(path: Path, file: BinaryIO) -> Any:

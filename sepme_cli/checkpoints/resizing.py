@@ -9,35 +9,39 @@ import errno
 import os
 from pathlib import Path
 
+from sepme_cli.checkpoints.boundary import reading, writing
 from sepme_cli.checkpoints.files import BLOCK, write_all
+from sepme_cli.checkpoints.interrupts import uninterrupted
 from sepme_cli.checkpoints.kernel import fallocate
 
 _COLLAPSE_RANGE = 0x08
 _INSERT_RANGE = 0x20
+_CANNOT = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EPERM})
 
 
 def can_resize(path: Path) -> bool:
     """Whether pages can be put before a file's data: it has no holes, and the system can do it.
 
-    Tried on a small file beside it, since no system says what it can do.
+    Tried on a small file beside it, since no system says what it can do. Raises SystemFailure.
     """
     trial = path.with_name(f".{path.name}.{os.getpid()}.sepme-tmp")
-    try:
-        with path.open("rb") as file:
-            if find_hole(file.fileno()) is not None:
-                return False
+    with reading(path), path.open("rb") as file:
+        if find_hole(file.fileno()) is not None:
+            return False
+    with uninterrupted(), writing(path):
         descriptor = os.open(trial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except OSError:
-        return False
-    try:
-        write_all(descriptor, bytes(2 * BLOCK), 0)
-        insert(descriptor, BLOCK)
-        collapse(descriptor, 0, BLOCK)
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
-        trial.unlink()
+        try:
+            write_all(descriptor, bytes(2 * BLOCK), 0)
+            insert(descriptor, BLOCK)
+            collapse(descriptor, 0, BLOCK)
+        except OSError as error:
+            # A full disk is no answer: writing the file anew would fail too, and say why.
+            if error.errno not in _CANNOT:
+                raise
+            return False
+        finally:
+            os.close(descriptor)
+            trial.unlink()
     return True
 
 

@@ -48,6 +48,7 @@ def apply(
     statement: Annotated[
         Path | None,
         typer.Option(
+            readable=False,
             metavar="JSON",
             help="Write down, too, what was made of what: to be signed, and verified.",
             show_default=False,

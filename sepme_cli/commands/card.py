@@ -21,6 +21,7 @@ def card(
     report: Annotated[
         Path | None,
         typer.Option(
+            readable=False,
             metavar="DIR",
             help="What sepme evaluate left: its folder, or the report.json in it.",
             show_default=False,

@@ -61,6 +61,7 @@ def erase(
     recipe: Annotated[
         Path | None,
         typer.Option(
+            readable=False,
             metavar="YAML",
             help="Take the concepts, what to keep, the method and its settings from a recipe (see "
             "sepme recipe); options of this command line override its method and settings.",
@@ -84,6 +85,7 @@ def erase(
         Path | None,
         typer.Option(
             "--apply",
+            readable=False,
             metavar="CLEAN",
             help="Also write MODEL with the patch applied.",
             show_default=False,
@@ -141,6 +143,7 @@ def erase(
     images: Annotated[
         Path | None,
         typer.Option(
+            readable=False,
             metavar="DIR",
             help="Optimise on these pictures of the concept instead of ones that MODEL draws.",
             show_default=False,

@@ -45,6 +45,7 @@ def evaluate(
     report: Annotated[
         Path,
         typer.Option(
+            readable=False,
             metavar="DIR",
             help="The folder for the report: a page (report.html), JSON, CSV, contact sheets and "
             "pictures. What an interrupted run left there is gone on with.",
@@ -71,6 +72,7 @@ def evaluate(
     recipe: Annotated[
         Path | None,
         typer.Option(
+            readable=False,
             metavar="YAML",
             help="The recipe that the patches were made by: it says what the concepts are.",
             show_default=False,
@@ -114,6 +116,7 @@ def evaluate(
     reference: Annotated[
         Path | None,
         typer.Option(
+            readable=False,
             metavar="DIR",
             help="Pictures to tell FID and KID of the retained concepts from, on what --features "
             "sees.",

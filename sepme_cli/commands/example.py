@@ -12,7 +12,9 @@ from sepme_cli.commands.options import Force, Json, Quiet, Verbose, output_for
 def example(
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", metavar="MODEL", help="The checkpoint to write."),
+        typer.Option(
+            "--output", "-o", readable=False, metavar="MODEL", help="The checkpoint to write."
+        ),
     ] = Path("model.safetensors"),
     force: Force = False,
     as_json: Json = False,

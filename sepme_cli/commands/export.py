@@ -35,6 +35,7 @@ def export(
         typer.Option(
             "--output",
             "-o",
+            readable=False,
             metavar="LORA",
             help="The LoRA to write; - is standard output. The first concept's name with "
             ".safetensors, in the current folder, if left out.",

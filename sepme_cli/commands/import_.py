@@ -50,6 +50,7 @@ def import_(
         typer.Option(
             "--output",
             "-o",
+            readable=False,
             metavar="PATCH",
             help="The patch file; - is standard output. The concept's name with .sepme, in the "
             "current folder, if left out.",

@@ -29,5 +29,6 @@ def inspect(
     from sepme_cli.operations.inspect import inspect as operation
 
     with output_for(as_json=as_json, quiet=quiet, verbose=verbose) as out:
-        result = operation(source(file), progress=out.progress)
-        out.show(result, partial(render.inspect, whole=verbose))
+        out.show(
+            operation(source(file), progress=out.progress), partial(render.inspect, whole=verbose)
+        )

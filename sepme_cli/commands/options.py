@@ -116,6 +116,7 @@ TextEncoders = Annotated[
 Tokenizer = Annotated[
     Path | None,
     typer.Option(
+        readable=False,
         metavar="DIR",
         help="A folder with a tokenizer's files; the model's own or CLIP's if left out.",
         show_default=False,

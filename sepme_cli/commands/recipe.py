@@ -43,7 +43,9 @@ def group(context: typer.Context) -> None:
 
 @recipe.command()
 def init(
-    path: Annotated[Path, typer.Argument(metavar="[FILE]", hidden=True)] = Path(STREAM),
+    path: Annotated[Path, typer.Argument(readable=False, metavar="[FILE]", hidden=True)] = Path(
+        STREAM
+    ),
     force: Force = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -67,7 +69,7 @@ def init(
 
 @recipe.command()
 def check(
-    path: Annotated[Path, typer.Argument(metavar="FILE", hidden=True)],
+    path: Annotated[Path, typer.Argument(readable=False, metavar="FILE", hidden=True)],
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,

@@ -48,6 +48,7 @@ def revert(
     undo: Annotated[
         Path | None,
         typer.Option(
+            readable=False,
             metavar="FILE",
             help="The undo journal that apply wrote; the one beside MODEL if left out.",
             show_default=False,

@@ -38,7 +38,12 @@ def sample(
     output: Annotated[
         Path,
         typer.Option(
-            "--output", "-o", metavar="PNG", help="The picture of them all.", show_default=False
+            "--output",
+            "-o",
+            readable=False,
+            metavar="PNG",
+            help="The picture of them all.",
+            show_default=False,
         ),
     ],
     force: Force = False,

@@ -10,10 +10,11 @@ from sepme_cli.commands.options import Force, Json, Quiet, Verbose, output_for
 
 
 def sign(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE", hidden=True)],
+    files: Annotated[list[Path], typer.Argument(readable=False, metavar="FILE", hidden=True)],
     key: Annotated[
         Path,
         typer.Option(
+            readable=False,
             metavar="KEY",
             help="An OpenSSH private key, or a public one whose private half ssh-agent holds.",
             show_default=False,

@@ -28,6 +28,7 @@ def verify(
     recipe: Annotated[
         Path | None,
         typer.Option(
+            readable=False,
             metavar="YAML",
             help="The recipe that each of the patches should have been made by.",
             show_default=False,
@@ -36,6 +37,7 @@ def verify(
     statement: Annotated[
         Path | None,
         typer.Option(
+            readable=False,
             metavar="JSON",
             help="What `sepme apply --statement` said of the checkpoint.",
             show_default=False,
@@ -44,6 +46,7 @@ def verify(
     allowed_signers: Annotated[
         Path | None,
         typer.Option(
+            readable=False,
             metavar="FILE",
             help="Demand signatures, by keys of this file, as git and ssh-keygen have it.",
             show_default=False,

@@ -10,7 +10,8 @@ from patch_spec import limits
 from patch_spec.increment import Increment
 from patch_spec.stack import StackEntry, StackRecord
 from sepme_cli.arguments import FilePath, PlaceLike, Words, as_path, as_place, several
-from sepme_cli.checkpoints.delivery import Destination, Kept
+from sepme_cli.checkpoints.beside import Kept
+from sepme_cli.checkpoints.delivery import Destination
 from sepme_cli.checkpoints.dtypes import CASTS, header_dtype
 from sepme_cli.checkpoints.hub import local
 from sepme_cli.checkpoints.original import Original
@@ -127,6 +128,8 @@ def apply(
             stack.enter_context(destination.held(path, progress))
         checkpoint = stack.enter_context(open_checkpoint(path, progress))
         destination.check_against(checkpoint)
+        if not check:
+            destination.tidy(checkpoint)
         _check_dtype(checkpoint, dtype)
         plan = stack.enter_context(_planned(checkpoint, request, progress))
         for warning in plan.warnings:

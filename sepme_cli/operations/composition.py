@@ -218,9 +218,7 @@ class Sources:
     def holding(self, entries: Iterable[StackEntry]) -> list[PatchFile]:
         """The patches that hold one of the entries."""
         wanted = {entry.digest for entry in entries}
-        return [
-            file for file in self.files if wanted & {part.digest for part in file.patch.increments}
-        ]
+        return [file for file in self.files if wanted & file.digests]
 
     def digests(self, record: StackRecord | None, entries: Sequence[StackEntry]) -> tuple[str, ...]:
         """The digests of the patch files that the entries came in, sorted.

@@ -8,7 +8,8 @@ from typing import BinaryIO
 
 from patch_spec.stack import StackEntry, StackRecord
 from sepme_cli.arguments import FilePath, PlaceLike, Words, as_path, as_place, several
-from sepme_cli.checkpoints.delivery import Destination, Kept
+from sepme_cli.checkpoints.beside import Kept
+from sepme_cli.checkpoints.delivery import Destination
 from sepme_cli.checkpoints.dtypes import numpy_dtype
 from sepme_cli.checkpoints.hub import local
 from sepme_cli.checkpoints.original import Original
@@ -98,6 +99,7 @@ def revert(
         stack.enter_context(destination.held(path, progress))
         checkpoint = stack.enter_context(open_checkpoint(path, progress))
         destination.check_against(checkpoint)
+        destination.tidy(checkpoint)
         record = check_patched(checkpoint)
         taken = _taken(checkpoint, record, files, several(concepts))
         warnings: list[str] = []
@@ -136,8 +138,7 @@ def _taken(
     elif files:
         unknown, taken = [], []
         for file in files:
-            digests = {part.digest for part in file.patch.increments}
-            inside = [entry for entry in record.entries if entry.digest in digests]
+            inside = [entry for entry in record.entries if entry.digest in file.digests]
             taken += [entry for entry in inside if entry not in taken]
             unknown += [] if inside else [file.name]
     else:

@@ -136,9 +136,11 @@ def test_a_failed_copy_in_the_kernel_is_done_by_hand(
     (tmp_path / "a").write_bytes(bytes(range(50)))
     with (tmp_path / "a").open("rb") as a, (tmp_path / "b").open("w+b") as b:
         done = 0
-        while copied := files.copy_range(a.fileno(), 10 + done, b.fileno(), done, 30 - done):
+        while copied := files.copy_range(
+            a.fileno(), 10 + done, b.fileno(), done, 30 - done, tmp_path / "a"
+        ):
             done += copied
-        assert files.copy_range(a.fileno(), 50, b.fileno(), 0, 5) == 0
+        assert files.copy_range(a.fileno(), 50, b.fileno(), 0, 5, tmp_path / "a") == 0
     assert (tmp_path / "b").read_bytes() == bytes(range(10, 40))
 
 

@@ -1,5 +1,6 @@
 """Files that torch has pickled: their weights come out, and nothing of theirs runs."""
 
+import os
 import pickle
 import pickletools
 import zipfile
@@ -219,3 +220,15 @@ def test_a_truncated_archive_is_malformed(cut: int, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-cut])
     with pytest.raises(MalformedError):
         open_checkpoint(path)
+
+
+def test_a_file_that_becomes_shorter_is_malformed(tmp_path: Path) -> None:
+    """It is mapped into memory: reading on would end the process."""
+    path = write_ckpt(tmp_path / "m.ckpt", checkpoint_tensors())
+    with open_checkpoint(path) as checkpoint:
+        file = checkpoint.files[0]
+        os.truncate(path, 10_000)
+        with pytest.raises(MalformedError, match="shorter"):
+            file.read_range(0, file.header.data_length, "all")
+        with (tmp_path / "out").open("wb") as out, pytest.raises(MalformedError, match="shorter"):
+            file.copy_range(0, file.header.data_length, out.fileno(), 0)
