@@ -33,6 +33,7 @@ from tests.synthetic import (
     additive,
     base_of,
     checkpoint_tensors,
+    lora,
     make_patch,
     operator,
     write_safetensors,
@@ -111,14 +112,18 @@ def _increments(base: Base) -> tuple[list[Increment], list[Increment]]:
 
 
 def _every_field(base: Base, recipe: Path) -> Patch:
-    """Both kinds, and a value for all that a manifest can say."""
+    """All kinds, and a value for all that a manifest can say."""
     settings = {"seed": 3, "rate": 0.25, "joint": True, "to": "a cat", "protect": None}
     told = {
         "prompts": ("café", "a picture of a café"),
         "method": Method("closed-form", settings),
         "measured": Measured(1.0, 0.125, 1e-7, 0.5, 17, "threshold"),
     }
-    parts = [operator(base, "café", seed=4), additive(base, "gare", seed=5)]
+    parts = [
+        operator(base, "café", seed=4),
+        additive(base, "gare", seed=5),
+        lora(base, "quai", seed=6),
+    ]
     return Patch(
         base=base,
         increments=tuple(replace(part, **told) for part in parts),
