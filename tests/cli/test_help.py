@@ -15,7 +15,7 @@ COMMANDS = (
     *("card", "export", "import", "example", "recipe"),
 )
 GROUPED = ("recipe init", "recipe check")
-HEAVY = {"torch", "numpy", "diffusers", "transformers", "PIL"}
+HEAVY = {"torch", "numpy", "diffusers", "transformers", "PIL", "huggingface_hub"}
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, *GROUPED])

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from sepme_cli.app import InternalError, _typed
+from sepme_cli.app import _typed
+from sepme_cli.console import Output
 from sepme_cli.errors import SystemFailure
+from tests.cli.conftest import Run
 
 
 def refused_by_the_processor() -> Exception:
@@ -30,7 +32,9 @@ def test_too_little_memory(error: Exception) -> None:
     assert "--low-memory" in told.message
 
 
-def test_another_error_of_torch_is_a_bug() -> None:
-    assert isinstance(
-        _typed(RuntimeError("mat1 and mat2 shapes cannot be multiplied")), InternalError
-    )
+def test_another_error_of_torch_is_a_bug(sepme: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bug(_: object) -> None:
+        torch.empty(2, 3) @ torch.empty(2, 3)
+
+    monkeypatch.setattr(Output, "__enter__", bug)
+    assert sepme("inspect", "x", "--json").json["error"]["kind"] == "internal"
