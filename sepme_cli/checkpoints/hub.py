@@ -6,20 +6,18 @@ HF_HUB_ETAG_TIMEOUT, the seconds that any answer may take.
 """
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
-from logging import ERROR, getLogger
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sepme_cli.checkpoints.folders import json_object, one_copy
-from sepme_cli.errors import SepmeError, SystemFailure, UnsupportedError
+from sepme_cli.checkpoints.hub_client import MIB, asking, bars
+from sepme_cli.errors import SystemFailure, UnsupportedError
 from sepme_cli.places import HubPlace, Place
 from sepme_cli.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    from httpx2 import Request
     from huggingface_hub import HfApi
 
 _PARTS = (
@@ -28,7 +26,6 @@ _PARTS = (
 )
 """The folders that erasing and drawing read."""
 _INDEX = "model_index.json"
-_MIB = 2**20
 
 
 def local(place: Place, progress: Progress = SILENT, *, whole: bool = False) -> Path:
@@ -43,7 +40,7 @@ def local(place: Place, progress: Progress = SILENT, *, whole: bool = False) -> 
     """
     if isinstance(place, Path):
         return place
-    with _asking(place) as api:
+    with asking(place) as api:
         commit = api.resolve_revision(place.repo, revision=place.revision).resolved
         progress.say(f"{place}: at commit {commit}")
         if place.path:
@@ -66,7 +63,7 @@ def fetch_beside(place: Place, path: Path, name: str, progress: Progress = SILEN
         return
     commit, file = _in_cache(path)
     beside = PurePosixPath(file).with_name(name).as_posix()
-    with _asking(place):
+    with asking(place):
         if beside in _names(place, commit, _listed(place, commit)):
             _fetched(place, commit, [beside], progress)
 
@@ -95,7 +92,7 @@ def check_publishable(target: HubPlace, *, force: bool) -> None:
     force: an existing file may be replaced. Raises UsageError for a place that is no file.
     """
     _ = target.file
-    with _asking(target) as api:
+    with asking(target) as api:
         api.auth_check(target.repo, write=True)
         _check_new(api, target, force=force)
 
@@ -108,7 +105,7 @@ def publish(target: HubPlace, data: bytes, message: str, *, force: bool) -> str:
     """
     from huggingface_hub import CommitOperationAdd
 
-    with _asking(target) as api:
+    with asking(target) as api:
         now = api.repo_info(target.repo, revision=target.revision).sha
         _check_new(api, target, force=force)
         done = api.create_commit(
@@ -134,9 +131,9 @@ def _fetched(place: HubPlace, commit: str, names: Sequence[str], progress: Progr
 
     if left := _missing(place, commit, names):
         progress.stage(f"fetching {place} (MiB)", left)
-    bars = _bars(progress)
+    shown = bars(progress)
     for name in names:
-        found = hf_hub_download(place.repo, name, revision=commit, tqdm_class=bars)
+        found = hf_hub_download(place.repo, name, revision=commit, tqdm_class=shown)
     return Path(found).parents[name.count("/")]
 
 
@@ -146,7 +143,7 @@ def _listed(place: HubPlace, commit: str) -> Path:
 
     return Path(
         snapshot_download(
-            place.repo, revision=commit, allow_patterns=[_INDEX], tqdm_class=_bars(SILENT)
+            place.repo, revision=commit, allow_patterns=[_INDEX], tqdm_class=bars(SILENT)
         )
     )
 
@@ -165,7 +162,7 @@ def _missing(place: HubPlace, commit: str, names: Sequence[str]) -> int | None:
         for name in names
         if not isinstance(try_to_load_from_cache(place.repo, name, revision=commit), str)
     ]
-    return sum(absent) // _MIB or None
+    return sum(absent) // MIB or None
 
 
 def _names(place: HubPlace, commit: str, folder: Path) -> list[str]:
@@ -209,118 +206,3 @@ def _only_file(place: HubPlace, names: Sequence[str]) -> str:
         expected="a folder named unet, or one .safetensors file",
         found=", ".join(sorted(files)[:5]) or "neither",
     )
-
-
-@contextmanager
-def _asking(place: HubPlace) -> Iterator["HfApi"]:
-    """The hub's client, which waits for no answer longer than it waits for a file's; what it
-    complains of becomes a SepmeError about the place."""
-    import httpx2
-    from huggingface_hub import HfApi, constants, get_session
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-        RevisionResolutionError,
-        XetDownloadError,
-    )
-
-    getLogger("huggingface_hub").setLevel(ERROR)  # it warns of every retry
-    session = get_session()
-    hooks = session.event_hooks
-    if _impatient not in hooks["request"]:
-        session.event_hooks = {**hooks, "request": [*hooks["request"], _impatient]}
-    try:
-        yield HfApi(library_name="sepme")
-    except SepmeError:
-        raise
-    except GatedRepoError as error:
-        raise SystemFailure(
-            f"{place} is gated: ask for access on {constants.ENDPOINT}/{place.repo}, and log in "
-            "with `hf auth login` (or set HF_TOKEN)",
-            file=place,
-            expected="access to the repository",
-            found="none",
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise _not_there(place, "no such repository, or a private one") from error
-    except RevisionNotFoundError as error:
-        raise _not_there(place, f"no revision {place.revision}") from error
-    except LocalEntryNotFoundError as error:
-        raise _not_reached(place, error.__cause__ or error) from error
-    except EntryNotFoundError as error:
-        raise _not_there(place, f"no {place.path}") from error
-    except HfHubHTTPError as error:
-        raise _refused(place, error.response.status_code) from error
-    except (
-        *(RevisionResolutionError, OfflineModeIsEnabled),
-        *(httpx2.HTTPError, XetDownloadError),
-    ) as error:
-        raise _not_reached(place, error.__cause__ or error) from error
-    except HFValidationError as error:
-        raise _not_there(place, str(error)) from error
-
-
-def _impatient(request: "Request") -> None:
-    """Have a request end in time that the client would let wait for ever, as it does some."""
-    from huggingface_hub import constants
-
-    limits = request.extensions.get("timeout", {})
-    request.extensions["timeout"] = {
-        what: constants.HF_HUB_ETAG_TIMEOUT if limits.get(what) is None else limits[what]
-        for what in ("connect", "read", "write", "pool")
-    }
-
-
-def _not_there(place: HubPlace, found: str) -> SystemFailure:
-    return SystemFailure(
-        f"{place}: not found on the hub, nor is there such a file here ({found}); a private "
-        "repository needs `hf auth login`",
-        file=place,
-        expected="a repository, revision and file that are there",
-        found=found,
-    )
-
-
-def _not_reached(place: HubPlace, error: BaseException) -> SystemFailure:
-    why = str(error).partition("\n")[0] or type(error).__name__
-    return SystemFailure(
-        f"{place}: the hub cannot be reached, and this is not (all) in its cache: {why}",
-        file=place,
-        expected="a connection, or files that were fetched before",
-        found=type(error).__name__,
-    )
-
-
-def _refused(place: HubPlace, status: int) -> SystemFailure:
-    why = {
-        401: "it does not know you: log in with `hf auth login`, or set HF_TOKEN",
-        403: "your token may not do this",
-        409: "somebody else has changed the repository meanwhile; nothing was written. Try again",
-        412: "somebody else has changed the repository meanwhile; nothing was written. Try again",
-        429: "too many requests; try again later",
-    }
-    reason = why.get(status, "try again later" if status >= 500 else "it did not say why")
-    return SystemFailure(f"{place}: the hub answered {status}: {reason}", file=place, found=status)
-
-
-def _bars(progress: Progress) -> type[Any]:
-    """A class of bars that shows nothing, and reports a file's bytes to `progress`."""
-    from tqdm import tqdm
-
-    class Bars(tqdm):  # type: ignore[misc]
-        def __init__(self, *args: Any, **said: Any) -> None:
-            self._left = 0
-            super().__init__(*args, **{**said, "disable": True})
-
-        def update(self, n: float | None = 1) -> None:
-            steps, self._left = divmod(self._left + int(n or 0), _MIB)
-            if steps:
-                progress.advance(steps)
-
-    return Bars
