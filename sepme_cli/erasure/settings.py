@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from patch_spec import limits
-from sepme_cli.recipe import Allowed
-from sepme_cli.strict_yaml import Scalar
+
+if TYPE_CHECKING:
+    from sepme_cli.recipe import Allowed
+    from sepme_cli.strict_yaml import Scalar
 
 #: Numbers below these make no sense.
 _LEAST = {
@@ -58,13 +60,15 @@ class Settings:
         return {name: value for name, value in asdict(self).items() if name != "device"}
 
     @classmethod
-    def of(cls, said: Mapping[str, Scalar]) -> "Settings":
+    def of(cls, said: "Mapping[str, Scalar]") -> "Settings":
         """The defaults but for what is said, as `allowed` allows it."""
         return replace(cls(), **dict[str, Any](said))
 
     @classmethod
-    def allowed(cls) -> Mapping[str, Allowed]:
+    def allowed(cls) -> "Mapping[str, Allowed]":
         """What a recipe may say of them: of all but the device, which is the machine's."""
+        from sepme_cli.recipe import Allowed  # whose YAML `sepme --help` can do without
+
         numbers = {
             name: Allowed(
                 type(default),

@@ -1,5 +1,6 @@
 """Exit statuses never lie: every failing path of every command, and that it writes nothing."""
 
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -59,8 +60,6 @@ BAD_MODELS = (
     Case(3, "malformed", "journalled.safetensors"),
     Case(3, "unsupported", "flux.safetensors"),
 )
-NO_LORA = ("twice", "journalled.safetensors")
-"""Of these, those that are bad only as a model, and of a LoRA have nothing."""
 WITH_A_MODEL = (
     "erase {} --concept Monet -o out",
     "apply {} monet.sepme -o out",
@@ -77,8 +76,10 @@ WITH_A_MODEL = (
     "import lora.safetensors --base {} -o out",
     "import --base {} --edited clean.safetensors -o out",
     "import --base model.safetensors --edited {} -o out",
-    "import {} --base model.safetensors -o out",
 )
+WITH_A_LORA = "import {} --base model.safetensors -o out"
+#: What is wrong with these is not looked at where a LoRA is wanted, which they are not.
+NO_LORAS = ("twice", "journalled.safetensors")
 NO = [
     Case(1, "refused", "erase clean.safetensors --concept Monet -o out"),
     Case(1, "refused", "erase clean.safetensors --concept Monet --check"),
@@ -206,11 +207,12 @@ USAGE = [
     Case(2, "usage", f"evaluate model.safetensors - - {JUDGED}", "monet.sepme"),
 ]
 MALFORMED = [
-    Case(bad.status, bad.kind, line.format(bad.line))
-    for bad in BAD_MODELS
-    for line in WITH_A_MODEL
-    if not (line.startswith("import {}") and bad.line in NO_LORA)
-] + [
+    *(
+        Case(bad.status, bad.kind, line.format(bad.line))
+        for bad in BAD_MODELS
+        for line in (*WITH_A_MODEL, *([] if bad.line in NO_LORAS else [WITH_A_LORA]))
+    ),
+    *(Case(3, "unsupported", WITH_A_LORA.format(name)) for name in NO_LORAS),
     Case(3, "malformed", "apply nan.safetensors monet.sepme -o out"),
     Case(3, "malformed", "apply nan.safetensors monet.sepme --check"),
     Case(3, "malformed", "apply model.safetensors text.sepme -o out"),
@@ -250,7 +252,6 @@ MALFORMED = [
     Case(3, "malformed", "apply journalled.safetensors monet.sepme --in-place"),
     Case(3, "malformed", "export cut.sepme --to kohya -o out"),
     Case(3, "unsupported", "import model.safetensors --base model.safetensors -o out"),
-    Case(3, "unsupported", "import twice --base model.safetensors -o out"),
     Case(3, "unsupported", "import dora.safetensors --base model.safetensors -o out"),
     Case(3, "malformed", "import half-lora.safetensors --base model.safetensors -o out"),
     Case(3, "malformed", "import --base model.safetensors --edited nan.safetensors -o out"),
@@ -499,6 +500,8 @@ NEVER = {
     ("recipe check", 1): "a recipe is well formed or it is not: 3",
     ("recipe check", 4): "it knows no patch and no checkpoint",
 }
+#: Statuses that no row has.
+OUTSIDE = {ExitStatus.DONE, ExitStatus.INTERRUPTED, ExitStatus.TERMINATED}
 #: Kinds of errors that no command line brings about: see test_a_bug and test_streams.test_ctrl_c.
 ANYWHERE = {"internal", "interrupted"}
 
@@ -523,8 +526,7 @@ def test_every_status_of_every_command_has_a_row(command: str) -> None:
     rows = {case.status for case in FAILING if case.command == command}
     rows |= {status for status, line in SUCCEEDING if status and command_of(line) == command}
     never = {status for name, status in NEVER if name == command}
-    stopped = {ExitStatus.INTERRUPTED, ExitStatus.TERMINATED}
-    assert rows | never == set(ExitStatus) - {ExitStatus.DONE} - stopped
+    assert rows | never == set(ExitStatus) - OUTSIDE
     assert not rows & never
 
 
@@ -563,12 +565,15 @@ def test_a_bug(command: str, sepme: Run, monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(Output, "__enter__", bug)
     line = RUNS[command].split()
-    file = "import_.py" if command == "import" else f"{line[0]}.py"
     said = sepme(*line)
     assert (said.status, said.out) == (ExitStatus.SYSTEM, b"")
     assert said.err.count("\n") == 1
-    for words in ("please report it", "ZeroDivisionError('one too few')", f"{file}:"):
-        assert words in said.err
+    for words in (
+        "please report it",
+        r"ZeroDivisionError\('one too few'\)",
+        rf"\b{line[0]}_?\.py:",
+    ):
+        assert re.search(words, said.err)
     assert "Traceback" in sepme(*line, "-v").err
     error = sepme(*line, "--json").json["error"]
     assert error["kind"] == "internal" and "please report it" in error["message"]

@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import shutil
+import signal
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -54,6 +55,8 @@ def in_child(line: str, folder: Path, faults: Faults) -> Ended:
 
 def _be_sepme(line: str, folder: Path, streams: tuple[int, int], faults: Faults) -> None:
     gc.disable()  # it would touch, and so copy, all that there is
+    # Whoever runs the tests in the background may have had Ctrl-C ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(folder)
     for number, stream in enumerate(streams, 1):
         os.dup2(stream, number)

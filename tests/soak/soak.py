@@ -78,6 +78,7 @@ class Soak:
         for arguments in ({"in_place": True}, {"output": self._output()}):
             _raises(MismatchError, lambda a=arguments: apply(world.work, [world.stranger], **a))
         assert files(world.work.parent) == before
+        self._look_beside()
 
     def rehearse(self) -> None:
         """--check writes nothing and says what would be."""
@@ -172,6 +173,8 @@ class Soak:
         if not isinstance(expected, State):
             _raises(expected, call)
             assert files(self.world.work.parent) == before
+            if in_place:
+                self._look_beside()
             self.done["refused"] += 1
             return
         result = call()
@@ -229,16 +232,30 @@ class Soak:
 
     def _settle_beside(self, after: State) -> None:
         """What a killed process leaves beside is at least what is needed."""
-        kept = frozenset(path.stem for path in self._kept_folder().glob("*.sepme"))
-        assert kept >= (after.kept if after.inside else frozenset())
+        kept = self._kept()
+        assert kept >= self._needed(after)
         exist = {path.exists() for path in self.world.journals()}
-        assert exist == {True} or not after.journal
+        assert exist == {True} or not (after.journal and after.inside)
         for path in [*self._leftovers()]:
             path.unlink()
         if exist == {True, False}:
             for path in self.world.journals():
                 path.unlink(missing_ok=True)
         self.state = replace(after, journal=exist == {True}, kept=kept)
+
+    def _look_beside(self) -> None:
+        """An in-place command that refuses may put away what a killed one has left, and no more."""
+        state, journal = self.state, all(path.exists() for path in self.world.journals())
+        assert self._needed(state) <= self._kept() <= state.kept
+        assert journal == state.journal or not (journal or state.inside)
+        self.state = replace(state, journal=journal, kept=self._kept())
+
+    def _kept(self) -> frozenset[str]:
+        return frozenset(path.stem for path in self._kept_folder().glob("*.sepme"))
+
+    def _needed(self, state: State) -> frozenset[str]:
+        """Of the patches kept beside, those of what is in the checkpoint."""
+        return self.world.holding(self.world.of(state.kept), state.inside)
 
     def _start_over_if_drifted(self) -> None:
         """A checkpoint that nothing is in, and that is not the base, is a base of its own."""

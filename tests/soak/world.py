@@ -223,7 +223,8 @@ def files(path: Path) -> dict[str, bytes]:
     if path.is_file():
         return {"": path.read_bytes()}
     found = (file for file in sorted(path.rglob("*")) if file.is_file())
-    return {str(f.relative_to(path)): f.read_bytes() for f in found if ".sepme-" not in f.name}
+    named = {str(file.relative_to(path)): file for file in found}
+    return {name: file.read_bytes() for name, file in named.items() if ".sepme-" not in name}
 
 
 def weights(path: Path) -> dict[str, Path]:
