@@ -1,4 +1,5 @@
-"""The hyper-parameters of erasing, with the defaults that `docs/decisions/0004` argues for."""
+"""The hyper-parameters of erasing; `docs/decisions/0004` and `docs/results.md` argue for the
+defaults."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
