@@ -12,10 +12,11 @@ from sepme_cli.checkpoints.beside import Kept, keep_undo, put_away, settle
 from sepme_cli.checkpoints.boundary import reading, writing
 from sepme_cli.checkpoints.files import check_own, check_writable, only_writer, resolved
 from sepme_cli.checkpoints.folder_writer import check_new_folder, write_folder
+from sepme_cli.checkpoints.in_place import undo_interrupted
 from sepme_cli.checkpoints.interrupts import uninterrupted
 from sepme_cli.checkpoints.opening import PICKLED
 from sepme_cli.checkpoints.patches import keep_patches, kept_folder, kept_patches
-from sepme_cli.checkpoints.pending import pending_path, undo_interrupted
+from sepme_cli.checkpoints.pending import pending_path
 from sepme_cli.checkpoints.reader import Checkpoint
 from sepme_cli.checkpoints.writer import Rewrite, write_copy, write_in_place, write_stream
 from sepme_cli.errors import RefusedError, SepmeError, UsageError

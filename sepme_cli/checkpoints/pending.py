@@ -1,4 +1,4 @@
-"""Writing in place so that being cut short does no harm.
+"""The journal of a write in place: what it takes to finish it, or to undo it.
 
 ``NAME.sepme-pending`` is beside a checkpoint only while that is written: of each of its files that
 is, the header and the tensors concerned as they are, and as they will be. Whoever finds one later
@@ -8,7 +8,7 @@ puts the files back. It is a safetensors file of ours alone; SPEC.md knows nothi
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -24,23 +24,18 @@ from patch_spec.header import (
     parse_header,
     read_header,
 )
-from sepme_cli.checkpoints.boundary import reading, writing
+from sepme_cli.checkpoints.boundary import reading
 from sepme_cli.checkpoints.files import (
     BLOCK,
-    check_own,
     copy_all,
-    keep_readers_out,
     new_file,
-    only_writer,
     read_exactly,
-    remove,
     resolved,
     write_all,
 )
 from sepme_cli.checkpoints.headers import same_but_record
-from sepme_cli.checkpoints.interrupts import uninterrupted
 from sepme_cli.checkpoints.resizing import collapse, find_hole, insert
-from sepme_cli.errors import MalformedError, RefusedError, SepmeError, SystemFailure
+from sepme_cli.errors import MalformedError
 from sepme_cli.progress import Progress
 
 Side = Literal["old", "new"]
@@ -229,89 +224,10 @@ def pending_path(path: Path) -> Path:
     return path.with_name(path.name + _SUFFIX)
 
 
-def write_over_in_place(checkpoint: Path, changes: Sequence[Change], progress: Progress) -> None:
-    """Overwrite tensors and headers of a checkpoint's files.
-
-    The new bytes are asked for, some at a time, before anything is touched. If anything fails the
-    files are put back; if the process dies, the next command does that. The caller is the
-    checkpoint's only writer. Raises SystemFailure ("busy") while somebody reads the files.
-    """
-    journal = pending_path(checkpoint)
-    check_own(journal, checkpoint)
-    progress.stage(
-        f"writing {checkpoint.name} in place", sum(len(change.touched) for change in changes)
-    )
-    with uninterrupted(), writing(checkpoint), ExitStack() as stack:
-        files = [stack.enter_context(_opened(change.path)) for change in changes]
-        try:
-            _write_journal(journal, changes, files, progress)
-            _put(journal, "new", files)
-        except BaseException as error:
-            if journal.exists():
-                _put_back(checkpoint, journal, files, error)
-                remove(journal)
-            raise
-        remove(journal)
-
-
-def undo_if_interrupted(path: Path, progress: Progress) -> None:
-    """Put a checkpoint back whose in-place write was cut short, and say so; else do nothing.
-
-    Raises SystemFailure ("busy") while that write is going on, or somebody reads the files.
-    """
-    if pending_path(path).exists():
-        with only_writer(path):
-            undo_interrupted(path, progress)
-
-
-def undo_interrupted(path: Path, progress: Progress) -> None:
-    """As `undo_if_interrupted`, for the checkpoint's only writer.
-
-    Raises RefusedError if another file lies there now, MalformedError for a journal that is none.
-    """
-    journal = pending_path(path)
-    if not journal.exists() or not path.exists():
-        return
-    check_own(journal, path)
-    with uninterrupted(), _open(journal) as pending, writing(path), ExitStack() as stack:
-        opened = [(part, stack.enter_context(_opened(part.path))) for part in pending.files()]
-        for part, file in opened:
-            if not part.belongs_to(file):
-                raise RefusedError(
-                    f"{journal} tells of an in-place write that was cut short, but {part.path} is "
-                    "another file now; remove the journal if that is as it should be",
-                    file=part.path,
-                )
-        for part, file in opened:
-            part.put("old", file)
-        remove(journal)
-    progress.warn(f"{path}: writing it in place had been interrupted; it is as it was before")
-
-
-def _put_back(
-    checkpoint: Path, journal: Path, files: Sequence[BinaryIO], because: BaseException
-) -> None:
-    try:
-        _put(journal, "old", files)
-    except (OSError, SepmeError) as error:
-        reason = because.strerror if isinstance(because, OSError) else str(because)
-        raise SystemFailure(
-            f"{checkpoint}: {reason or 'interrupted'}; it is half written, and could not be put "
-            f"back at once. Leave {journal.name} where it is: once the system lets sepme write "
-            "again, the next command puts the file back",
-            file=checkpoint,
-        ) from error
-
-
-def _put(journal: Path, side: Side, files: Sequence[BinaryIO]) -> None:
-    with _open(journal) as pending:
-        for part, file in zip(pending.files(), files, strict=True):
-            part.put(side, file)
-
-
-def _write_journal(
+def write_pending(
     journal: Path, changes: Sequence[Change], files: Sequence[BinaryIO], progress: Progress
 ) -> None:
+    """Write the journal of some changes, whole and synced. files: those that change, open."""
     folder = journal.parent
     names = [_relative(resolved(change.path), folder) for change in changes]
     entries, size = _entries(changes)
@@ -375,14 +291,8 @@ def _read_around(descriptor: int, begin: int, count: int, gap: int | None, room:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    with path.open("r+b", buffering=0) as file:
-        keep_readers_out(file.fileno(), path)
-        yield file
-
-
-@contextmanager
-def _open(path: Path) -> Iterator[Pending]:
+def open_pending(path: Path) -> Iterator[Pending]:
+    """Open a pending journal. Raises MalformedError or SystemFailure."""
     with reading(path):
         file = path.open("rb", buffering=0)
     with file:

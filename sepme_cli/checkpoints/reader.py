@@ -16,11 +16,12 @@ from sepme_cli.checkpoints.families import Family, detect
 from sepme_cli.checkpoints.folders import ModelFolder, model_folder, weights_sets
 from sepme_cli.checkpoints.headers import RECORD
 from sepme_cli.checkpoints.hub import local
+from sepme_cli.checkpoints.in_place import undo_if_interrupted
 from sepme_cli.checkpoints.layout import UNET, Layout
 from sepme_cli.checkpoints.networks import Network, Networks, open_set
 from sepme_cli.checkpoints.opening import open_weights
 from sepme_cli.checkpoints.parts import Stored, WeightsFile, stored_in
-from sepme_cli.checkpoints.pending import pending_path, undo_if_interrupted
+from sepme_cli.checkpoints.pending import pending_path
 from sepme_cli.checkpoints.targets import Target, base_of, find_targets
 from sepme_cli.checkpoints.text_encoders import text_encoder_fingerprints
 from sepme_cli.errors import MalformedError, UnsupportedError

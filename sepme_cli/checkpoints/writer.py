@@ -23,9 +23,10 @@ from sepme_cli.checkpoints.files import (
     new_file,
     write_all,
 )
+from sepme_cli.checkpoints.in_place import write_over_in_place
 from sepme_cli.checkpoints.kernel import start_writing
 from sepme_cli.checkpoints.parts import WeightsFile
-from sepme_cli.checkpoints.pending import Change, write_over_in_place
+from sepme_cli.checkpoints.pending import Change
 from sepme_cli.checkpoints.resizing import can_resize
 from sepme_cli.progress import SILENT, Progress
 

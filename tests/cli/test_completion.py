@@ -9,6 +9,8 @@ import pytest
 
 from tests.cli.conftest import SEPME
 
+#: Typer looks which shell it runs in; this has it told instead.
+TOLD = {**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
 #: Asks bash itself what it would offer, with the script that sepme prints.
 ASK = """
 source <({sepme} --show-completion bash)
@@ -23,7 +25,7 @@ def offered(*words: str | Path) -> list[str]:
     """What bash offers for the last of the words."""
     script = ASK.format(sepme=SEPME)
     line = ["bash", "-c", script, "bash", "sepme", *map(str, words)]
-    done = subprocess.run(line, capture_output=True, text=True, check=True)
+    done = subprocess.run(line, capture_output=True, text=True, check=True, env=TOLD)
     assert done.stderr == ""
     return done.stdout.split("\n")[:-1]
 
@@ -52,10 +54,13 @@ def test_nothing_is_said_of_files_that_cannot_be_read(scene: Path, file: str) ->
     assert offered("apply", scene / file, "--only", "") == [""]
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_every_shell_gets_a_script(shell: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("shell", "words"),
+    [("bash", "complete -o default"), ("zsh", "compdef"), ("fish", "complete --command")],
+)
+def test_every_shell_gets_a_script(shell: str, words: str, tmp_path: Path) -> None:
     line = [SEPME, "--show-completion", shell]
-    environment = {**os.environ, "HOME": str(tmp_path)}
+    environment = {**TOLD, "HOME": str(tmp_path)}
     done = subprocess.run(line, capture_output=True, text=True, check=True, env=environment)
-    assert "_SEPME_COMPLETE" in done.stdout
+    assert words in done.stdout and "_SEPME_COMPLETE" in done.stdout
     assert not list(tmp_path.iterdir())

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from patch_spec.make_vectors import VECTORS
-from sepme_cli.checkpoints import pending
+from sepme_cli.checkpoints import in_place
+from sepme_cli.checkpoints.pending import pending_path
 from sepme_cli.operations.apply import apply
 from tests.layouts import parts, scaled, to_torch, write_folder
 from tests.synthetic import (
@@ -126,13 +127,13 @@ def interrupted(folder: Path) -> tuple[Path, Path]:
     model = make_checkpoint(folder / "m.safetensors", TINY, pad=2**14)
     base = base_of(model)
     patch = make_patch(folder / "monet.sepme", base, additive(base, "Monet", seed=2, rank=1))
-    remove = pending.remove
-    pending.remove = lambda path: None  # type: ignore[assignment]
+    remove = in_place.remove
+    in_place.remove = lambda path: None  # type: ignore[assignment]
     try:
         apply(model, [patch], in_place=True)
     finally:
-        pending.remove = remove  # type: ignore[assignment]
-    return model, pending.pending_path(model)
+        in_place.remove = remove  # type: ignore[assignment]
+    return model, pending_path(model)
 
 
 def renamed(journal: bytes, names: str) -> bytes:

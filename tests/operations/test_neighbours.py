@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sepme_cli.checkpoints import pending
+from sepme_cli.checkpoints import in_place
 from sepme_cli.errors import SystemFailure
 from sepme_cli.operations.apply import apply
 from sepme_cli.operations.inspect import inspect
@@ -54,8 +54,8 @@ def cut_short(model: Path, patches: list[Path], monkeypatch: pytest.MonkeyPatch)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pending, "_put", down)
-        patch.setattr(pending, "remove", down)
+        patch.setattr(in_place, "_put", down)
+        patch.setattr(in_place, "remove", down)
         with pytest.raises(KeyboardInterrupt):
             apply(model, patches, in_place=True)
     return model.with_name(f"{model.name}.sepme-pending")
