@@ -3,13 +3,10 @@
 Installed, this package is called `sepme_example`.
 """
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .emoji.judging import EmojiJudge
-
-MODEL = Path(__file__).with_name("emoji-sd.safetensors")
 
 
 def judge() -> "EmojiJudge":

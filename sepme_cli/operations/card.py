@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from patch_spec.base import Family as FamilyName
 from patch_spec.increment import Increment
 from sepme_cli.arguments import FilePath, Places, as_path, as_places
 from sepme_cli.checkpoints.boundary import reading
+from sepme_cli.checkpoints.families import REFINER, SD1, SD2, SDXL
 from sepme_cli.checkpoints.hub import local
 from sepme_cli.checkpoints.kinds import kind_of
 from sepme_cli.checkpoints.patches import PatchFile, read_patch_file
@@ -18,12 +20,7 @@ from sepme_cli.errors import MalformedError, UsageError
 from sepme_cli.operations.matching import check_patched
 from sepme_cli.progress import SILENT, Progress
 
-_TITLES = {
-    "sd1": "Stable Diffusion 1.x",
-    "sd2": "Stable Diffusion 2.x",
-    "sdxl": "Stable Diffusion XL",
-    "sdxl-refiner": "Stable Diffusion XL refiner",
-}
+_TITLES = {family.name: family.title for family in (SD1, SD2, SDXL, REFINER)}
 _LIMITS = """\
 ## Limits
 
@@ -121,10 +118,11 @@ def _taken_out(rows: Sequence[_Row], patches: Sequence[PatchFile]) -> Iterator[s
         yield from (f"- `{file.digest}`" for file in patches)
 
 
-def _from(family: str, base: str, base_model: str | None) -> Iterator[str]:
+def _from(family: FamilyName, base: str, base_model: str | None) -> Iterator[str]:
     yield "\n## From which model\n"
     named = f", {_plain(base_model)}" if base_model else ""
-    yield f"{_TITLES[family]}{named}. Digest of its cross-attention weights: `{base}`."
+    title = _TITLES[family]
+    yield f"{title[0].upper()}{title[1:]}{named}. Digest of its cross-attention weights: `{base}`."
 
 
 def _not_measured() -> Iterator[str]:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from patch_spec.base import Family
 from patch_spec.compose import Factors
 from patch_spec.increment import Increment
-from sepme_cli.arguments import FilePath, PlaceLike, Words, as_path, as_place, several
+from sepme_cli.arguments import FilePath, PlaceLike, Words, as_path, as_place
 from sepme_cli.checkpoints.delivery import check_suffix
 from sepme_cli.checkpoints.dtypes import CASTS, header_dtype
 from sepme_cli.checkpoints.files import check_writable
@@ -135,7 +135,7 @@ def export(
     started = time.monotonic()
     wanted = _wanted_dtype(dtype)
     file = read_patch_file(patch)
-    terms = [term for term in with_scales(select([file], several(only)), scale) if term[1]]
+    terms = [term for term in with_scales(select([file], only), scale) if term[1]]
     if not terms:
         raise UsageError("at a scale of 0 there is nothing to export", found=scale)
     named = as_path(output)
