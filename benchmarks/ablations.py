@@ -25,7 +25,7 @@ from benchmarks.ablations_table import plot, table
 from benchmarks.canvas import GUIDANCE, STEPS, everything_but
 from benchmarks.choice import Choice
 from benchmarks.comparison import Bench
-from benchmarks.evidence import make_increments
+from benchmarks.erasing import make_increments
 from benchmarks.peers.interface import Edit, Request
 from benchmarks.peers.ours import edit_of
 from benchmarks.results import Results
@@ -48,9 +48,11 @@ ABLATIONS: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
         "prompts": (1, 4, 8, 16, None),
     },
     "sepme": {
-        "threshold": (0.4, 0.2, 0.1, 0.05),
-        "norm": (0.0, 1e-4, 1e-3, 1e-2, 1e-1),
-        "steps": (10, 25, 50, 100, 200),
+        "threshold": (0.8, 0.4, 0.2, 0.1),
+        "norm": (0.0, 1e-3, 1e-2, 1e-1),
+        "steps": (3, 10, 30, 200),
+        "start": (0.0, 0.5, 1.0),
+        "protect": ("nothing", "all"),
     },
 }
 STATES: Mapping[str, tuple[str, ...]] = {

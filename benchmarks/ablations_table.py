@@ -24,20 +24,20 @@ _FIGURES = {
     "same": "kept, same kind",
     "other": "kept, other kind",
 }
-_HEAD = ("erased", "unseen", "same kind", "other kind", "mean", "restored", "seconds")
+_HEAD = ("erased", "unseen", "same kind", "other kind", "mean", "moved", "restored", "seconds")
 
 
 def table(method: str, ablations: Ablations, defaults: Mapping[str, Any]) -> str:
     """A table a setting; percentages, the default in bold."""
     found = []
     for name, values in ablations.items():
-        head = [_CALLED.get(name, name), *_HEAD, *(f"{h}, alone" for h in _HEAD[:5])]
+        head = [_CALLED.get(name, name), *_HEAD, *(f"{h}, alone" for h in _HEAD[:6])]
         lines = [f"**{method}: {_CALLED.get(name, name)}**", ""]
         lines += ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
         for value, rows in values.items():
             label = _value(value)
             cells = [f"**{label}**" if value == defaults[name] else label]
-            cells += [*_cells(rows["five"], 7), *_cells(rows["alone"], 5)]
+            cells += [*_cells(rows["five"], 8), *_cells(rows["alone"], 6)]
             lines.append("| " + " | ".join(cells) + " |")
         found.append("\n".join(lines))
     return "\n\n".join(found) + "\n"
@@ -55,7 +55,8 @@ def _cells(row: Mapping[str, Any], count: int) -> list[str]:
         return ["refused", *[""] * (count - 1)]
     shares = [f"{100 * Proportion(*row[figure]).share:.0f}" for figure in _FIGURES]
     back = f"{row['restored']['pixels']:.2f}" if "restored" in row else ""
-    return [*shares, f"{100 * score([row]):.1f}", back, f"{row['seconds']:.1f}"][:count]
+    moved = f"{row['moved']:.2f}"
+    return [*shares, f"{100 * score([row]):.1f}", moved, back, f"{row['seconds']:.1f}"][:count]
 
 
 def plot(method: str, ablations: Ablations, defaults: Mapping[str, Any], file: Path) -> None:
@@ -63,9 +64,9 @@ def plot(method: str, ablations: Ablations, defaults: Mapping[str, Any], file: P
     rows = [
         [_recognised(name, values, "five", defaults[name]) for name, values in ablations.items()],
         [_recognised(name, values, "alone", defaults[name]) for name, values in ablations.items()],
-        [_restored(values, defaults[name]) for name, values in ablations.items()],
+        [_pixels(values, defaults[name]) for name, values in ablations.items()],
     ]
-    labels = ("recognised of five, %", "recognised of one, %", "restored, off by /255")
+    labels = ("recognised of five, %", "recognised of one, %", "off by /255, five out")
     small_multiples(rows, file, labels=labels)
 
 
@@ -84,9 +85,14 @@ def _recognised(name: str, values: Mapping[Any, Any], state: str, default: Any) 
     return _panel(title, values, lines, default)
 
 
-def _restored(values: Mapping[Any, Any], default: Any) -> Panel:
-    pixels = [rows["five"].get("restored", {}).get("pixels", _NOTHING) for rows in values.values()]
-    return _panel("", values, {"_restored": pixels}, default)
+def _pixels(values: Mapping[Any, Any], default: Any) -> Panel:
+    """How far pictures are from the original model's while five are out."""
+    found = [rows["five"] for rows in values.values()]
+    lines = {
+        "kept, moved": [row.get("moved", _NOTHING) for row in found],
+        "restored": [row.get("restored", {}).get("pixels", _NOTHING) for row in found],
+    }
+    return _panel("", values, lines, default)
 
 
 def _panel(

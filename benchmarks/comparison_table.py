@@ -16,7 +16,7 @@ _FIGURES = (
     ("of that beside an erased one", "beside"),
 )
 _HEAD = [name for name, _ in _FIGURES]
-_HEAD += ["harmonic mean", "restored", "seconds", "UNet passes", "KiB"]
+_HEAD += ["harmonic mean", "kept pictures move by", "restored", "seconds", "UNet passes", "KiB"]
 
 
 def print_table(title: str, methods: Mapping[str, Rows]) -> None:
@@ -29,17 +29,20 @@ def print_table(title: str, methods: Mapping[str, Rows]) -> None:
             print("| " + " | ".join([method, *_cells(rows)]) + " |")
 
 
-def print_summary(sizes: Sequence[int], methods: Mapping[str, Mapping[int, Rows]]) -> None:
-    """One row a method: the harmonic mean of all that was drawn, for each number of concepts."""
+def print_summary(
+    sizes: Sequence[int], methods: Mapping[str, Mapping[int, Rows]], closer: int
+) -> None:
+    """One row a method: the harmonic mean of all that was drawn, for each number of concepts, and
+    what else is to be told of one number of them."""
     heads = [f"{size} out" for size in sizes]
-    print("| " + " | ".join(["", *heads, "one put back, the others out", "KiB for ten"]) + " |")
-    print("|---" * (len(sizes) + 3) + "|")
+    heads += [f"{closer} out: kept pictures move by", "one put back, the others out", "KiB"]
+    print("| " + " | ".join(["", *heads]) + " |")
+    print("|---" * (len(heads) + 1) + "|")
     for method, found in methods.items():
-        if all(found[size] for size in sizes):
-            means = [f"{100 * score(found[size]):.1f}" for size in sizes]
-            most = found[max(sizes)]
-            stored = f"{sum(row['stored'] for row in most) / len(most) / 1024:,.0f}"
-            print("| " + " | ".join([method, *means, _restored(most), stored]) + " |")
+        if rows := found[closer]:
+            means = [f"{100 * score(found[size]):.1f}" if found[size] else "" for size in sizes]
+            cells = [method, *means, _moved(rows), _restored(rows), _stored(rows)]
+            print("| " + " | ".join(cells) + " |")
 
 
 def _cells(rows: Rows) -> list[str]:
@@ -47,11 +50,20 @@ def _cells(rows: Rows) -> list[str]:
         str(sum((Proportion(*row[figure]) for row in rows), Proportion(0, 0)))
         for _, figure in _FIGURES
     ]
-    seconds, passes, stored = (
-        sum(row[name] for row in rows) / len(rows) for name in ("seconds", "passes", "stored")
-    )
-    costs = [f"{seconds:.1f}", f"{passes:,.0f}", f"{stored / 1024:,.0f}"]
-    return [*shares, f"{100 * score(rows):.1f}", _restored(rows), *costs]
+    costs = [f"{_mean(rows, 'seconds'):.1f}", f"{_mean(rows, 'passes'):,.0f}", _stored(rows)]
+    return [*shares, f"{100 * score(rows):.1f}", _moved(rows), _restored(rows), *costs]
+
+
+def _mean(rows: Rows, name: str) -> float:
+    return float(sum(row[name] for row in rows) / len(rows))
+
+
+def _moved(rows: Rows) -> str:
+    return f"{_mean(rows, 'moved'):.1f}/255"
+
+
+def _stored(rows: Rows) -> str:
+    return f"{_mean(rows, 'stored') / 1024:,.0f}"
 
 
 def _restored(rows: Rows) -> str:

@@ -11,8 +11,8 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 
 #: Told apart by people who see colours differently (Okabe and Ito 2008).
-_COLOURS = ("#d55e00", "#e69f00", "#0072b2", "#009e73", "#cc79a7")
-_MARKS = "osD^v"
+_COLOURS = ("#d55e00", "#e69f00", "#0072b2", "#009e73", "#cc79a7", "#56b4e9")
+_MARKS = "osD^vX"
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,10 @@ class Panel:
 def small_multiples(
     rows: Sequence[Sequence[Panel]], file: Path, *, labels: Sequence[str], height: float = 1.9
 ) -> None:
-    """Draw rows of panels to a PNG; the panels of a row share their y axis and its label, and all
-    share one legend, above. A line whose name begins with "_" is not in it."""
+    """Draw rows of panels to a PNG; the panels of a row share their y axis and its label. A line's
+    name has one look in all of them, and one entry in the legend above."""
     across = max(map(len, rows))
+    names = dict.fromkeys(name for panels in rows for panel in panels for name in panel.lines)
     figure, axes = pyplot.subplots(
         len(rows),
         across,
@@ -45,7 +46,7 @@ def small_multiples(
         for axis in drawn[len(panels) :]:
             axis.set_visible(False)
         for axis, panel in zip(drawn, panels, strict=False):
-            _draw(axis, panel)
+            _draw(axis, panel, list(names))
     handles = {
         text: handle
         for drawn in axes
@@ -63,11 +64,12 @@ def small_multiples(
     pyplot.close(figure)
 
 
-def _draw(axis: Axes, panel: Panel) -> None:
+def _draw(axis: Axes, panel: Panel, names: Sequence[str]) -> None:
     if panel.marked is not None:
         axis.axvline(panel.marked, color="#dddddd", linewidth=4, zorder=0)
     places = range(len(panel.values))
-    for i, (name, figures) in enumerate(panel.lines.items()):
+    for name, figures in panel.lines.items():
+        i = names.index(name)
         axis.plot(
             places,
             figures,

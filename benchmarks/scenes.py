@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.canvas import ASKED, GUIDANCE, STEPS, Canvas, naming
-from benchmarks.evidence import METHODS, erase
+from benchmarks.erasing import METHODS, erase
 from benchmarks.results import Results, counts
 from benchmarks.scenes_table import table
 from examples.emoji.judging import OBJECT_NAMES, STYLE_NAMES, Caption

@@ -29,7 +29,7 @@ def test_the_documents_hold_every_table() -> None:
     said = list(chain.from_iterable(document.commands(p.read_text()) for p in document.DOCUMENTS))
     assert said == [
         "benchmarks.comparison summary",
-        "benchmarks.evidence table",
+        "benchmarks.alone table",
         "benchmarks.comparison table",
         "benchmarks.scenes table",
         "benchmarks.ablations table closed-form",
@@ -40,7 +40,7 @@ def test_the_documents_hold_every_table() -> None:
 
 @pytest.mark.usefixtures("at_root")
 def test_a_stale_block_is_filled_anew_and_the_rest_is_left_alone() -> None:
-    block = "before\n<!-- python -m benchmarks.evidence summary -->\n{}<!-- end -->\nafter\n"
+    block = "before\n<!-- python -m benchmarks.alone table -->\n{}<!-- end -->\nafter\n"
     found = document.refreshed(block.format("| stale |\n"))
     assert "stale" not in found
     assert "| erased |" in found
@@ -125,5 +125,17 @@ def test_defaults_are_not_chosen_by_what_methods_are_compared_by() -> None:
 def test_small_multiples_are_one_picture(tmp_path: Path) -> None:
     file = tmp_path / "plot.png"
     panel = Panel("rank", ["1", "2"], {"erased": [50.0, float("nan")]}, marked=1)
-    small_multiples([[panel, panel], [panel]], file, labels=["%", "of 255"])
+    other = Panel("", ["1", "2"], {"moved": [1.0, 2.0], "erased": [0.0, 0.0]})
+    small_multiples([[panel, other], [panel]], file, labels=["%", "of 255"])
     assert file.read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_is_kept_moves_by_what_its_weights_move_it() -> None:
+    bench = comparison.Bench()
+    caption = comparison.JUDGED.asked(("ink",))[0][-1:]
+    weights = dict(bench.model.stored_weights())
+    assert bench.moved(weights, caption) == 0.0
+    name = next(iter(weights))
+    before = weights[name].clone()
+    assert bench.moved({name: weights[name] * 2}, caption) > 0.1
+    assert bench.model.unet.get_parameter(name).equal(before.float()), "put back"

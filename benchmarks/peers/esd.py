@@ -38,7 +38,7 @@ class ESD:
     steps: int = 20
     batch: int = 12
 
-    grid: ClassVar[Mapping[str, tuple[Any, ...]]] = {"lr": (3e-4, 1e-3)}
+    grid: ClassVar[Mapping[str, tuple[Any, ...]]] = {"lr": (3e-4, 1e-3, 3e-3)}
 
     def edit(self, request: Request) -> Edit:
         model = request.model

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from benchmarks.canvas import Canvas
-from benchmarks.evidence import erase, patch_of
+from benchmarks.erasing import erase, patch_of
 from benchmarks.peers.interface import Edit, Request
 from patch_spec.container import patch_bytes
 from sepme_cli.diffusion.eraser import Made

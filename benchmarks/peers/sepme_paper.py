@@ -51,7 +51,7 @@ class PublishedSepME:
 
     grid: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "prompts": ("bare", "picture"),
-        "beta": (1e-3, 1e-4),
+        "beta": (1e-1, 1e-2, 1e-3, 1e-4),
     }
 
     def edit(self, request: Request) -> Edit:

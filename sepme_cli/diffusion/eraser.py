@@ -96,8 +96,8 @@ def expected_seconds(model: StableDiffusion, concepts: int, settings: Settings) 
         model.predict(noisy, 0, context)
     a_pass = time.monotonic() - started
     drawing = 3 * settings.pictures * settings.sampling_steps
-    # Backwards costs about twice forwards; most concepts stop in a third of the steps.
-    optimising = 3 * settings.batch_size * settings.steps / 3
+    # Backwards costs about twice forwards; most concepts stop in a tenth of the steps.
+    optimising = 3 * settings.batch_size * settings.steps / 10
     return concepts * a_pass * (drawing + optimising)
 
 

@@ -39,7 +39,7 @@ class Settings:
 
     steps: int = 200
     lr: float = 0.02
-    threshold: float = 0.1
+    threshold: float = 0.4
     rank: int = 4
     seed: int = 0
     batch_size: int = 32

@@ -1,0 +1,52 @@
+"""Erasing concepts of the emoji canvas as `sepme erase` does, with all else of it protected."""
+
+from collections.abc import Sequence
+
+from benchmarks.canvas import everything_but
+from patch_spec.manifest import Increment, Patch
+from sepme_cli.checkpoints.reader import Checkpoint
+from sepme_cli.diffusion.eraser import Made, closed_form_increment, sepme_increments
+from sepme_cli.diffusion.models import StableDiffusion
+from sepme_cli.diffusion.study import Study, study
+from sepme_cli.erasure.settings import Settings
+from sepme_cli.recipe import Item
+
+METHODS = ("closed-form", "sepme")
+
+
+def erase(
+    model: StableDiffusion,
+    words: Sequence[str],
+    method: str,
+    settings: Settings,
+    known: Sequence[Increment] = (),
+) -> list[Made]:
+    """The increments of words ("style:ink"), everything else of the canvas protected.
+
+    known: increments made before, which these are to go with.
+    """
+    names = [word.partition(":")[2] for word in words]
+    protected = everything_but(*names, *(increment.concept for increment in known))
+    prompts = [increment.prompts for increment in known]
+    studies = study(model, [Item.parse(word) for word in words], protected, prompts, settings)
+    return make_increments(model, studies, method, settings)
+
+
+def make_increments(
+    model: StableDiffusion, studies: Sequence[Study], method: str, settings: Settings
+) -> list[Made]:
+    """One increment a study, each made for itself."""
+    if method == "closed-form":
+        return [closed_form_increment(s, settings) for s in studies]
+    return [made for s in studies for made in sepme_increments(model, [s], settings)]
+
+
+def patch_of(checkpoint: Checkpoint, increments: Sequence[Increment]) -> Patch:
+    """What `sepme erase` would write."""
+    return Patch(
+        base=checkpoint.base(text_encoders=True),
+        increments=tuple(increments),
+        separable_from=("",),
+        protected=everything_but(*(part.concept for part in increments)).prompts(),
+        tool="benchmark",
+    )
