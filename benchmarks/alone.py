@@ -68,11 +68,10 @@ def _table(method: str, kind: str, rows: Mapping[str, Mapping[str, Any]]) -> str
     lines += ["| recognised | all | worst |", "|---|---|---|"]
     for label, figure, worst in _FIGURES:
         counts = {name: Proportion(*row[figure]) for name, row in rows.items()}
-        name = worst(counts, key=lambda each: counts[each].share)
-        lines.append(
-            f"| {label} | {sum(counts.values(), Proportion(0, 0))} "
-            f"| {100 * counts[name].share:.0f}% ({name}) |"
-        )
+        shares = {name: count.share for name, count in counts.items()}
+        name = worst(shares, key=shares.__getitem__)
+        last = f"{100 * shares[name]:.0f}% ({name})" if len({*shares.values()}) > 1 else ""
+        lines.append(f"| {label} | {sum(counts.values(), Proportion(0, 0))} | {last} |")
     moved = {name: row["moved"] for name, row in rows.items()}
     most = max(moved, key=moved.__getitem__)
     mean = sum(moved.values()) / len(moved)

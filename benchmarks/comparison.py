@@ -272,6 +272,7 @@ def table() -> None:
         print_table(
             f"{count} concept{'s' * (count > 1)} at once ({', '.join(states)})",
             {method: rows(method, states) for method in METHODS},
+            len(states),
         )
 
 

@@ -19,14 +19,16 @@ _HEAD = [name for name, _ in _FIGURES]
 _HEAD += ["harmonic mean", "kept pictures move by", "restored", "seconds", "UNet passes", "KiB"]
 
 
-def print_table(title: str, methods: Mapping[str, Rows]) -> None:
-    """One row a method, counts pooled over its rows; costs are means."""
+def print_table(title: str, methods: Mapping[str, Rows], states: int) -> None:
+    """One row a method, counts pooled over its rows; costs are means. states: how many rows make a
+    whole."""
     print(f"\n**{title}**\n")
     print("| " + " | ".join(["", *_HEAD]) + " |")
     print("|---" * (len(_HEAD) + 1) + "|")
     for method, rows in methods.items():
         if rows:
-            print("| " + " | ".join([method, *_cells(rows)]) + " |")
+            part = f" ({len(rows)} of {states} sets)" if len(rows) < states else ""
+            print("| " + " | ".join([method + part, *_cells(rows)]) + " |")
 
 
 def print_summary(
