@@ -33,7 +33,7 @@ from sepme_cli.recipe import Item, Recipe
 from tests.small_model import save_small_model
 from tests.synthetic import make_checkpoint
 
-QUICK = Settings(steps=4, pictures=4, sampling_steps=3, batch_size=4, rank=4)
+QUICK = Settings(steps=4, pictures=4, sampling_steps=3, batch_size=4, rank=4, threshold=0.0)
 
 
 # In a random text encoder, 64 wide, a concept's prompts fill the space: insist less.
