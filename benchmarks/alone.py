@@ -3,7 +3,8 @@
     python -m benchmarks.alone run closed-form   # goes on where it was
     python -m benchmarks.alone table             # the figures as Markdown, the worst concept named
 
-Each is judged as `benchmarks.comparison` judges a method, by as many pictures as a concept has.
+Each is judged as `benchmarks.comparison` judges a method: 24 pictures that name it, as many that
+do not, and as many in phrasings that no erasure uses.
 Results go to docs/alone.json, concept by concept; changed settings are drawn anew.
 """
 

@@ -33,8 +33,8 @@ from sepme_cli.erasure.subspace import row_space
 
 @dataclass(frozen=True)
 class PublishedSepME:
-    """lr, norm (lambda), threshold (tau), momentum (alpha), steps: the paper's values. beta: ten
-    times the paper's 1e-4, which tuning also tries: the canvas has smaller embeddings than CLIP.
+    """lr, norm (lambda), threshold (tau), momentum (alpha), steps: the paper's values. beta: the
+    paper's is 1e-4; tuning tries larger ones, since the canvas has smaller embeddings than CLIP.
     prompts: c and c_0, the bare name and the blank, or "a picture of" it and "a picture".
     batch: noisy pictures a step. pictures: x_0, noised to `levels` levels each."""
 
