@@ -95,7 +95,7 @@ class Variant:
         return replace(
             concept,
             phrases=concept.phrases[: self.prompts],
-            siblings={n: s[: self.prompts] for n, s in concept.siblings.items()},
+            answers=concept.answers[: self.prompts],
         )
 
     def with_value(self, name: str, value: Any) -> "Variant":

@@ -1,4 +1,5 @@
-"""Erasing concepts of the emoji canvas as `sepme erase` does, with all else of it protected."""
+"""Erasing concepts as `sepme erase` does, with all else of the emoji canvas protected or what is
+said."""
 
 from collections.abc import Sequence
 
@@ -8,6 +9,7 @@ from sepme_cli.checkpoints.reader import Checkpoint
 from sepme_cli.diffusion.eraser import Made, closed_form_increment, sepme_increments
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.study import Study, study
+from sepme_cli.erasure.concept import Protected
 from sepme_cli.erasure.settings import Settings
 from sepme_cli.recipe import Item
 
@@ -20,13 +22,16 @@ def erase(
     method: str,
     settings: Settings,
     known: Sequence[Increment] = (),
+    protected: Protected | None = None,
 ) -> list[Made]:
-    """The increments of words ("style:ink"), everything else of the canvas protected.
+    """The increments of words ("style:ink").
 
-    known: increments made before, which these are to go with.
+    known: increments made before, which these are to go with. protected: words that must stay,
+    everything else of the emoji canvas if None.
     """
-    names = [word.partition(":")[2] for word in words]
-    protected = everything_but(*names, *(increment.concept for increment in known))
+    if protected is None:
+        names = [word.partition(":")[2] for word in words]
+        protected = everything_but(*names, *(increment.concept for increment in known))
     prompts = [increment.prompts for increment in known]
     studies = study(model, [Item.parse(word) for word in words], protected, prompts, settings)
     return make_increments(model, studies, method, settings)
@@ -41,12 +46,16 @@ def make_increments(
     return [made for s in studies for made in sepme_increments(model, [s], settings)]
 
 
-def patch_of(checkpoint: Checkpoint, increments: Sequence[Increment]) -> Patch:
-    """What `sepme erase` would write."""
+def patch_of(
+    checkpoint: Checkpoint, increments: Sequence[Increment], protected: Protected | None = None
+) -> Patch:
+    """What `sepme erase` would write. protected: as for `erase`."""
+    if protected is None:
+        protected = everything_but(*(part.concept for part in increments))
     return Patch(
         base=checkpoint.base(text_encoders=True),
         increments=tuple(increments),
         separable_from=("",),
-        protected=everything_but(*(part.concept for part in increments)).prompts(),
+        protected=protected.prompts(),
         tool="benchmark",
     )

@@ -28,6 +28,8 @@ KEPT_PROMPTS = 65536
 TARGETS = 1024
 TEXT_ENCODERS = 4
 SETTINGS = 64
+WORST = 16
+"""Words of a vocabulary that an increment changes most."""
 STACK_ENTRIES = 1024
 
 # Shapes and numbers.

@@ -16,6 +16,7 @@ from patch_spec.cases.examples import (
     extremes,
     journal,
     lora,
+    measured,
     operator,
     original,
     patch,
@@ -42,6 +43,7 @@ _PATCHES: dict[str, Callable[[], tuple[Increment, ...]]] = {
     "both": lambda: (additive(), operator()),
     "extremes": lambda: (extremes(),),
     "lora": lambda: (lora(), operator()),
+    "measured": lambda: (measured(),),
 }
 _Term = tuple[str, float]
 # patch, tensor of weights.safetensors, target, slugs with scales

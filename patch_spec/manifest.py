@@ -12,7 +12,7 @@ from patch_spec import limits
 from patch_spec.base import FAMILIES, Base, Family
 from patch_spec.errors import FormatError
 from patch_spec.increment import KINDS, Description, Increment, Kind, Summary
-from patch_spec.provenance import Measured, Method, Setting
+from patch_spec.provenance import Collateral, Measured, Method, Setting
 from patch_spec.records import Fields, dump_record, load_record
 from patch_spec.text import slugify
 
@@ -21,6 +21,7 @@ __all__ = [
     "FORMAT",
     "KINDS",
     "Base",
+    "Collateral",
     "Description",
     "Family",
     "Increment",

@@ -36,7 +36,7 @@ LISTED = 12
 def erase(result: "EraseResult") -> RenderableType:
     """The increments, one a row, and where the patch is."""
     table = new_table(
-        *("concept", "acts like", "separability", "leakage"),
+        *("concept", "taken for", "acts like", "separability", "leakage"),
         *("rank", "steps", "stopped", "correlation", "time"),
     )
     for increment in result.increments:
@@ -44,6 +44,7 @@ def erase(result: "EraseResult") -> RenderableType:
         add_row(
             table,
             increment.concept,
+            increment.taken_for,
             increment.like,
             increment.separability,
             increment.leakage,
@@ -55,7 +56,15 @@ def erase(result: "EraseResult") -> RenderableType:
             else f"{cell_text(correlation.start)} to {cell_text(correlation.end)}",
             duration(increment.seconds),
         )
+    beside = result.collateral
     written = fields(
+        (
+            "collateral",
+            None
+            if beside is None
+            else f"captions that name no concept move by {beside.median:.0%}, 19 in 20 of them by "
+            f"at most {beside.p95:.0%}",
+        ),
         ("patch", f"{result.patch}, {size(result.bytes)}"),
         ("for", f"{result.base.family}, {counted(result.base.targets, 'weight')}"),
         ("recipe", result.recipe),

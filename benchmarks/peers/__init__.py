@@ -5,13 +5,18 @@ Every peer is a frozen dataclass of its settings with `edit(request)`; see `inte
 
 from collections.abc import Mapping
 
+from benchmarks.peers.cure import CURE
+from benchmarks.peers.dp import DP
 from benchmarks.peers.esd import ESD
 from benchmarks.peers.interface import Peer
 from benchmarks.peers.mace import MACE
 from benchmarks.peers.naive import Naive
+from benchmarks.peers.oce import OCE
 from benchmarks.peers.ours import Ours
+from benchmarks.peers.rece import RECE
 from benchmarks.peers.sepme_paper import PublishedSepME
 from benchmarks.peers.speed import SPEED
+from benchmarks.peers.trce import TRCE
 from benchmarks.peers.uce import UCE
 from sepme_cli.erasure.settings import Settings
 
@@ -21,6 +26,11 @@ PEERS: Mapping[str, Peer] = {
     "uce": UCE(),
     "mace": MACE(),
     "speed": SPEED(),
+    "rece": RECE(),
+    "oce": OCE(),
+    "dp": DP(),
+    "cure": CURE(),
+    "trce, first stage": TRCE(),
     "esd-x": ESD(),
     "sepme-published": PublishedSepME(),
 }

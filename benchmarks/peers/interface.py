@@ -1,6 +1,6 @@
 """What a peer is told and what it hands back."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Protocol
@@ -8,30 +8,44 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from benchmarks.canvas import everything_but, kind_of
+from benchmarks import canvas
 from patch_spec.manifest import Increment
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.erasure.concept import Protected
+from sepme_cli.erasure.prompts import Kind
 
 
 @dataclass(frozen=True)
 class Request:
-    """What every peer knows: the model (fp32), the concepts to erase, and all that must stay.
+    """What every peer is told: the model (fp32), the concepts to erase, and what must stay.
 
-    names: bare words of the canvas, styles and objects alike.
+    names: bare words. kinds: what each of them is; without, what the emoji canvas says.
+    protect: the words that must stay, Protected() for none; None for all else of the emoji canvas.
+    general: captions of anything at all, for the methods whose papers keep a set of such.
+    synonyms: other names of a concept, for the method whose paper asks a language model for them.
     """
 
     model: StableDiffusion
     names: tuple[str, ...]
+    kinds: tuple[Kind, ...] = ()
+    protect: Protected | None = None
+    general: Sequence[str] = ()
+    synonyms: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @cached_property
     def retained(self) -> Protected:
-        return everything_but(*self.names)
+        return canvas.everything_but(*self.names) if self.protect is None else self.protect
+
+    def kind_of(self, name: str) -> Kind:
+        """What one of the concepts is."""
+        if not self.kinds:
+            return canvas.kind_of(name)
+        return dict(zip(self.names, self.kinds, strict=True))[name]
 
     @property
     def words(self) -> tuple[str, ...]:
         """The concepts as sepme is told them: "style:ink"."""
-        return tuple(f"{kind_of(name)}:{name}" for name in self.names)
+        return tuple(f"{self.kind_of(name)}:{name}" for name in self.names)
 
 
 @dataclass(frozen=True)

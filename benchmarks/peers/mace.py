@@ -4,7 +4,8 @@ that are solved in closed form.
 Closed-form cross-attention refinement, for each concept by itself: in prompts that hold the
 concept, the embeddings e^f of the *other* words, which carry a residue of it, are to act like the
 same words' embeddings e^g beside a general word,
-sum |W' e^f - W e^g|^2 + lambda_1 sum |W' e^p - W e^p|^2 over prior words p.
+sum |W' e^f - W e^g|^2 + lambda_1 sum |W' e^p - W e^p|^2 over the prior p: the words that are named
+and general captions (the paper's are COCO's).
 Fusion, of the concepts' W_i into one: sum_i sum_j |W' e_j^f - W_i e_j^f|^2 + lambda_2 sum
 |W' e^p - W e^p|^2.
 Between the two, MACE trains a LoRA per concept on masked attention maps, which removes the
@@ -19,7 +20,14 @@ import torch
 
 from benchmarks.peers.interface import Edit, Request, through
 from benchmarks.peers.least_squares import least_squares
-from benchmarks.peers.rows import Tokens, Toward, concept_rows, kept_rows
+from benchmarks.peers.rows import (
+    Tokens,
+    Toward,
+    balanced,
+    concept_rows,
+    general_rows,
+    kept_rows,
+)
 
 #: Keeps the normal equations invertible where the rows do not span the space.
 _RIDGE = 1e-3
@@ -43,8 +51,7 @@ class MACE:
     }
 
     def edit(self, request: Request) -> Edit:
-        kept = kept_rows(request, "all", "phrases")
-        kept = kept / len(kept) ** 0.5
+        kept = balanced(kept_rows(request, "all", "phrases"), general_rows(request, "all"))
         found, wanted = [], []
         for name in request.names:
             rows, instead = concept_rows(request, name, self.tokens, self.toward, "phrases")

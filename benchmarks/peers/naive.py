@@ -10,11 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-
 from benchmarks.peers.interface import Edit, Request, through
 from benchmarks.peers.least_squares import least_squares
-from benchmarks.peers.rows import Tokens, Toward, concept_rows
+from benchmarks.peers.rows import Tokens, Toward, every_concept_rows
 
 
 @dataclass(frozen=True)
@@ -31,10 +29,7 @@ class Naive:
     }
 
     def edit(self, request: Request) -> Edit:
-        pairs = [
-            concept_rows(request, name, self.tokens, self.toward, "bare") for name in request.names
-        ]
-        concept, instead = (torch.cat(rows) for rows in zip(*pairs, strict=True))
+        concept, instead = every_concept_rows(request, self.tokens, self.toward, "bare")
         operator = least_squares(
             concept, instead, concept[:0], erase=1.0, keep=0.0, ridge=self.ridge
         )

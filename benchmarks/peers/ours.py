@@ -1,16 +1,22 @@
-"""sepme itself, through what its commands call, with the settings it ships with."""
+"""sepme itself, through what its commands call, with the settings it ships with.
+
+What sepme protects of its own accord is part of it; captions that are handed over are not read.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from benchmarks.canvas import Canvas
+import torch
+
 from benchmarks.erasing import erase, patch_of
 from benchmarks.peers.interface import Edit, Request
 from patch_spec.container import patch_bytes
 from sepme_cli.diffusion.eraser import Made
 from sepme_cli.diffusion.models import StableDiffusion
+from sepme_cli.erasure.concept import Protected
 from sepme_cli.erasure.settings import Settings
+from sepme_cli.increments import compose
 
 
 @dataclass(frozen=True)
@@ -23,14 +29,20 @@ class Ours:
     grid: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
 
     def edit(self, request: Request) -> Edit:
-        return edit_of(
-            request.model, erase(request.model, request.words, self.method, self.settings)
-        )
+        kept = request.protect
+        made = erase(request.model, request.words, self.method, self.settings, protected=kept)
+        return edit_of(request.model, made, kept)
 
 
-def edit_of(model: StableDiffusion, made: Sequence[Made]) -> Edit:
-    """What one patch of all these increments does."""
+def edit_of(
+    model: StableDiffusion, made: Sequence[Made], protected: Protected | None = None
+) -> Edit:
+    """What one patch of all these increments does. protected: see `erase`."""
     increments = tuple(m.increment for m in made)
-    patch = patch_bytes(patch_of(model.checkpoint, increments))
-    weights = Canvas().patched([(increment, 1.0) for increment in increments])
+    patch = patch_bytes(patch_of(model.checkpoint, increments, protected))
+    stack = [(increment, 1.0) for increment in increments]
+    weights = {
+        target.name: torch.from_numpy(compose(target.read(), stack, target.name))
+        for target in model.checkpoint.targets
+    }
     return Edit(weights, stored=len(patch), increments=increments)

@@ -18,7 +18,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from benchmarks.canvas import kind_of
 from benchmarks.peers.interface import Edit, Request
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.moments import pictured_moments
@@ -59,8 +58,8 @@ class PublishedSepME:
         weights = dict(model.stored_weights())
         parts, stored = {}, 0
         for name in request.names:
-            phrase = self._phrase(name)
-            others = [self._phrase(other).text for other in request.names if other != name]
+            phrase = self._phrase(request, name)
+            others = [self._phrase(request, other).text for other in request.names if other != name]
             kept = ["", phrase.without, *others]
             basis = null_space(Lexicon(model, kept).rows(kept)).float()
             learned = self._learn(model, self._moments(model, phrase), phrase, basis)
@@ -72,10 +71,11 @@ class PublishedSepME:
         }
         return Edit(edited, stored, parts)
 
-    def _phrase(self, name: str) -> Phrase:
+    def _phrase(self, request: Request, name: str) -> Phrase:
         if self.prompts == "bare":
             return Phrase(name, "")
-        way = "a picture in the style of" if kind_of(name) == "style" else "a picture of a"
+        style = request.kind_of(name) == "style"
+        way = "a picture in the style of" if style else "a picture of a"
         return Phrase(with_articles(f"{way} {name}"), "a picture")
 
     def _moments(self, model: StableDiffusion, phrase: Phrase) -> Sample:

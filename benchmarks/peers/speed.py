@@ -5,8 +5,9 @@ min |(W + dP) c_1 - W c_*|^2 + |dP|^2 with dP c_0 = 0 for what is retained (P pr
 space of C_0 C_0^T) and dP c_2 = 0 for invariants (the start token and the centroids of the blank
 prompt's rows). Its closed form: dP = W (C_* - C_1) C_1^T P Q M,
 M = (C_1 C_1^T P + I)^-1, Q = I - M C_2 (C_2^T P M C_2)^-1 C_2^T P.
-What is retained is refined per layer: of the words and of their copies jittered along the
-directions that W hardly reads, only those stay that an unconstrained edit moves more than average.
+What is retained (the words named and the general captions handed over) is refined per layer: of it
+and of its copies jittered along the directions that W hardly reads, only those stay that an
+unconstrained edit moves more than average.
 """
 
 from collections.abc import Mapping
@@ -18,7 +19,14 @@ from torch import Tensor
 
 from benchmarks.peers.interface import Edit, Request, identity, overwritten
 from benchmarks.peers.least_squares import least_squares
-from benchmarks.peers.rows import Prompts, Tokens, Toward, concept_rows, kept_rows
+from benchmarks.peers.rows import (
+    Prompts,
+    Tokens,
+    Toward,
+    every_concept_rows,
+    general_rows,
+    kept_rows,
+)
 
 
 @dataclass(frozen=True)
@@ -41,12 +49,9 @@ class SPEED:
     }
 
     def edit(self, request: Request) -> Edit:
-        pairs = [
-            concept_rows(request, name, self.tokens, self.toward, self.prompts)
-            for name in request.names
-        ]
-        concept, instead = (torch.cat(rows) for rows in zip(*pairs, strict=True))
-        kept = kept_rows(request, self.tokens, self.prompts)
+        concept, instead = every_concept_rows(request, self.tokens, self.toward, self.prompts)
+        words = kept_rows(request, self.tokens, self.prompts)
+        kept = torch.cat([words, general_rows(request, self.tokens)])
         blank = request.model.encode([""])[0].double()
         invariant = torch.cat([blank[:1], centroids(blank[1:], 3)])
         free = least_squares(concept, instead, kept[:0], erase=1.0, keep=0.0, ridge=1.0)

@@ -4,17 +4,16 @@ Its objective over edited concepts E and preserved ones P,
 sum_E |W' c - v*|^2 + sum_P |W' c - W c|^2 with v* = W c*, and its closed form
 W' = (sum_E v* c^T + sum_P W c c^T) (sum_E c c^T + sum_P c c^T)^-1,
 with the weights that its authors put on the sums and the lambda I that makes it invertible.
+P is what the user names; general captions are no part of it.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-
 from benchmarks.peers.interface import Edit, Request, through
 from benchmarks.peers.least_squares import least_squares
-from benchmarks.peers.rows import Prompts, Tokens, Toward, concept_rows, kept_rows
+from benchmarks.peers.rows import Prompts, Tokens, Toward, every_concept_rows, kept_rows
 
 
 @dataclass(frozen=True)
@@ -37,11 +36,7 @@ class UCE:
     }
 
     def edit(self, request: Request) -> Edit:
-        pairs = [
-            concept_rows(request, name, self.tokens, self.toward, self.prompts)
-            for name in request.names
-        ]
-        concept, instead = (torch.cat(rows) for rows in zip(*pairs, strict=True))
+        concept, instead = every_concept_rows(request, self.tokens, self.toward, self.prompts)
         kept = kept_rows(request, self.tokens, self.prompts)
         operator = least_squares(
             concept, instead, kept, erase=self.erase, keep=self.preserve, ridge=self.ridge

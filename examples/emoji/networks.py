@@ -43,7 +43,7 @@ def make_text_encoder(vocabulary: int) -> CLIPTextModel:
     )
 
 
-def make_unet() -> UNet2DConditionModel:
+def make_unet(width: int = WIDTH) -> UNet2DConditionModel:
     """Attention on the two lower levels only: at 16x16 it costs most of the time."""
     return UNet2DConditionModel(
         sample_size=16,
@@ -52,7 +52,7 @@ def make_unet() -> UNet2DConditionModel:
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         attention_head_dim=8,
-        cross_attention_dim=WIDTH,
+        cross_attention_dim=width,
     )
 
 
@@ -75,10 +75,12 @@ class TextReader(nn.Module):
 class Judge(nn.Module):
     """Tells style and object from a picture: four strided convolution blocks and two heads.
 
-    pictures [n, 3, 64, 64] in [0, 1] -> (style logits [n, 8], object logits [n, 24]).
+    pictures [n, 3, 64, 64] in [0, 1] -> (style logits [n, 8], object logits [n, objects]).
     """
 
-    def __init__(self, widths: Iterable[int] = (48, 96, 160, 224)) -> None:
+    def __init__(
+        self, widths: Iterable[int] = (48, 96, 160, 224), objects: int = len(OBJECTS)
+    ) -> None:
         super().__init__()
         blocks: list[nn.Module] = []
         before = 3
@@ -95,7 +97,7 @@ class Judge(nn.Module):
         self.features = nn.Sequential(*blocks)
         self.dropout = nn.Dropout(0.2)
         self.style = nn.Linear(before * 16, len(STYLES))
-        self.object = nn.Linear(before * 16, len(OBJECTS))
+        self.object = nn.Linear(before * 16, objects)
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         features = self.dropout(self.features(pictures * 2 - 1).flatten(1))
@@ -108,6 +110,7 @@ WEIGHTS = str(Path(__file__).parent.parent / "emoji-judge.safetensors")
 def load_judge(path: str = WEIGHTS) -> Judge:
     from safetensors.torch import load_file
 
-    judge = Judge()
-    judge.load_state_dict({k: v.float() for k, v in load_file(path).items()})
+    weights = {name: value.float() for name, value in load_file(path).items()}
+    judge = Judge(objects=len(weights["object.weight"]))
+    judge.load_state_dict(weights)
     return judge.eval()

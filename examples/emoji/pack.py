@@ -117,7 +117,8 @@ def single_file(
 ) -> dict[str, Tensor]:
     """Three networks' tensors, in diffusers and transformers naming, as one file's in CompVis's."""
     attends = {n.split(".")[1] for n in unet if n.startswith("up_blocks") and "attentions" in n}
-    levels = 1 + max(int(n.split(".")[2]) for n in vae if n.startswith("encoder.down_blocks"))
+    downs = (int(n.split(".")[2]) for n in vae if n.startswith("encoder.down_blocks"))
+    levels = 1 + max(downs, default=0)
     tensors = {f"model.diffusion_model.{unet_name(n, attends, layers)}": v for n, v in unet.items()}
     for name, value in vae.items():
         ldm = vae_name(name, levels)

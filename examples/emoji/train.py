@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -44,9 +45,15 @@ class Run:
     """One stage's loop: warm-up and cosine rate, an average of the weights, checkpoints."""
 
     def __init__(
-        self, name: str, module: nn.Module, steps: int, rate: float, average: float = 0.0
+        self,
+        name: str,
+        module: nn.Module,
+        steps: int,
+        rate: float,
+        average: float = 0.0,
+        folder: Path = BUILD,
     ) -> None:
-        self.path = BUILD / f"{name}.pt"
+        self.path = folder / f"{name}.pt"
         self.name, self.module, self.steps = name, module.to(DEVICE), steps
         self.optimiser = torch.optim.AdamW(module.parameters(), rate, weight_decay=0.01)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(

@@ -17,7 +17,7 @@ from patch_spec.container import patch_digest
 from patch_spec.digest import tensor_fingerprint
 from patch_spec.grid import Float64, split_shift, split_up, to_grid
 from patch_spec.header import TensorEntry, encode_header
-from patch_spec.manifest import Base, Increment, Measured, Method, Patch
+from patch_spec.manifest import Base, Collateral, Increment, Measured, Method, Patch
 from patch_spec.stack import StackEntry, StackRecord
 from patch_spec.undo import HEADER_TENSOR, METADATA_KEY, UndoRecord
 
@@ -138,6 +138,12 @@ def lora() -> Increment:
         basis=np.zeros((0, WIDTH), np.float32),
         down={KEY: to_grid(numbers("down key", 2, WIDTH)), VALUE: additive().basis},
     )
+
+
+def measured() -> Increment:
+    """An increment of which it is known what else it changes."""
+    collateral = Collateral(300, 0.0625, 0.125, {"Manet": 0.25, "a café": 0.5})
+    return replace(small(), measured=Measured(separability=0.75, collateral=collateral))
 
 
 def extremes() -> Increment:

@@ -8,6 +8,8 @@ from patch_spec.cases.tools import Change, Invalid, drop, put, with_manifest, wi
 
 _INCREMENT = ("increments", 0)
 _SETTINGS = (*_INCREMENT, "method", "settings")
+_COLLATERAL = (*_INCREMENT, "measured", "collateral")
+_MEASURED = {"captions": 1, "median": 0.5, "p95": 0.5, "worst": {}}
 _TARGET = ("base", "targets", KEY)
 
 
@@ -51,6 +53,9 @@ def _fields() -> Iterator[tuple[str, str, Change]]:
     yield "J4", "rank-true", put(*_INCREMENT, "rank", to=True)
     yield "J4", "rank-fraction", put(*_INCREMENT, "rank", to=1.5)
     yield "J4", "leakage-text", put(*_INCREMENT, "measured", "leakage", to="low")
+    yield "J4", "collateral-null", put(*_INCREMENT, "measured", "collateral", to=None)
+    yield "J3", "collateral-without-p95", put(*_COLLATERAL, to={"captions": 1, "median": 0.5})
+    yield "J4", "collateral-worst-list", put(*_COLLATERAL, to={**_MEASURED, "worst": ["cat"]})
     yield "J4", "setting-list", put(*_SETTINGS, "lr", to=[1])
     yield "J9", "version-2", put("version", to=2)
     yield "J9", "version-true", put("version", to=True)
@@ -69,6 +74,8 @@ def _numbers() -> Iterator[tuple[str, str, Change]]:
     yield "J6", "out-16385", put(*_TARGET, "shape", to=[limits.OUT + 1, 8])
     yield "J6", "setting-2-53", put(*_SETTINGS, "seed", to=2.0**53)
     yield "J6", "leakage-huge", put(*_INCREMENT, "measured", "leakage", to=1e300)
+    many = {f"{number:x}": 0 for number in range(limits.WORST + 1)}
+    yield "J7", "17-worst-words", put(*_COLLATERAL, to={**_MEASURED, "worst": many})
     yield "J7", "no-increments", put("increments", to=[])
     yield "J7", "1025-increments", put("increments", to=[0] * (limits.INCREMENTS + 1))
     yield "J7", "no-prompts", put(*_INCREMENT, "prompts", to=[])

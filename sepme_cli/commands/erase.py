@@ -95,8 +95,8 @@ def erase(
         bool,
         typer.Option(
             "--check",
-            help="Write nothing; say how well the concepts can be told from what must stay, what "
-            "they would drag along, and how long it will take.",
+            help="Write nothing; show how well the concepts can be told from what must stay, what "
+            "else would change at several strengths, and how long it will take.",
         ),
     ] = False,
     force: Force = False,
@@ -165,6 +165,27 @@ def erase(
     prediction: PredictionOption = None,
     device: Device = None,
     dtype: Dtype = "auto",
+    aliases: Annotated[
+        Literal["none", "auto"],
+        typer.Option(
+            help="auto also erases words that are nearly the same as the concept (kitten with "
+            "cat); --check lists them.",
+        ),
+    ] = "none",
+    force_collateral: Annotated[
+        bool,
+        typer.Option(
+            "--force-collateral",
+            help="Make the patch even if it changes much that nobody named.",
+        ),
+    ] = False,
+    no_cache: Annotated[
+        bool,
+        typer.Option(
+            "--no-cache",
+            help="Neither read nor keep what the text encoder makes of ordinary captions.",
+        ),
+    ] = False,
     low_memory: LowMemory = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -208,6 +229,8 @@ def erase(
             "text_encoders": text_encoders or (),
             "tokenizer": tokenizer,
             "prediction": prediction,
+            "aliases": aliases,
+            "cache": not no_cache,
             "progress": out.progress,
         }
         if check:
@@ -219,6 +242,7 @@ def erase(
             output=None if output is None else destination(output),
             apply_to=apply_to,
             force=force,
+            force_collateral=force_collateral,
             **wanted,
         )
         out.show(result, render.erase)

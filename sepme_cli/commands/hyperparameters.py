@@ -42,7 +42,7 @@ Neighbours = Annotated[
         "--protect-neighbours",
         min=0,
         metavar="N",
-        help="Of some hundred common words, also protect the N nearest to each concept.",
+        help="Of 3,000 common words, also protect the N nearest to each concept.",
     ),
 ]
 

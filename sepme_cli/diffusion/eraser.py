@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from patch_spec.manifest import Increment, Measured, Method, slugify
+from patch_spec.provenance import Collateral as Recorded
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.moments import pictured_moments, sampled_moments
 from sepme_cli.diffusion.predictor import EditedPredictor
 from sepme_cli.diffusion.study import Study, layers_gram
+from sepme_cli.erasure.collateral import Collateral
 from sepme_cli.erasure.increment import (
     BLANK,
     additive_factors,
@@ -41,6 +43,7 @@ def closed_form_increment(study: Study, settings: Settings) -> Made:
     measured = Measured(
         leakage=study.leakage(moved.T @ study.shared.gram @ moved),
         separability=study.space.separability,
+        collateral=_recorded(study.collateral),
     )
     increment = Increment(
         kind="operator",
@@ -51,7 +54,7 @@ def closed_form_increment(study: Study, settings: Settings) -> Made:
         up={},
         shift=shift,
     )
-    return Made(increment, study.like, time.monotonic() - started)
+    return Made(increment, study.concept.like, time.monotonic() - started)
 
 
 def sepme_increments(
@@ -69,7 +72,7 @@ def sepme_increments(
     outcomes = optimise(tasks, settings, progress)
     seconds = (time.monotonic() - started) / len(studies)
     return [
-        Made(_additive(study, outcome, settings), study.like, seconds)
+        Made(_additive(study, outcome, settings), study.concept.like, seconds)
         for study, outcome in zip(studies, outcomes, strict=True)
     ]
 
@@ -135,6 +138,7 @@ def _additive(study: Study, outcome: Outcome, settings: Settings) -> Increment:
         correlation_end=end,
         leakage=study.leakage(inner),
         separability=study.space.separability,
+        collateral=_recorded(study.measure(inner)),
         steps=outcome.steps,
         stopped=outcome.stopped,
     )
@@ -147,6 +151,13 @@ def _additive(study: Study, outcome: Outcome, settings: Settings) -> Increment:
     )
 
 
+def _recorded(collateral: Collateral | None) -> Recorded | None:
+    """Collateral as a manifest has it."""
+    if collateral is None:
+        return None
+    return Recorded(collateral.captions, collateral.median, collateral.p95, dict(collateral.worst))
+
+
 def _description(
     study: Study, method: str, settings: Settings, measured: Measured
 ) -> dict[str, Any]:
@@ -156,6 +167,6 @@ def _description(
         "slug": slugify(study.concept.name),
         "rank": len(study.space.basis),
         "prompts": study.concept.prompts,
-        "method": Method(method, {**settings.recorded(), "like": study.like}),
+        "method": Method(method, {**settings.recorded(), **study.chosen}),
         "measured": measured,
     }

@@ -1,6 +1,6 @@
 """Looking at concepts on a loaded model, before any increment is made."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import cast
@@ -11,17 +11,20 @@ from torch import Tensor
 
 from patch_spec.manifest import Increment, slugify
 from sepme_cli.diffusion.models import StableDiffusion
+from sepme_cli.erasure.background import VERSION, Background
+from sepme_cli.erasure.collateral import Bystanders, Collateral
 from sepme_cli.erasure.concept import Concept, Lexicon, Protected, describe
 from sepme_cli.erasure.increment import (
     BLANK,
     GOOD_SEPARABILITY,
     LEAST_SEPARABILITY,
+    USEFUL_SEPARABILITY,
     Admissible,
     Witnesses,
     admissible,
 )
 from sepme_cli.erasure.settings import Settings
-from sepme_cli.erasure.subspace import Ground, Weighing
+from sepme_cli.erasure.subspace import Ground, Weighing, energy
 from sepme_cli.errors import RefusedError
 from sepme_cli.recipe import Item
 
@@ -31,26 +34,50 @@ encoded in seconds; but each has some."""
 _FEWEST = 6
 
 
+#: How much more than its setting protection may cost, step by step, until the collateral holds.
+_PRICES = (1.0, 3.0, 10.0, 30.0, 100.0)
+_PROTECTED = 500
+"""About how many prompts of neighbours and named words are protected, beside the background."""
+
+
 @dataclass(frozen=True)
 class Study:
     """A concept, and where what must stay leaves its increment room to act.
 
     separable: prompts outside of the patch that it does not change. protected: prompts it changes
-    little. like: the word it is to act like, None for nothing in its place. shared: what it has in
-    common with the concepts that are erased beside it.
+    little. collateral: what its closed form does to words that nobody named; None without a
+    background. shared: what it has in common with the concepts that are erased beside it.
     """
 
     concept: Concept
     separable: tuple[str, ...]
     protected: tuple[str, ...]
     space: Admissible
-    like: str | None
+    collateral: Collateral | None
     shared: "Shared" = field(repr=False)
 
     def leakage(self, inner: Tensor) -> float:
         """On all that must stay but the concept's own prompts; see `Witnesses.leakage`."""
         own = frozenset(self.concept.prompts)
         return self.shared.witnesses.leakage(self.space.basis, inner, own)
+
+    def measure(self, inner: Tensor) -> Collateral | None:
+        """Of an increment dW = F @ basis; inner: the sum of F^T F over all layers, [r, r]."""
+        bystanders = self.shared.bystanders
+        if bystanders is None:
+            return None
+        return bystanders.collateral(self.space.basis, inner, self.concept.names)
+
+    @property
+    def chosen(self) -> dict[str, int | float | str | None]:
+        """What was not set but found: what the concept acts like, what kind it is, the price of
+        protection, and the sample of captions."""
+        return {
+            "like": self.concept.like,
+            "kind": self.concept.kind,
+            "protection": self.shared.strength.protection,
+            "captions": None if self.shared.bystanders is None else VERSION,
+        }
 
     @property
     def warning(self) -> str | None:
@@ -65,16 +92,33 @@ class Study:
 
 
 @dataclass(frozen=True)
+class Strength:
+    """One price of protection, and what came of it.
+
+    protection: see `Weighing`. separability: the least of any concept's. collateral: of all
+    increments together.
+    """
+
+    protection: float
+    separability: float
+    collateral: Collateral | None
+
+
+@dataclass(frozen=True)
 class Shared:
     """What all concepts of a study have in common.
 
     gram: the sum of W^T W over all layers, [d, d]. witnesses: the blank, all concepts' prompts and
-    those of concepts erased before.
+    those of concepts erased before. strength: the one that was chosen; tried: all that were looked
+    at, the least protection first. bystanders: None without a background.
     """
 
     ground: Ground
     gram: Tensor
     witnesses: Witnesses
+    strength: Strength
+    tried: tuple[Strength, ...]
+    bystanders: Bystanders | None
 
 
 def study(
@@ -83,10 +127,14 @@ def study(
     protected: Protected,
     known: Sequence[Sequence[str]],
     settings: Settings,
+    background: Background | None = None,
+    thorough: bool = False,
 ) -> list[Study]:
     """Look at concepts together: each must leave the blank, the others and the known ones alone.
 
-    known: the prompts of each concept that was erased before.
+    known: the prompts of each concept that was erased before. background: what to protect beside
+    all that is named, and to measure collateral on. thorough: look at every strength of
+    protection, and not only at those up to the one that is chosen.
     Raises RefusedError for a concept that lies in what must stay.
     """
     _check_not_protected(items, protected)
@@ -94,7 +142,7 @@ def study(
     kept = protected.beside((item.like, item.kind) for item in items if item.like is not None)
     most = max(_FEWEST, _PROMPTS // max(1, len(items)))
     concepts = [describe(item, kept, most) for item in items]
-    return study_concepts(model, concepts, kept, known, settings)
+    return study_concepts(model, concepts, kept, known, settings, background, thorough)
 
 
 def study_concepts(
@@ -103,37 +151,98 @@ def study_concepts(
     kept: Protected,
     known: Sequence[Sequence[str]],
     settings: Settings,
+    background: Background | None = None,
+    thorough: bool = False,
 ) -> list[Study]:
     """The same for concepts that are described already."""
     groups = [concept.prompts for concept in concepts] + [tuple(prompts) for prompts in known]
     apart = _all([BLANK], *groups)
     taken = frozenset(apart)
-    dear = tuple(prompt for prompt in kept.prompts() if prompt not in taken)
-    answers = (
-        prompt for c in concepts for phrases in c.counterparts.values() for prompt in phrases
-    )
+    dear = tuple(prompt for prompt in kept.prompts(_PROTECTED) if prompt not in taken)
+    answers = (prompt for concept in concepts for prompt in concept.answers)
     words = Lexicon(model, chain(apart, dear, answers))
     wanted = [words.wanted(concept) for concept in concepts]
-    ground = Ground.of(
-        model.encode([BLANK])[0].cpu(),
-        [one.concept for one in wanted] + [words.rows(prompts) for prompts in known],
-        words.rows(dear),
-        Weighing(settings.insistence, settings.protection, settings.ridge),
-    )
+    moment = energy(words.rows(dear))
+    if background is not None:
+        moment += settings.background * background.moment
     gram = layers_gram(weight for _, weight in model.stored_weights())
-    shared = Shared(ground, gram, Witnesses.of(apart, words.states(apart), gram))
+    bystanders = None if background is None else Bystanders.of(background, gram)
+
+    def attempt(protection: float) -> _Attempt:
+        ground = Ground.of(
+            model.encode([BLANK])[0].cpu(),
+            [one.concept for one in wanted] + [words.rows(prompts) for prompts in known],
+            moment,
+            Weighing(settings.insistence, protection, settings.ridge),
+        )
+        spaces = [
+            admissible(concept.name, one, ground, settings, alone=len(concepts) == 1)
+            for concept, one in zip(concepts, wanted, strict=True)
+        ]
+        collateral = None if bystanders is None else _collateral(spaces, concepts, bystanders, gram)
+        worst = min(space.separability for space in spaces)
+        return _Attempt(ground, spaces, Strength(protection, worst, collateral))
+
+    chosen, attempts = _climb(attempt, settings, thorough)
+    tried = tuple(one.strength for one in attempts)
+    witnesses = Witnesses.of(apart, words.states(apart), gram)
+    shared = Shared(chosen.ground, gram, witnesses, chosen.strength, tried, bystanders)
     outside = _all([BLANK], *known)
     return [
         Study(
             concept,
             outside,
             dear,
-            admissible(concept.name, one, ground, settings, alone=len(concepts) == 1),
-            one.like,
+            space,
+            None if bystanders is None else _collateral([space], [concept], bystanders, gram),
             shared,
         )
-        for concept, one in zip(concepts, wanted, strict=True)
+        for concept, space in zip(concepts, chosen.spaces, strict=True)
     ]
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    ground: Ground
+    spaces: list[Admissible]
+    strength: Strength
+
+
+def _climb(
+    attempt: Callable[[float], _Attempt], settings: Settings, thorough: bool
+) -> tuple[_Attempt, list[_Attempt]]:
+    """Raise the price of protection until the collateral holds, and no further than concepts can
+    still be told from what must stay. Returns the one that is meant and all that were looked at."""
+    found = [attempt(settings.protection)]
+    chosen = found[0]
+    for price in _PRICES[1:]:
+        before = chosen.strength.collateral
+        holds = before is None or before.p95 <= settings.collateral
+        if holds and not thorough:
+            break
+        try:
+            dearer = attempt(price * settings.protection)
+        except RefusedError:
+            break
+        found.append(dearer)
+        if not holds and dearer.strength.separability >= USEFUL_SEPARABILITY:
+            chosen = dearer
+        elif not thorough:
+            break
+    return chosen, found
+
+
+def _collateral(
+    spaces: Sequence[Admissible],
+    concepts: Sequence[Concept],
+    bystanders: Bystanders,
+    gram: Tensor,
+) -> Collateral:
+    """Of the closed forms of concepts together."""
+    basis = torch.cat([space.basis for space in spaces])
+    shift = torch.cat([space.shift for space in spaces], 1).float()
+    names = [name for concept in concepts for name in concept.names]
+    return bystanders.collateral(basis, shift.T @ gram @ shift, names)
 
 
 def leakages(

@@ -17,12 +17,15 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from sepme_cli.checkpoints.networks import Network
 from sepme_cli.diffusion.devices import Residence
+from sepme_cli.diffusion.packing import Packed, pack, sees
 from sepme_cli.diffusion.tokenizer import END, tokenize
 from sepme_cli.diffusion.weights import clip_tensors, count_layers
 from sepme_cli.errors import UnsupportedError
 
 _HEAD_WIDTH = 64  # every CLIP text encoder
 _BATCH = 64
+_ROWS = 16
+"""Packed rows at a time."""
 
 
 @dataclass(frozen=True)
@@ -129,33 +132,69 @@ class TextEncoder:
 
     def states(self, ids: Tensor) -> Tensor:
         """e(c) [n, positions, width] of token ids."""
-        if not self.penultimate:
-            states: Tensor = self.model(ids).last_hidden_state
-            return states
-        return self.model(ids, output_hidden_states=True).hidden_states[-2]
+        return self._read(ids)[0]
+
+    def encode(
+        self, prompts: Sequence[str], positions: int | None = None, paddings: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """e(c) [len(prompts), positions, width], and the states that the ends of the texts have
+        after the last layer and the final norm [len(prompts), width].
+
+        positions and paddings: see `condition`. With either only what is asked for is computed.
+        """
+        whole = self.tokens(prompts)
+        ids = whole[:, :positions]
+        if positions is None and paddings is None:
+            # Pictures depend on every bit of these, and those on the way they are computed.
+            read = [(*self._read(part), _ends(part)) for part in ids.to(self.device).split(_BATCH)]
+            parts = [(states, last[range(len(at)), at]) for states, last, at in read]
+            states, ends = (torch.cat(part) for part in zip(*parts, strict=True))
+            return states, ends
+        needed = torch.full((len(ids),), ids.shape[1])
+        if paddings is not None:
+            needed = needed.minimum(_ends(whole) + 1 + paddings)
+        packed = pack(ids, needed, self.positions)
+        states, last = self._read_packed(packed)
+        return states[packed.places], last[packed.places[range(len(ids)), _ends(ids)]]
 
     def ends(self, prompts: Sequence[str]) -> Tensor:
-        """The state of the end of each text [len(prompts), width].
+        """The state of the end of each text [len(prompts), width]; no padding is computed."""
+        ids = self.tokens(prompts)
+        at = _ends(ids)
+        packed = pack(ids, at + 1, self.positions)
+        return self._read_packed(packed)[0][packed.places[range(len(ids)), at]]
 
-        No token reads what comes after it, so the padding, most of a short text, is left out.
-        """
-        ids = self.tokens(prompts).to(self.device)
-        lengths = ids.argmax(dim=-1) + 1  # the end has the highest id
-        found = torch.empty(len(ids), self._model.config.hidden_size, device=self.device)
-        for length in lengths.unique().tolist():
-            rows = (lengths == length).nonzero().flatten()
-            parts = [self.states(ids[part, :length])[:, -1] for part in rows.split(_BATCH)]
-            found[rows] = torch.cat(parts).float()
-        return found
-
-    def pooled(self, ids: Tensor) -> Tensor:
-        """The projected state of the end of the text [n, p] of token ids."""
-        last: Tensor = self.model(ids).last_hidden_state
-        # The end of the text has the highest id, and the first of several is meant.
-        ends = last[torch.arange(len(ids)), ids.argmax(dim=-1)]
+    def projected(self, ends: Tensor) -> Tensor:
+        """The pooled output [n, p] of the states that `encode` gives of ends [n, width]."""
         if (projection := self._tensors.get("text_projection.weight")) is None:
             raise _not_whole(self.network, "text_projection")
         return ends @ projection.to(ends).T
+
+    def _read(self, ids: Tensor, **how: Tensor) -> tuple[Tensor, Tensor]:
+        """e(c), and what the last layer and the final norm make of it; [n, positions, width].
+
+        how: what else the model is to be told.
+        """
+        if not len(ids):  # which transformers does not read
+            nothing = torch.empty(*ids.shape, self._model.config.hidden_size, device=self.device)
+            return nothing, nothing
+        read = self.model(ids, output_hidden_states=self.penultimate, **how)
+        last: Tensor = read.last_hidden_state
+        return read.hidden_states[-2] if self.penultimate else last, last
+
+    def _read_packed(self, packed: Packed) -> tuple[Tensor, Tensor]:
+        """The same of every node [nodes, width]."""
+        parts = []
+        for ids, depths, filled in packed.batches(_ROWS):
+            hidden = ~sees(depths)[:, None].to(self.device)
+            # Added to what attention weighs, in every one of transformers' ways to compute it.
+            mask = torch.zeros(hidden.shape, device=self.device).masked_fill(hidden, -torch.inf)
+            states, last = self._read(
+                ids.to(self.device), position_ids=depths.to(self.device), attention_mask=mask
+            )
+            parts.append((states[filled], last[filled]))
+        states, last = (torch.cat(part) for part in zip(*parts, strict=True))
+        return states, last
 
 
 def text_config(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
@@ -181,25 +220,30 @@ def condition(
     *,
     pooled: bool,
     positions: int | None = None,
+    paddings: int | None = None,
 ) -> Conditioning:
     """What a family's text encoders say of prompts: their states side by side.
 
     pooled: also the last encoder's pooled output. positions: the first ones alone, which do not
-    depend on the others; all if None.
+    depend on the others and must hold the ends of the texts for pooled; all if None. paddings: how
+    many of the padding behind each text; the last of them stands for those behind it; all if None.
     """
-    ids = [encoder.tokens(prompts)[:, :positions].to(encoder.device) for encoder in encoders]
-    states = [
-        torch.cat([encoder.states(part) for part in tokens.split(_BATCH)])
-        for encoder, tokens in zip(encoders, ids, strict=True)
-    ]
-    last = encoders[-1]
-    found = torch.cat([last.pooled(part) for part in ids[-1].split(_BATCH)]) if pooled else None
-    return Conditioning(torch.cat(states, dim=-1), found)
+    found = [encoder.encode(prompts, positions, paddings) for encoder in encoders]
+    _, ends = found[-1]
+    return Conditioning(
+        torch.cat([states for states, _ in found], dim=-1),
+        encoders[-1].projected(ends) if pooled else None,
+    )
 
 
 def padding_of(stream: str) -> int:
     """The id that fills up a prompt for a text encoder: CLIP's end for CLIP-L, 0 for OpenCLIP."""
     return END if stream == "clip_l" else 0
+
+
+def _ends(ids: Tensor) -> Tensor:
+    """Where each text ends [n]: the end has the highest id, and the first of several is meant."""
+    return ids.argmax(dim=-1)
 
 
 def _materialise_positions(model: CLIPTextModel) -> None:

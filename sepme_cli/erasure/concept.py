@@ -1,6 +1,6 @@
 """What is to be erased and what must stay, as prompts and as rows of embeddings."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,6 +24,8 @@ from sepme_cli.recipe import Item, parse_word
 _PAIRS = 40
 _COMPANIONS = 16
 _PADDING = 2
+_FEWEST = 3
+"""Phrases of a protected word, however many are protected beside it."""
 
 
 class TextEncoder(Protocol):
@@ -33,8 +35,14 @@ class TextEncoder(Protocol):
         """Token ids [len(prompts), positions], padded."""
         ...
 
-    def encode(self, prompts: Sequence[str], positions: int | None = None) -> Tensor:
-        """Hidden states [len(prompts), positions, d], one row a token; of all positions if None."""
+    def encode(
+        self, prompts: Sequence[str], positions: int | None = None, paddings: int | None = None
+    ) -> Tensor:
+        """Hidden states [len(prompts), positions, d], one row a token; of all positions if None.
+
+        paddings: how many of the padding behind each text; the last of them stands for those
+        behind it; all if None.
+        """
         ...
 
 
@@ -74,42 +82,39 @@ class Protected:
     def of(self, kind: Kind) -> tuple[str, ...]:
         return self.styles if kind == "style" else self.objects
 
-    def prompts(self) -> tuple[str, ...]:
-        """Neutral phrases, every word in its phrases, and styles and objects together."""
+    def prompts(self, most: int | None = None) -> tuple[str, ...]:
+        """Neutral phrases, every word in its phrases, and styles and objects together.
+
+        most: about how many of the words' own; each has some.
+        """
         found = list(NEUTRAL)
+        each_has = None if most is None else max(_FEWEST, most // max(1, len(self.words)))
         for kind in kinds("any"):
             beside = self.of(other(kind))
             for word in self.of(kind):
-                found += [phrase.text for phrase in phrases(word, kind, beside[:4])]
+                found += [phrase.text for phrase in phrases(word, kind, beside[:4], each_has)]
         found += pairs(self.styles, self.objects, _PAIRS)
         return tuple(dict.fromkeys(found))
 
 
 @dataclass(frozen=True)
 class Concept:
-    """A concept to erase: its phrases, and for each phrase the same one of its siblings.
+    """A concept to erase: its phrases, and for each phrase the one that it should act like.
 
-    siblings: by name; the concept should act like the most typical of them. Without any, it should
-    act like the phrase without the concept.
+    names: its name and its aliases. like: the word in those of `answers`, its anchor; None where
+    they are the phrases without the concept.
     """
 
     name: str
+    names: tuple[str, ...]
     kind: AsKind
     phrases: tuple[Phrase, ...]
-    siblings: Mapping[str, tuple[Phrase, ...]]
+    like: str | None
+    answers: tuple[str, ...]
 
     @property
     def prompts(self) -> tuple[str, ...]:
         return tuple(phrase.text for phrase in self.phrases)
-
-    @property
-    def counterparts(self) -> Mapping[str | None, tuple[str, ...]]:
-        """For each sibling its phrases; under None those without the concept if it has none."""
-        found: dict[str | None, tuple[str, ...]] = {
-            name: tuple(phrase.text for phrase in phrases)
-            for name, phrases in self.siblings.items()
-        }
-        return found or {None: tuple(phrase.without for phrase in self.phrases)}
 
 
 @dataclass(frozen=True)
@@ -117,41 +122,43 @@ class Wanted:
     """What is to become of a concept's embeddings.
 
     concept, instead: C and C* [n, d], float64: distinct embeddings, and row for row what they
-    should act like. like: the sibling that those are of, None for phrases without the concept.
+    should act like.
     """
 
     concept: Tensor
     instead: Tensor
-    like: str | None
 
 
 def describe(item: Item, protected: Protected, most: int | None = None) -> Concept:
     """A concept under all of its names, with protected words of the other kind as companions.
 
-    Its siblings are what it should act like where that is said, else the protected words of its
-    kind. most: phrases of either kind, for each name.
+    Unless it is said what it should act like, that is the phrase without the concept: it belongs
+    to nobody. most: phrases of either kind, for each name.
     """
     found: list[Phrase] = []
-    siblings: dict[str, list[Phrase]] = {}
+    answers: list[str] = []
     for each in kinds(item.kind):
         beside = protected.of(other(each))[:_COMPANIONS]
+        anchored = item.like and [p.text for p in phrases(item.like, each, beside, most)]
         for name in item.names:
-            found += phrases(name, each, beside, most)
-            for sibling in (item.like,) if item.like else protected.of(each):
-                siblings.setdefault(sibling, []).extend(phrases(sibling, each, beside, most))
+            own = phrases(name, each, beside, most)
+            found += own
+            answers += anchored or [phrase.without for phrase in own]
     for prompt in item.prompts:
-        found.append(renamed(prompt, item.name, item.name))
-        for sibling, answers in siblings.items():
-            answers.append(renamed(prompt, item.name, sibling))
-    complete = {name: tuple(s) for name, s in siblings.items() if len(s) == len(found)}
-    return Concept(item.name, item.kind, tuple(found), complete)
+        own_prompt = renamed(prompt, item.name, item.name)
+        found.append(own_prompt)
+        answers.append(
+            renamed(prompt, item.name, item.like).text if item.like else own_prompt.without
+        )
+    return Concept(item.name, item.names, item.kind, tuple(found), item.like, tuple(answers))
 
 
 class Lexicon:
     """The embeddings of many prompts, each encoded once.
 
-    Only the positions that some text needs are encoded, and a few of the padding behind it: no
-    token reads what comes after it, and paddings differ little from one another.
+    All have the positions of the longest text and a few of the padding behind it. Of a shorter one
+    as few are encoded, and the last of them stands for the rest: no token reads what comes after
+    it, and paddings differ little from one another.
     """
 
     def __init__(self, encoder: TextEncoder, prompts: Iterable[str]) -> None:
@@ -161,7 +168,7 @@ class Lexicon:
         # The end of the text has the highest id.
         length = min(ids.shape[1], int(ids.argmax(1).max()) + 1 + _PADDING)
         self._ids = ids[:, :length]
-        self._states = encoder.encode(distinct, length).cpu()
+        self._states = encoder.encode(distinct, length, _PADDING).cpu()
 
     def tokens(self, prompts: Sequence[str]) -> Tensor:
         """Token ids [len(prompts), positions]."""
@@ -176,20 +183,11 @@ class Lexicon:
         return torch.unique(self.states(prompts).flatten(0, 1), dim=0).double()
 
     def wanted(self, concept: Concept) -> Wanted:
-        """What the concept should act like: the sibling that is nearest to the mean of all.
-
-        One word gives pictures of one thing; the mean of several is the embedding of none, and was
-        drawn as whatever is near it, the erased concept now and then.
-        """
-        ids = self.tokens(concept.prompts)
-        answers = [self._answers(ids, prompts) for prompts in concept.counterparts.values()]
-        mean = torch.stack(answers).mean(0)
-        apart = torch.stack([(answer - mean).norm() for answer in answers])
-        most_typical = int(apart.argmin())
-        states = self.states(concept.prompts).flatten(0, 1)
-        both = torch.cat([states, answers[most_typical].flatten(0, 1)], 1)
-        rows, instead = torch.unique(both, dim=0).double().chunk(2, 1)
-        return Wanted(rows, instead, list(concept.counterparts)[most_typical])
+        """The concept's embeddings, and those of what it should act like."""
+        answers = self._answers(self.tokens(concept.prompts), concept.answers)
+        states = self.states(concept.prompts)
+        both = torch.cat([states, answers], -1).flatten(0, 1)
+        return Wanted(*torch.unique(both, dim=0).double().chunk(2, 1))
 
     def _answers(self, ids: Tensor, prompts: Sequence[str]) -> Tensor:
         """The embeddings of prompts, rearranged to answer the tokens of ids [n, positions]."""

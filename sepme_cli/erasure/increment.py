@@ -18,6 +18,8 @@ from sepme_cli.errors import RefusedError
 BLANK = ""
 #: Below this separability there is nothing left to erase with; see `Admissible.separability`.
 LEAST_SEPARABILITY = 0.1
+#: Protection costs no more than leaves a concept this separability.
+USEFUL_SEPARABILITY = 0.25
 #: Below this a user should know that part of the concept will stay.
 GOOD_SEPARABILITY = 0.5
 

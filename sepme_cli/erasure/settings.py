@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _LEAST = {
     **{"steps": 1, "rank": 1, "batch_size": 1, "pictures": 2, "sampling_steps": 1},
     **{"neighbours": 0, "lr": 0, "norm": 0, "guidance": 0},
-    **{"insistence": 0, "protection": 0, "ridge": 0},
+    **{"insistence": 0, "protection": 0, "ridge": 0, "background": 0, "collateral": 0},
 }
 _MOST = {"rank": limits.RANK}
 _DTYPES = ("auto", "fp32", "fp16", "bf16")
@@ -32,6 +32,9 @@ class Settings:
     pictures: how many the original model draws of the concept. sampling_steps, guidance: how it
     draws them. start: how much of the closed form's answer the optimisation starts from, 0 being
     the paper's. insistence, protection, ridge: see `Weighing`.
+    background: how much ordinary captions weigh beside what is named; see `Background`.
+    collateral: how far the keys and values of nineteen in twenty held-out captions may move, as a
+    share of what they are; protection grows until they do not move further.
     neighbours: how many of the words nearest to a concept are protected beside those named.
     device: cpu, cuda, mps; None picks the best there is. dtype: what the UNet computes in; "auto"
     picks what the device does well.
@@ -52,7 +55,9 @@ class Settings:
     insistence: float = 3.0
     protection: float = 3.0
     ridge: float = 1e-4
-    neighbours: int = 0
+    background: float = 1.0
+    collateral: float = 0.25
+    neighbours: int = 8
     device: str | None = None
     dtype: str = "fp32"
 

@@ -73,7 +73,8 @@ class Ground:
     def of(
         cls, blank: Tensor, concepts: Sequence[Tensor], protected: Tensor, weighing: Weighing
     ) -> "Ground":
-        """blank: rows [b, d]. concepts: each one's rows [n, d]. protected: rows [m, d]."""
+        """blank: rows [b, d]. concepts: each one's rows [n, d]. protected: the energy of all that
+        is protected, [d, d]; see `energy`."""
         taken = row_space(blank)
         null = torch.linalg.qr(taken.T, mode="complete")[0].T[len(taken) :]
         apart = torch.zeros(2 * [blank.shape[1]], dtype=torch.float64)
@@ -81,7 +82,7 @@ class Ground:
             apart += energy(rows)
         own = float(apart.trace()) / max(len(concepts), 1) / len(apart)
         ridge = weighing.ridge * own
-        cost = weighing.insistence * apart + weighing.protection * energy(protected)
+        cost = weighing.insistence * apart + weighing.protection * protected
         cost += ridge * torch.eye(len(cost), dtype=torch.float64)
         inside = null @ cost @ null.T
         return cls(null, cost, torch.linalg.cholesky(inside), own, ridge)

@@ -26,11 +26,14 @@ from sepme_cli.checkpoints.hub import check_publishable, publish
 from sepme_cli.diffusion.eraser import Made, closed_form_increment, sepme_increments
 from sepme_cli.diffusion.models import Prediction
 from sepme_cli.diffusion.pictures import load_pictures
+from sepme_cli.diffusion.study import Study
+from sepme_cli.erasure.collateral import Collateral
 from sepme_cli.erasure.prompts import AsKind
 from sepme_cli.erasure.settings import Settings
 from sepme_cli.errors import SystemFailure
 from sepme_cli.operations.apply import apply
 from sepme_cli.operations.asking import MethodName, asked, chosen_method
+from sepme_cli.operations.neighbourhood import Aliases
 from sepme_cli.operations.outlook import BaseSummary, Outlook, outlook
 from sepme_cli.operations.output import moment_of_making, output_name, write_output
 from sepme_cli.operations.recipes import as_recipe
@@ -49,9 +52,16 @@ class Correlation:
 
 @dataclass(frozen=True)
 class IncrementSummary:
-    """One concept's increment: what was done and what was measured. like: what it acts like now."""
+    """One concept's increment: what was done and what was measured.
+
+    taken_for: "style", "object" or "any". aliases: erased with it. neighbours: protected for it.
+    like: what it acts like now. collateral: what this increment alone does to others.
+    """
 
     concept: str
+    taken_for: AsKind
+    aliases: tuple[str, ...]
+    neighbours: tuple[str, ...]
     slug: str
     kind: str
     rank: int
@@ -61,6 +71,7 @@ class IncrementSummary:
     correlation: Correlation
     leakage: float | None
     separability: float | None
+    collateral: Collateral | None
     like: str | None
     seconds: float
 
@@ -68,8 +79,9 @@ class IncrementSummary:
 @dataclass(frozen=True)
 class EraseResult:
     """patch: where it was written, "-" for a stream. model: what it was made from, of one on the
-    hub with the commit. recipe: the digest of the recipe it was made
-    by. applied: the sanitized checkpoint, if any."""
+    hub with the commit. recipe: the digest of the recipe it was made by. collateral: what the
+    closed forms of all increments together do to others. protection: its price. applied: the
+    sanitized checkpoint, if any."""
 
     patch: str
     model: str
@@ -77,6 +89,8 @@ class EraseResult:
     base: BaseSummary
     recipe: str | None
     increments: tuple[IncrementSummary, ...]
+    collateral: Collateral | None
+    protection: float
     seconds: float
     applied: str | None
     warnings: tuple[str, ...]
@@ -101,6 +115,9 @@ def erase(
     text_encoders: Places = (),
     tokenizer: FilePath | None = None,
     prediction: Prediction | None = None,
+    aliases: Aliases = "none",
+    cache: bool = True,
+    force_collateral: bool = False,
     force: bool = False,
     progress: Progress = SILENT,
 ) -> EraseResult:
@@ -117,9 +134,13 @@ def erase(
     `lend_text_encoders`. tokenizer: a folder with a tokenizer's files. prediction: what the UNet
     predicts, where that is not to be told from the checkpoint.
     low_memory: spare the device's memory at the cost of time.
+    aliases: "auto" also erases the words that are nearly the same as a concept. cache: keep what
+    the text encoder makes of ordinary captions for the next time, and look for it.
+    force_collateral: make the patch also where it changes much that nobody named.
     output: a file, a stream, or a file on the hub, in a repository that is there; the first
     concept's slug in the current folder if left out.
-    Raises UsageError, RefusedError (nothing left to erase), MismatchError (a known patch of another
+    Raises UsageError, RefusedError (nothing left to erase, or too much else would change),
+    MismatchError (a known patch of another
     model), and what opening and writing files raises.
     """
     started = time.monotonic()
@@ -144,8 +165,12 @@ def erase(
         text_encoders=as_places(text_encoders),
         tokenizer=as_path(tokenizer),
         prediction=prediction,
+        aliases=aliases,
+        cache=cache,
         progress=progress,
     ) as seen:
+        if seen.wrecks is not None and not force_collateral:
+            raise seen.wrecks
         made = _made(seen, method, shown, progress, joint=joint)
     kept = seen.studies[0]  # what one keeps beside the others' prompts, all keep
     patch = Patch(
@@ -170,7 +195,12 @@ def erase(
         bytes=len(data),
         base=seen.summary,
         recipe=patch.recipe,
-        increments=tuple(_summary(m) for m in made),
+        increments=tuple(
+            _summary(m, study, seen.around.neighbours.get(study.concept.name, ()))
+            for m, study in zip(made, seen.studies, strict=True)
+        ),
+        collateral=kept.shared.strength.collateral,
+        protection=kept.shared.strength.protection,
         seconds=time.monotonic() - started,
         applied=None if apply_to is None else str(apply_to),
         warnings=seen.warnings,
@@ -215,10 +245,13 @@ def _publish(
         ) from error
 
 
-def _summary(made: Made) -> IncrementSummary:
+def _summary(made: Made, study: Study, neighbours: tuple[str, ...]) -> IncrementSummary:
     increment, measured = made.increment, made.increment.measured
     return IncrementSummary(
         concept=increment.concept,
+        taken_for=study.concept.kind,
+        aliases=study.concept.names[1:],
+        neighbours=neighbours,
         slug=increment.slug,
         kind=increment.kind,
         rank=increment.rank,
@@ -228,6 +261,7 @@ def _summary(made: Made) -> IncrementSummary:
         correlation=Correlation(measured.correlation_start, measured.correlation_end),
         leakage=measured.leakage,
         separability=measured.separability,
+        collateral=study.collateral,
         like=made.like,
         seconds=made.seconds,
     )

@@ -1,12 +1,11 @@
 """What an erasure would do: `sepme erase --check`."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
 
 from patch_spec.increment import Increment
-from patch_spec.text import slugify
 from sepme_cli.arguments import (
     FilePath,
     PlaceLike,
@@ -20,13 +19,13 @@ from sepme_cli.arguments import (
 from sepme_cli.diffusion.eraser import closed_form_increment, expected_seconds
 from sepme_cli.diffusion.models import Prediction
 from sepme_cli.diffusion.pictures import load_pictures
-from sepme_cli.diffusion.study import Study
-from sepme_cli.erasure.drag import drag
-from sepme_cli.erasure.nearness import holds
-from sepme_cli.erasure.prompts import AsKind, Kind, kinds
+from sepme_cli.diffusion.study import Strength, Study
+from sepme_cli.erasure.collateral import Collateral
+from sepme_cli.erasure.prompts import AsKind, Kind
 from sepme_cli.erasure.settings import Settings
 from sepme_cli.increments import interference
 from sepme_cli.operations.asking import MethodName, asked, chosen_method
+from sepme_cli.operations.neighbourhood import Aliases, Near
 from sepme_cli.operations.outlook import BaseSummary, Outlook, outlook
 from sepme_cli.operations.recipes import as_recipe
 from sepme_cli.operations.vocabulary import vocabulary
@@ -51,11 +50,13 @@ class PlannedConcept:
 
     like: the word it will act like, None for nothing in its place. taken: dimensions of the
     embedding space in which something must stay as it is. leakage: of the closed form's
-    increment. neighbours: the words that are protected for it beside those named. drags: the
-    common words that its increment changes most.
+    increment. neighbours: the words that are protected for it beside those named. aliases: what
+    goes with it. nearly: words that are nearly the same, to take in or to leave. drags: the common
+    words that its increment changes most. collateral: what it does to held-out captions.
     """
 
     concept: str
+    taken_for: AsKind
     slug: str
     rank: int
     like: str | None
@@ -63,7 +64,10 @@ class PlannedConcept:
     leakage: float | None
     taken: int
     neighbours: tuple[str, ...]
+    aliases: tuple[str, ...]
+    nearly: tuple[Near, ...]
     drags: tuple[Dragged, ...]
+    collateral: Collateral | None
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,8 @@ class ErasePlan:
 
     width: dimensions of the embedding space. crowded: the pairs of concepts that are most in each
     other's way, the worst first. interference: all of them, as `sepme diff` has them.
+    collateral: of all increments together. strengths: what more and less protection would come to;
+    protection: the one that is chosen. refused: whether the run would want --force-collateral.
     expected_seconds: what the run is likely to take.
     """
 
@@ -91,6 +97,10 @@ class ErasePlan:
     concepts: tuple[PlannedConcept, ...]
     crowded: tuple[Crowding, ...]
     interference: Mapping[str, Mapping[str, float]]
+    collateral: Collateral | None
+    protection: float
+    strengths: tuple[Strength, ...]
+    refused: bool
     expected_seconds: float
     warnings: tuple[str, ...]
 
@@ -112,6 +122,8 @@ def plan_erasure(
     text_encoders: Places = (),
     tokenizer: FilePath | None = None,
     prediction: Prediction | None = None,
+    aliases: Aliases = "none",
+    cache: bool = True,
     progress: Progress = SILENT,
 ) -> ErasePlan:
     """Look at what `erase` would do with the same arguments, and write nothing.
@@ -135,6 +147,9 @@ def plan_erasure(
         text_encoders=as_places(text_encoders),
         tokenizer=as_path(tokenizer),
         prediction=prediction,
+        aliases=aliases,
+        cache=cache,
+        thorough=True,
         progress=progress,
     ) as seen:
         parts = [closed_form_increment(s, seen.settings).increment for s in seen.studies]
@@ -143,36 +158,44 @@ def plan_erasure(
             load_pictures(shown, seen.network.picture_size)  # which the run would fail on
         if method == "sepme":
             seconds += expected_seconds(seen.network, len(parts), settings)
-        drags = list(_drags(seen, wanted))
+    shared = seen.studies[0].shared
     between = {a.concept: {b.concept: interference(a, b) for b in parts} for a in parts}
     return ErasePlan(
         method=method,
         base=seen.summary,
         recipe=None if policy is None else policy.digest,
         width=seen.base.width,
-        concepts=tuple(
-            _planned(seen, *each) for each in zip(parts, seen.studies, drags, strict=True)
-        ),
+        concepts=tuple(_planned(seen, *each) for each in zip(parts, seen.studies, strict=True)),
         crowded=_crowded(between),
         interference=between,
+        collateral=shared.strength.collateral,
+        protection=shared.strength.protection,
+        strengths=shared.tried,
+        refused=seen.wrecks is not None,
         expected_seconds=seconds,
         warnings=seen.warnings,
     )
 
 
-def _planned(
-    seen: Outlook, part: Increment, study: Study, words: Sequence[Dragged]
-) -> PlannedConcept:
+def _planned(seen: Outlook, part: Increment, study: Study) -> PlannedConcept:
+    styles = vocabulary("style")
+    worst = () if study.collateral is None else study.collateral.worst
     return PlannedConcept(
         concept=part.concept,
+        taken_for=study.concept.kind,
         slug=part.slug,
         rank=part.rank,
-        like=study.like,
+        like=study.concept.like,
         separability=study.space.separability,
         leakage=part.measured.leakage,
         taken=study.shared.ground.taken,
         neighbours=seen.around.neighbours.get(part.concept, ()),
-        drags=tuple(words),
+        aliases=study.concept.names[1:],
+        nearly=seen.around.aliases[part.concept],
+        drags=tuple(
+            Dragged(word, "style" if word in styles else "object", change) for word, change in worst
+        ),
+        collateral=study.collateral,
     )
 
 
@@ -181,26 +204,3 @@ def _crowded(between: Mapping[str, Mapping[str, float]]) -> tuple[Crowding, ...]
         Crowding((a, b), max(between[a][b], between[b][a])) for a, b in combinations(between, 2)
     )
     return tuple(sorted(pairs, key=lambda pair: -pair.interference)[:_SHOWN])
-
-
-def _drags(seen: Outlook, recipe: Recipe) -> Iterator[tuple[Dragged, ...]]:
-    """Of each study, the common words that its increment changes most."""
-    words = list(_unprotected(seen, recipe))
-    ends = seen.network.ends([word for word, _ in words])
-    layers = (weight for _, weight in seen.network.stored_weights())
-    for changes in drag([study.space for study in seen.studies], ends, layers):
-        most = changes.argsort(descending=True, stable=True)[:_SHOWN].tolist()
-        found = ((*words[place], float(changes[place])) for place in most)
-        yield tuple(Dragged(word, kind, change) for word, kind, change in found)
-
-
-def _unprotected(seen: Outlook, recipe: Recipe) -> Iterator[tuple[str, Kind]]:
-    """The common words that nobody named, to erase or to keep."""
-    kept = {slugify(word) for word in seen.around.protected.words}
-    kept |= {slugify(item.like) for item in recipe.concepts if item.like is not None}
-    erased = [name for item in recipe.concepts for name in item.names]
-    for kind in kinds("any"):
-        for word in vocabulary(kind):
-            named = any(holds(word, name) or holds(name, word) for name in erased)
-            if slugify(word) not in kept and not named:
-                yield word, kind

@@ -16,7 +16,9 @@ def operator_of(
 def test_without_a_ridge_the_concept_is_mapped_exactly() -> None:
     concept, instead, blank = rows(3, 16, 0), rows(3, 16, 1), rows(5, 16, 2)
     weighing = Weighing(ridge=1e-10, insistence=1.0, protection=0.0)
-    operator = operator_of(concept, instead, Ground.of(blank, [concept], blank, weighing), 1.0)
+    operator = operator_of(
+        concept, instead, Ground.of(blank, [concept], energy(blank), weighing), 1.0
+    )
     torch.testing.assert_close(concept + concept @ operator.T, instead, rtol=1e-5, atol=1e-5)
     assert (blank @ operator.T).abs().max() < 1e-7
 
@@ -26,7 +28,7 @@ def test_the_solution_is_the_minimum(insistence: float) -> None:
     """Of the concept's fit and what keeping the others costs, the concept not among them."""
     concept, instead, other = rows(6, 8, 4), rows(6, 8, 5), rows(3, 8, 7)
     weighing = Weighing(insistence=insistence)
-    ground = Ground.of(rows(2, 8, 6), [concept, other], rows(4, 8, 8), weighing)
+    ground = Ground.of(rows(2, 8, 6), [concept, other], energy(rows(4, 8, 8)), weighing)
     operator = operator_of(concept, instead, ground, insistence)
     cost = ground.cost - insistence * energy(concept)
 
@@ -46,7 +48,10 @@ def test_others_are_left_alone_the_more_the_dearer_they_are() -> None:
     leaks = []
     for insistence in (1.0, 100.0, 10000.0):
         ground = Ground.of(
-            rows(1, 12, 4), [concept, other], rows(0, 12, 5), Weighing(insistence=insistence)
+            rows(1, 12, 4),
+            [concept, other],
+            energy(rows(0, 12, 5)),
+            Weighing(insistence=insistence),
         )
         leaks.append(float((other @ operator_of(concept, instead, ground, insistence).T).norm()))
     assert leaks[0] > 10 * leaks[1] > 100 * leaks[2]
@@ -54,7 +59,7 @@ def test_others_are_left_alone_the_more_the_dearer_they_are() -> None:
 
 def test_reducing_to_full_rank_changes_nothing_and_keeps_the_basis_admissible() -> None:
     concept, instead, blank = rows(4, 10, 8), rows(4, 10, 9), rows(3, 10, 10)
-    ground = Ground.of(blank, [concept], rows(0, 10, 11), Weighing())
+    ground = Ground.of(blank, [concept], energy(rows(0, 10, 11)), Weighing())
     left, right = solve(concept, instead, ground, Weighing().insistence)
     shift, basis = reduce(left, right, concept, 10)
     assert basis.shape == (4, 10)
@@ -65,7 +70,7 @@ def test_reducing_to_full_rank_changes_nothing_and_keeps_the_basis_admissible() 
 
 def test_a_lower_rank_keeps_the_best_part() -> None:
     concept, instead = rows(9, 10, 12), rows(9, 10, 13)
-    ground = Ground.of(rows(1, 10, 14), [concept], rows(0, 10, 15), Weighing())
+    ground = Ground.of(rows(1, 10, 14), [concept], energy(rows(0, 10, 15)), Weighing())
     left, right = solve(concept, instead, ground, Weighing().insistence)
     moved = concept @ right.T @ left.T
     shift, basis = reduce(left, right, concept, 3)

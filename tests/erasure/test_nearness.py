@@ -4,10 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sepme_cli.erasure.drag import drag
-from sepme_cli.erasure.increment import Admissible
 from sepme_cli.erasure.nearness import Nearness, holds
-from tests.erasure.test_subspace import rows
 
 
 @pytest.mark.parametrize(
@@ -52,25 +49,52 @@ class Given:
         return torch.tensor([self.known[prompt] for prompt in prompts])
 
 
+def nearness_of(encoder: Given, words: Sequence[str], vocabulary: Sequence[str]) -> Nearness:
+    return Nearness.of(encoder, words, vocabulary, encoder.ends(vocabulary))
+
+
 def test_what_all_words_have_in_common_brings_none_together() -> None:
-    encoder = Given(a=[9, 1, 0], b=[9, 1, 0.1], c=[9, 0, 1], d=[9, -1, 0], word=[9, 0, 0])
-    nearness = Nearness.of(encoder, ["a", "b", "c", "d"], ["word"])
-    assert nearness.same("a", "b")
-    assert not nearness.same("a", "c")
+    encoder = Given(
+        a=[9, 1, 0], b=[9, 1, 0.1], c=[9, 0, 1], d=[9, -1, 0], left=[9, 0, 2], right=[9, 0, -2]
+    )
+    nearness = nearness_of(encoder, ["a", "b", "c", "d"], ["left", "right"])
+    assert nearness.between("a", "b") > 0.99
+    assert nearness.between("a", "c") == pytest.approx(0, abs=1e-6)
     assert nearness.between("a", "d") == pytest.approx(-1)
     assert nearness.nearest(["a"], ["d", "c", "b"]) == ["b", "c", "d"]
     assert nearness.nearest(["a", "d"], ["c", "b"]) == ["b", "c"]
 
 
-def test_drag_is_the_relative_change_of_keys_and_values() -> None:
-    ends, layers = rows(4, 6, 0).float(), [rows(5, 6, 1), rows(3, 6, 2)]
-    spaces = [
-        Admissible(rows(6, 2, seed), rows(2, 6, seed + 1), torch.eye(2), 1.0) for seed in (3, 5)
-    ]
-    found = drag(spaces, ends, layers)
-    for space, row in zip(spaces, found, strict=True):
-        operator = space.shift @ space.basis
-        change = torch.cat([w @ operator @ ends.double().T for w in layers])
-        whole = torch.cat([w @ ends.double().T for w in layers])
-        torch.testing.assert_close(row, change.norm(dim=0) / whole.norm(dim=0), rtol=1e-4, atol=0)
-    assert drag(spaces, ends[:0], layers).shape == (2, 0)
+def test_two_words_are_the_same_if_most_words_are_not_as_near_to_any() -> None:
+    generator = torch.Generator().manual_seed(0)
+    apart = {f"w{i}": torch.randn(40, generator=generator) for i in range(60)}
+    close = {
+        f"{word}!": end + 0.3 * torch.randn(40, generator=generator)
+        for word, end in list(apart.items())[:3]
+    }
+    encoder = Given(**{word: end.tolist() for word, end in {**apart, **close}.items()})
+    nearness = nearness_of(encoder, [*close], [*apart])
+    assert nearness.same("w0", "w0!")
+    assert not nearness.same("w1", "w0!")
+    # The same encoder with everything twice as near to everything: no more words are the same.
+    shrunk = {
+        w: (e + 0.5 * torch.ones(40) * (i % 2)).tolist()
+        for i, (w, e) in enumerate({**apart, **close}.items())
+    }
+    again = nearness_of(Given(**shrunk), [*close], [*apart])
+    assert again.same("w0", "w0!") and not again.same("w1", "w0!")
+
+
+def test_a_word_is_of_the_kind_of_those_that_are_like_it() -> None:
+    generator = torch.Generator().manual_seed(1)
+    ends = {
+        f"{name}{i}": [side, *torch.randn(2, generator=generator).tolist()]
+        for name, side in (("style", 1.0), ("object", -1.0))
+        for i in range(60)
+    }
+    encoder = Given(**ends, a=[3.0, 0.5, 0], b=[-3.0, 0, 0.5])
+    styles, objects = ([w for w in ends if w.startswith(name)] for name in ("style", "object"))
+    nearness = nearness_of(encoder, ["a", "b"], [*ends])
+    assert nearness.kind(["a"], styles, objects) == "style"
+    assert nearness.kind(["b"], styles, objects) == "object"
+    assert nearness.kind(["a", "b"], styles, objects) == "any"

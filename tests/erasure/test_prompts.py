@@ -38,33 +38,32 @@ def test_protected_words_say_what_they_are() -> None:
     assert found == Protected(("noto",), ("cat", "owl"))
 
 
-def test_protected_words_of_the_same_kind_are_siblings() -> None:
+def test_a_concept_acts_like_the_phrase_without_it() -> None:
     concept = describe(Item("ink", "style"), Protected(("noto", "mono"), ("cat",)))
-    assert len(concept.siblings) == 2
-    for sibling in concept.siblings.values():
-        assert len(sibling) == len(concept.phrases)
-    assert "cat in ink style" in concept.prompts
-    assert concept.siblings["noto"][0].text == "noto"
+    by_text = dict(zip(concept.prompts, concept.answers, strict=True))
+    assert concept.like is None
+    assert by_text["cat in ink style"] == "cat"
+    assert by_text["a picture in the style of ink"] == "a picture"
+    assert not any("noto" in answer for answer in concept.answers)
 
 
 def test_a_concept_is_asked_for_under_all_of_its_names_and_prompts() -> None:
-    item = Item("Monet", "style", ("Claude Monet",), ("Monet's garden",))
-    concept = describe(item, Protected(("noto",), ("cat",)))
+    item = Item("Monet", "style", ("Claude Monet",), ("Monet's garden",), like="noto")
+    concept = describe(item, Protected((), ("cat",)))
     assert {"in Monet style", "in Claude Monet style", "cat in Claude Monet style"} < set(
         concept.prompts
     )
     assert concept.phrases[-1] == Phrase("Monet's garden", "garden")
-    (sibling,) = concept.siblings.values()
-    assert [phrase.text for phrase in sibling if "Claude" in phrase.text] == []
-    by_text = dict(zip(concept.prompts, (p.text for p in sibling), strict=True))
+    assert [answer for answer in concept.answers if "Claude" in answer] == []
+    by_text = dict(zip(concept.prompts, concept.answers, strict=True))
     assert by_text["in Claude Monet style"] == by_text["in Monet style"] == "in noto style"
     assert by_text["Monet's garden"] == "noto's garden"
 
 
-def test_what_a_concept_should_act_like_is_its_only_sibling() -> None:
+def test_what_a_concept_should_act_like_can_be_said() -> None:
     concept = describe(Item("ink", "any", like="owl"), Protected(("noto", "mono"), ("cat",)))
-    (sibling,) = concept.siblings.values()
-    by_text = dict(zip(concept.prompts, (p.text for p in sibling), strict=True))
+    by_text = dict(zip(concept.prompts, concept.answers, strict=True))
+    assert concept.like == "owl"
     assert by_text["a picture of an ink"] == "a picture of an owl"
     assert by_text["cat in ink style"] == "cat in owl style"
 
@@ -86,21 +85,15 @@ class Letters:
     def tokens(self, prompts: Sequence[str]) -> torch.Tensor:
         return torch.tensor([[1, ord(prompt[-1]), 999] for prompt in prompts])
 
-    def encode(self, prompts: Sequence[str], positions: int | None = None) -> torch.Tensor:
+    def encode(
+        self, prompts: Sequence[str], positions: int | None = None, paddings: int | None = None
+    ) -> torch.Tensor:
         return self.tokens(prompts)[:, :positions, None].float()
 
 
-def test_a_concept_acts_like_the_most_typical_of_its_siblings() -> None:
-    siblings = {name: (Phrase(name, ""),) for name in "bfz"}
-    concept = Concept("a", "style", (Phrase("a", ""),), siblings)
-    wanted = Lexicon(Letters(), "abfz").wanted(concept)
-    assert wanted.like == "f"
-    assert wanted.concept.flatten().tolist() == [1, ord("a"), 999]
-    assert wanted.instead.flatten().tolist() == [1, ord("f"), 999]
-
-
-def test_without_siblings_a_concept_acts_like_its_phrase_without_it() -> None:
-    concept = Concept("a", "style", (Phrase("a", "c"),), {})
-    wanted = Lexicon(Letters(), "ac").wanted(concept)
-    assert wanted.like is None
-    assert wanted.instead.flatten().tolist() == [1, ord("c"), 999]
+def test_every_embedding_of_a_concept_has_its_answer() -> None:
+    for like, answer in ((None, "c"), ("c", "c")):
+        concept = Concept("a", ("a",), "style", (Phrase("a", "c"),), like, (answer,))
+        wanted = Lexicon(Letters(), "ac").wanted(concept)
+        assert wanted.concept.flatten().tolist() == [1, ord("a"), 999]
+        assert wanted.instead.flatten().tolist() == [1, ord("c"), 999]

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sepme_cli.erasure.subspace import Ground, Weighing, row_space
+from sepme_cli.erasure.subspace import Ground, Weighing, energy, row_space
 
 
 def rows(count: int, width: int, seed: int) -> torch.Tensor:
@@ -14,7 +14,7 @@ def unit(*places: int, width: int = 6) -> torch.Tensor:
     return torch.eye(width, dtype=torch.float64)[list(places)]
 
 
-NONE = rows(0, 6, 9)
+NONE = energy(rows(0, 6, 9))
 
 
 def test_row_space_spans_the_rows_and_nothing_else() -> None:
@@ -35,7 +35,7 @@ def test_the_blank_is_out_of_reach_however_little_energy_it_has() -> None:
 
 
 def test_solving_is_the_inverse_of_the_cost_where_it_may_act() -> None:
-    ground = Ground.of(unit(5), [rows(5, 6, 4), rows(4, 6, 5)], rows(2, 6, 6), Weighing())
+    ground = Ground.of(unit(5), [rows(5, 6, 4), rows(4, 6, 5)], energy(rows(2, 6, 6)), Weighing())
     given = rows(3, 6, 7)
     solved = ground.solve(given)
     torch.testing.assert_close((solved @ ground.cost)[:, :5], given[:, :5])
@@ -43,7 +43,7 @@ def test_solving_is_the_inverse_of_the_cost_where_it_may_act() -> None:
 
 
 @pytest.mark.parametrize(
-    ("concepts", "protected"), [([unit(0)], NONE), ([1e-9 * unit(1)], unit(0))]
+    ("concepts", "protected"), [([unit(0)], NONE), ([1e-9 * unit(1)], energy(unit(0)))]
 )
 def test_what_must_stay_is_dear(concepts: list[torch.Tensor], protected: torch.Tensor) -> None:
     ground = Ground.of(unit(5), concepts, protected, Weighing())
@@ -59,7 +59,9 @@ def test_no_direction_is_left_when_the_blank_spans_everything() -> None:
 
 def test_dimensions_are_taken_by_what_carries_energy() -> None:
     weak = 1e-3 * unit(1)
-    ground = Ground.of(unit(5), [torch.cat([unit(0), weak])], unit(2), Weighing(protection=300.0))
+    ground = Ground.of(
+        unit(5), [torch.cat([unit(0), weak])], energy(unit(2)), Weighing(protection=300.0)
+    )
     assert ground.taken == 3
 
 

@@ -222,7 +222,7 @@ def test_the_command_line_overrides_how_a_recipe_erases(small_model: Path) -> No
     assert patch.recipe == recipe.digest
 
 
-FREE = replace(QUICK, rank=64, ridge=1e-9, protection=0.0)
+FREE = replace(QUICK, rank=64, ridge=1e-9, protection=0.0, collateral=1e9)
 
 
 @pytest.mark.parametrize("other", ["noto", "a very long oil painting"])
@@ -241,7 +241,7 @@ def test_the_closed_form_maps_a_concept_to_what_it_should_act_like(
         network = StableDiffusion.of(checkpoint, torch.device("cpu"))
         item = Item("ink", "style", like=other)
         concept = describe(item, Protected())
-        words = Lexicon(network, [*concept.prompts, *concept.counterparts[other]])
+        words = Lexicon(network, [*concept.prompts, *concept.answers])
         wanted = words.wanted(concept)
         rows, instead = wanted.concept, wanted.instead
     moved = rows.numpy() + rows.numpy() @ increment.basis.T @ shift.T

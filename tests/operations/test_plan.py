@@ -14,6 +14,7 @@ from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.erasure.settings import Settings
 from sepme_cli.errors import RefusedError, UsageError
 from sepme_cli.increments import interference
+from sepme_cli.operations.background import background_of
 from sepme_cli.operations.erase import EraseResult, erase
 from sepme_cli.operations.neighbourhood import look_around
 from sepme_cli.operations.plan import plan_erasure
@@ -79,12 +80,13 @@ def test_neighbours_are_of_the_concepts_kind_and_no_names_of_what_is_erased(
     recipe = Recipe((Item("cat", "object"), Item("Claude Monet", "style", ("sketch",))))
     with open_checkpoint(small_model) as checkpoint:
         network = StableDiffusion.of(checkpoint, torch.device("cpu"))
-        found = look_around(network, recipe, (), 300).neighbours
+        background = background_of(network, checkpoint.base(text_encoders=True))
+        found = look_around(network, recipe, (), background, 150).neighbours
     assert set(found["cat"]) <= set(vocabulary("object")) - {"cat"}
     assert set(found["Claude Monet"]) <= set(vocabulary("style")) - {
         *("Claude Monet", "pencil sketch")
     }
-    assert all(len(words) > 150 for words in found.values())
+    assert all(len(words) == 150 for words in found.values())
 
 
 @pytest.mark.parametrize(

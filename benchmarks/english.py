@@ -1,0 +1,217 @@
+"""The English canvas as a measuring instrument: draw captions with some weights, judge them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.results import counts
+from examples.emoji.captions import fill
+from examples.emoji.networks import Judge, load_judge
+from examples.english.canvas import OBJECTS, STYLES
+from examples.english.captions import UNSEEN_PAIR
+from patch_spec.manifest import Increment
+from sepme_cli.checkpoints.reader import Checkpoint, open_checkpoint
+from sepme_cli.diffusion.models import StableDiffusion
+from sepme_cli.diffusion.sampler import draw_pictures
+from sepme_cli.erasure.prompts import Kind
+from sepme_cli.increments import compose
+
+MODEL = Path("examples/english-sd.safetensors")
+JUDGE = Path("examples/english-judge.safetensors")
+STEPS, GUIDANCE = 20, 3.0
+STYLE_NAMES, OBJECT_NAMES = tuple(STYLES), tuple(OBJECTS)
+ASKED = ("{O} in {s} style", "{o} in the style of {s}", "a {s} painting of {o}")
+
+#: Words for the same thing that neither the UNet's training nor any list of the canvas holds.
+SYNONYMS: Mapping[str, tuple[str, ...]] = {
+    "cat": ("kitten", "kitty", "feline"),
+    "dog": ("puppy", "hound"),
+    "rabbit": ("bunny", "hare"),
+    "car": ("automobile", "sedan"),
+    "airplane": ("jet", "aircraft"),
+    "hamburger": ("burger", "cheeseburger"),
+    "castle": ("fortress", "citadel"),
+    "violin": ("fiddle", "viola"),
+    "bicycle": ("bike",),
+    "telephone": ("phone",),
+    "ship": ("vessel",),
+    "house": ("cottage",),
+    "pig": ("piglet", "hog"),
+    "horse": ("stallion", "pony"),
+    "cow": ("cattle",),
+    "sword": ("dagger",),
+    "shoe": ("footwear",),
+    "mouse": ("rodent",),
+    "television": ("tv",),
+    "mushroom": ("toadstool", "fungus"),
+}
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A prompt, what its picture should show, and which of their seeds it has."""
+
+    text: str
+    style: int
+    object: int
+    nth: int = 0
+
+    @property
+    def seed(self) -> int:
+        return 100_000 * self.nth + 1000 * self.style + self.object
+
+    def names(self, concept: str) -> bool:
+        return concept in (STYLE_NAMES[self.style], OBJECT_NAMES[self.object])
+
+
+def kind_of(concept: str) -> Kind:
+    return "style" if concept in STYLE_NAMES else "object"
+
+
+def caption(style: int, obj: int, templates: Sequence[str] = ASKED, nth: int = 0) -> Caption:
+    """The caption of a pair, the templates taken in turn along the pairs."""
+    template = templates[(style + obj + nth) % len(templates)]
+    return Caption(fill(template, STYLE_NAMES[style], OBJECT_NAMES[obj]), style, obj, nth)
+
+
+def renamed(one: Caption, word: str) -> Caption:
+    """The caption with another word for its object."""
+    return Caption(fill(ASKED[0], STYLE_NAMES[one.style], word), one.style, one.object, one.nth)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Pictures [n, 3, 64, 64] uint8, and whether the style and object of each is recognised."""
+
+    pictures: Tensor
+    style: Tensor
+    object: Tensor
+
+    def of(self, kind: Kind) -> Tensor:
+        return self.style if kind == "style" else self.object
+
+
+@dataclass
+class English:
+    """The model and its judge. dtype: what the model draws in."""
+
+    model_path: Path = MODEL
+    judge_path: Path = JUDGE
+    dtype: torch.dtype = torch.bfloat16
+    steps: int = STEPS
+    _before: dict[Caption, tuple[Tensor, bool, bool]] = field(default_factory=dict)
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        return open_checkpoint(self.model_path)
+
+    @cached_property
+    def model(self) -> StableDiffusion:
+        return StableDiffusion.of(self.checkpoint, torch.device("cpu"), self.dtype)
+
+    @cached_property
+    def judge(self) -> Judge:
+        return load_judge(str(self.judge_path))
+
+    def patched(self, increments: Sequence[Increment]) -> dict[str, Tensor]:
+        """Every target's weight with increments added, fp16 as the file has it; none without."""
+        stack = [(increment, 1.0) for increment in increments]
+        return {
+            target.name: torch.from_numpy(compose(target.read(), stack, target.name))
+            for target in (self.checkpoint.targets if stack else ())
+        }
+
+    def draw(self, captions: Sequence[Caption], weights: Mapping[str, Tensor]) -> Drawn:
+        """Pictures of captions by the model with some targets' weights replaced."""
+        with self.model.with_weights(weights):
+            pictures = draw_pictures(
+                self.model,
+                [c.text for c in captions],
+                [c.seed for c in captions],
+                steps=self.steps,
+                guidance=GUIDANCE,
+                batch=64,
+            )
+        return self.judged(captions, pictures)
+
+    @torch.no_grad()
+    def judged(self, captions: Sequence[Caption], pictures: Tensor) -> Drawn:
+        heads = [torch.cat(h) for h in zip(*map(self.judge, pictures.split(96)), strict=True)]
+        styles, objects = (head.argmax(1) for head in heads)
+        return Drawn(
+            (pictures * 255).round().byte(),
+            styles == torch.tensor([c.style for c in captions]),
+            objects == torch.tensor([c.object for c in captions]),
+        )
+
+    def before(self, captions: Sequence[Caption]) -> Drawn:
+        """The same by the original, each drawn once."""
+        new = [c for c in dict.fromkeys(captions) if c not in self._before]
+        if new:
+            drawn = self.draw(new, {})
+            for i, one in enumerate(new):
+                found = drawn.pictures[i], bool(drawn.style[i]), bool(drawn.object[i])
+                self._before[one] = found
+        pictures, styles, objects = zip(*(self._before[c] for c in captions), strict=True)
+        return Drawn(torch.stack(pictures), torch.tensor(styles), torch.tensor(objects))
+
+    @cached_property
+    def nearest(self) -> Mapping[str, tuple[str, ...]]:
+        """Of each object, the five others that the text encoder has nearest."""
+        ends = self.model.ends(OBJECT_NAMES)
+        directions = torch.nn.functional.normalize(ends - ends.mean(0), dim=1)
+        order = (directions @ directions.T).argsort(dim=1, descending=True)[:, 1:6]
+        return {
+            name: tuple(OBJECT_NAMES[i] for i in row.tolist())
+            for name, row in zip(OBJECT_NAMES, order, strict=True)
+        }
+
+    def compare(
+        self, captions: Sequence[Caption], weights: Mapping[str, Tensor]
+    ) -> tuple[Drawn, dict[str, Any]]:
+        """What is recognised of captions [hits, n] after and before, and how far their pictures
+        move, in 255ths."""
+        before, after = self.before(captions), self.draw(captions, weights)
+        moved = (after.pictures.float() - before.pictures.float()).abs().mean((1, 2, 3))
+        found: dict[str, Any] = {"moved": round(float(moved.mean()), 2)}
+        for kind in ("style", "object"):
+            found[kind] = counts(after.of(kind))
+            found[f"{kind} before"] = counts(before.of(kind))
+        return after, found
+
+
+def probes(names: Sequence[str], canvas: English, few: int = 1) -> dict[str, list[Caption]]:
+    """What to draw to judge an erasure of some concepts, by what it shows.
+
+    erased, unseen: captions that name one. near: its nearest objects. others: captions that name
+    none of them. few: times the usual number of pictures of each.
+    """
+    styles = [s for s, name in enumerate(STYLE_NAMES) if name not in names]
+    objects = [o for o, name in enumerate(OBJECT_NAMES) if name not in names]
+    found: dict[str, list[Caption]] = {"erased": [], "unseen": [], "near": []}
+    for name in names:
+        for i in range(8 * few):
+            if kind_of(name) == "object":
+                pair = i % 8, OBJECT_NAMES.index(name)
+            else:
+                pair = STYLE_NAMES.index(name), objects[(i * 29 + 7) % len(objects)]
+            found["erased"].append(caption(*pair, nth=i // 8))
+            found["unseen"].append(caption(*pair, UNSEEN_PAIR, nth=i // 8))
+        if kind_of(name) == "object":
+            for i, near in enumerate(canvas.nearest[name]):
+                if near not in names:
+                    for nth in range(2):
+                        pair = styles[(i + 3 * nth) % len(styles)], OBJECT_NAMES.index(near)
+                        found["near"].append(caption(*pair))
+    step = OBJECT_NAMES.index(names[0]) if kind_of(names[0]) == "object" else 0
+    count = max(16, 2 * len(found["erased"]) if kind_of(names[0]) == "style" else 16)
+    found["others"] = [
+        caption(styles[i % len(styles)], objects[(i * 31 + step) % len(objects)])
+        for i in range(count)
+    ]
+    return found

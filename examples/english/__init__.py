@@ -1,0 +1,1 @@
+"""The English canvas: a small Stable Diffusion whose text encoder knows English."""

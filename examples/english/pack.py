@@ -1,0 +1,37 @@
+"""Write what was trained as the two committed files.
+
+    python -m examples.english.pack
+
+``english-sd.safetensors`` is a single-file SD 1.x checkpoint in fp16 with CompVis key names and
+CLIP's whole vocabulary; its VAE is the first canvas's.
+"""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from examples.emoji.pack import HERE, save_half, single_file
+from examples.english import text
+from examples.english.train import FIRST
+from examples.english.words import BUILD
+
+
+def trained(unet: Path = BUILD / "unet.pt", encoder: str = text.CANVAS) -> dict[str, Tensor]:
+    """All tensors of the single file, in fp32."""
+    averaged = torch.load(unet, map_location="cpu")["averaged"]
+    tensors = single_file(averaged, {}, text.state(encoder))
+    vae = {k: v for k, v in load_file(FIRST).items() if k.startswith("first_stage_model.")}
+    return {**tensors, **vae}
+
+
+def main() -> None:
+    """Write both files."""
+    save_half(trained(), HERE / "english-sd.safetensors", {"modelspec.resolution": "64x64"})
+    judge = torch.load(BUILD / "judge.pt", map_location="cpu")["averaged"]
+    save_half(judge, HERE / "english-judge.safetensors", {"format": "pt"})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""Train the English canvas's UNet and judge.
+
+    python -m examples.english.text              # first: the text encoder
+    python -m examples.english.train unet judge  # about an hour and five minutes on 2 cores
+
+The VAE is the first canvas's, unchanged, and so is where the UNet starts, but for its keys and
+values, which read another text encoder: it can draw in these styles already and has to learn
+another 200 objects and what they are called. Stages save their state every minute and go on
+from there.
+"""
+
+import random
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from torch import Tensor, nn
+from transformers import CLIPTextModel
+
+from examples.emoji.networks import Judge, make_unet
+from examples.emoji.train import SEED, Run, augment, autocast, draw
+from examples.english import text
+from examples.english.canvas import OBJECTS, STYLES, load_canvas
+from examples.english.captions import draw_caption
+from examples.english.words import BUILD
+from sepme_cli.checkpoints.reader import open_checkpoint
+from sepme_cli.diffusion.loading import load_unet, load_vae
+from sepme_cli.diffusion.tokenizer import tokenize
+
+FIRST = Path("examples/emoji-sd.safetensors")
+STEPS = 8000
+
+
+def pictures() -> Tensor:
+    """Pictures [styles * objects, 3, 64, 64] in [0, 1], the objects of one style after another."""
+    canvas = torch.from_numpy(load_canvas()).permute(0, 1, 4, 2, 3).float() / 255
+    return canvas.flatten(0, 1)
+
+
+def first_networks() -> tuple[UNet2DConditionModel, AutoencoderKL]:
+    """The first canvas's, as it is shipped."""
+    with open_checkpoint(FIRST) as checkpoint:
+        return load_unet(checkpoint, torch.float32), load_vae(checkpoint, torch.float32)
+
+
+@torch.no_grad()
+def latents_of(vae: AutoencoderKL, copies: int = 12) -> Tensor:
+    """Latents of augmented pictures [copies, pictures, 4, 16, 16], as the UNet reads them."""
+    path = BUILD / "latents.pt"
+    if not path.exists():
+        shown, found = pictures(), []
+        torch.manual_seed(SEED)
+        for _ in range(copies):
+            x = augment(shown) * 2 - 1
+            with autocast():
+                parts = [vae.encode(part).latent_dist.mean for part in x.split(48)]
+            found.append(torch.cat(parts).float() * vae.config.scaling_factor)
+        torch.save(torch.stack(found).half(), path)
+    latents: Tensor = torch.load(path)
+    return latents.float()
+
+
+def text_encoder() -> CLIPTextModel:
+    """The trained text encoder, rounded as it is shipped."""
+    encoder = text.make_encoder(text.VARIANTS[text.CANVAS])
+    encoder.load_state_dict({k: v.half().float() for k, v in text.state().items()})
+    return encoder.eval().requires_grad_(False)
+
+
+def train_unet(steps: int = STEPS, batch: int = 32) -> nn.Module:
+    """Epsilon prediction on Stable Diffusion's schedule, with min-SNR-5 weights."""
+    first, vae = first_networks()
+    unet = make_unet(text.VARIANTS[text.CANVAS].width)
+    known = {k: v for k, v in first.state_dict().items() if not k.endswith(KEYS)}
+    unet.load_state_dict(known, strict=False)
+    unet.set_attn_processor(AttnProcessor())  # the fused attention is slow backwards on a CPU
+    run = Run("unet", unet, steps, 1.2e-3, average=0.998, folder=BUILD)
+    encoder, latents = text_encoder(), latents_of(vae)
+    noise_schedule = DDPMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
+    )
+    snr = noise_schedule.alphas_cumprod / (1 - noise_schedule.alphas_cumprod)
+    weights = snr.clamp(max=5) / snr
+    rng = random.Random(SEED + run.step)
+    styles, objects = list(STYLES), list(OBJECTS)
+
+    def loss() -> Tensor:
+        picked = draw(latents.shape[1], batch)
+        captions = [
+            draw_caption(rng, styles[i // len(objects)], objects[i % len(objects)])
+            for i in picked.tolist()
+        ]
+        with torch.no_grad():
+            context = encoder(tokenize(captions, text.POSITIONS)).last_hidden_state
+        x = latents[draw(len(latents), batch), picked]
+        t = draw(1000, batch)
+        noise = torch.randn_like(x)
+        noisy = noise_schedule.add_noise(x, noise, t)
+        with autocast():
+            predicted = unet(noisy, t, context).sample
+        error = (predicted.float() - noise).pow(2).mean((1, 2, 3))
+        return (weights[t] * error).mean()
+
+    run.go(loss)
+    return unet
+
+
+#: What reads text, and so is not the first canvas's.
+KEYS = ("attn2.to_k.weight", "attn2.to_v.weight")
+
+
+def train_judge(steps: int = 1500, batch: int = 96) -> Judge:
+    """Half of what the judge sees are pictures through the VAE, so that it judges drawing and
+    not sharpness."""
+    judge = Judge(objects=len(OBJECTS))
+    run = Run("judge", judge, steps, 2e-3, average=0.99, folder=BUILD)
+    shown = pictures()
+    styles = torch.arange(len(STYLES)).repeat_interleave(len(OBJECTS))
+    objects = torch.arange(len(OBJECTS)).repeat(len(STYLES))
+    if run.step < steps:
+        vae = first_networks()[1]
+        torch.manual_seed(SEED + run.step)
+        pool = [augment(shown) for _ in range(6)]
+        with torch.no_grad(), autocast():
+            for i in range(3):
+                for part in torch.arange(len(shown)).split(64):
+                    drawn = vae(pool[i][part] * 2 - 1).sample.float()
+                    pool[i][part] = (drawn / 2 + 0.5).clamp(0, 1)
+        pool_pictures = torch.cat(pool)
+
+    def loss() -> Tensor:
+        judge.train()
+        picked = draw(len(pool_pictures), batch)
+        x = augment(pool_pictures[picked], 0.05, 0.1)
+        x = (x + 0.03 * torch.randn(batch, 1, 1, 1) * torch.randn_like(x)).clamp(0, 1)
+        with autocast():
+            style, obj = judge(x)
+        label = picked % len(shown)
+        return F.cross_entropy(style.float(), styles[label], label_smoothing=0.05) + (
+            F.cross_entropy(obj.float(), objects[label], label_smoothing=0.05)
+        )
+
+    run.go(loss)
+    with torch.no_grad():
+        heads = [torch.cat(h) for h in zip(*map(judge, augment(shown).split(96)), strict=True)]
+    right = [
+        (head.argmax(1) == label).float().mean().item()
+        for head, label in zip(heads, (styles, objects), strict=True)
+    ]
+    print(f"judge on fresh augmentations: style {right[0]:.3f} object {right[1]:.3f}", flush=True)
+    return judge
+
+
+if __name__ == "__main__":
+    stages = sys.argv[1:] or ["unet", "judge"]
+    if "unet" in stages:
+        train_unet()
+    if "judge" in stages:
+        train_judge()

@@ -1,0 +1,72 @@
+"""What increments do to words and captions that took no part in making them."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sepme_cli.erasure.background import Background
+from sepme_cli.erasure.nearness import holds
+
+_WORST = 5
+
+
+@dataclass(frozen=True)
+class Collateral:
+    """How far keys and values move, as a share of what they are, over all layers together.
+
+    captions: how many held-out captions were looked at. median, p95: of them. worst: the words of
+    the vocabulary that move furthest, with how far each does.
+    """
+
+    captions: int
+    median: float
+    p95: float
+    worst: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Bystanders:
+    """The held-out captions and the words of a background, and how large their keys and values are.
+
+    gram: the sum of W^T W over all layers, [d, d]. sizes: |W e|^2 of each caption, then each word.
+    """
+
+    background: Background
+    ends: Tensor
+    sizes: Tensor
+
+    @classmethod
+    def of(cls, background: Background, gram: Tensor) -> "Bystanders":
+        ends = torch.cat([background.ends, background.word_ends]).float()
+        return cls(background, ends, ((ends @ gram.float()) * ends).sum(1))
+
+    def changes(self, basis: Tensor, inner: Tensor) -> Tensor:
+        """|dW e| / |W e| of each, [n], of an increment dW = F @ basis.
+
+        basis: [r, d]. inner: the sum of F^T F over all layers, [r, r].
+        """
+        seen = self.ends @ basis.float().T
+        moved = ((seen @ inner.float()) * seen).sum(1).clamp(min=0)
+        return (moved / self.sizes).sqrt()
+
+    def collateral(self, basis: Tensor, inner: Tensor, names: Collection[str]) -> Collateral:
+        """names: of what is erased; captions and words that hold one are no bystanders."""
+        changes = self.changes(basis, inner)
+        captions, words = self.background.captions, self.background.words
+        others = torch.tensor([not _names(text, names) for text in captions], dtype=torch.bool)
+        beside = changes[: len(captions)][others]
+        found = changes[len(captions) :]
+        order = found.argsort(descending=True, stable=True).tolist()
+        worst = [(words[i], float(found[i])) for i in order[:100] if not _names(words[i], names)]
+        return Collateral(
+            len(beside),
+            float(beside.median()),
+            float(beside.quantile(0.95)),
+            tuple(worst[:_WORST]),
+        )
+
+
+def _names(text: str, names: Collection[str]) -> bool:
+    return any(holds(text, name) for name in names)
