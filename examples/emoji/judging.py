@@ -59,13 +59,15 @@ def verdict(judge: Judge, pictures: Tensor, captions: Sequence[Caption]) -> Verd
 
 
 @dataclass(frozen=True)
-class EmojiJudge:
-    """The example's judge, for `sepme evaluate --judge examples:judge`."""
+class CanvasJudge:
+    """A canvas's judge, as `sepme evaluate --judge` takes one."""
 
     network: Judge
+    styles: Sequence[str] = STYLE_NAMES
+    objects: Sequence[str] = OBJECT_NAMES
 
     def labels(self, kind: str) -> Sequence[str]:
-        return STYLE_NAMES if kind == "style" else OBJECT_NAMES
+        return self.styles if kind == "style" else self.objects
 
     @torch.no_grad()
     def recognise(self, pictures: Tensor, kind: str) -> Sequence[str]:

@@ -7,8 +7,8 @@ an artist.
 
 import numpy as np
 
-from examples.emoji.canvas import SIZE, load_icons, render
-from examples.english.words import BUILD
+from ..emoji.canvas import SIZE, load_icons, render
+from .words import BUILD
 
 #: style word -> the first canvas's name of the set.
 STYLES: dict[str, str] = {

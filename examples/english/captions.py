@@ -2,7 +2,7 @@
 
 import random
 
-from examples.emoji.captions import NEUTRAL, OBJECT, PAIR, STYLE, fill
+from ..emoji.captions import NEUTRAL, OBJECT, PAIR, STYLE, fill
 
 __all__ = ["UNSEEN_OBJECT", "UNSEEN_PAIR", "UNSEEN_STYLE", "draw_caption", "fill"]
 

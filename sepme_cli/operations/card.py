@@ -84,6 +84,7 @@ def card(
             _front(base_model, patched=bool(models)),
             *_taken_out(rows, patches),
             *_from(family, base, base_model),
+            *_collateral(rows),
             *(_measured(_read(as_path(report))) if report is not None else _not_measured()),
             *_commands(models, base_model),
             _LIMITS,
@@ -123,6 +124,25 @@ def _from(family: FamilyName, base: str, base_model: str | None) -> Iterator[str
     named = f", {_plain(base_model)}" if base_model else ""
     title = _TITLES[family]
     yield f"{title[0].upper()}{title[1:]}{named}. Digest of its cross-attention weights: `{base}`."
+
+
+def _collateral(rows: Sequence[_Row]) -> Iterator[str]:
+    """What each increment does to what nobody named, as it was measured when it was made."""
+    known = [(row, found) for row in rows if row.part and (found := row.part.measured.collateral)]
+    if not known:
+        return
+    yield "\n## What else changes\n"
+    yield "How far the keys and values of captions that name no erased concept move, as a share of"
+    yield "what they are, and the words that move furthest, by each increment alone:\n"
+    yield "| concept | half of the captions | 19 in 20 | captions | words |"
+    yield "|---|---|---|---|---|"
+    for row, found in known:
+        words = ", ".join(
+            f"{_plain(word)} {_percent(far)}"
+            for word, far in sorted(found.worst.items(), key=lambda pair: -pair[1])
+        )
+        shares = f"{_percent(found.median)} | {_percent(found.p95)} | {found.captions}"
+        yield f"| {_plain(row.concept)} | {shares} | {words} |"
 
 
 def _not_measured() -> Iterator[str]:
