@@ -1,5 +1,6 @@
 """The English canvas as a measuring instrument: draw captions with some weights, judge them."""
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,6 +25,8 @@ from sepme_cli.increments import compose
 MODEL = Path("examples/english-sd.safetensors")
 JUDGE = Path("examples/english-judge.safetensors")
 STEPS, GUIDANCE = 20, 3.0
+_NAMED = 80
+"""About how many pictures of erased objects are looked at."""
 STYLE_NAMES, OBJECT_NAMES = tuple(STYLES), tuple(OBJECTS)
 ASKED = ("{O} in {s} style", "{o} in the style of {s}", "a {s} painting of {o}")
 
@@ -185,33 +188,36 @@ class English:
         return after, found
 
 
-def probes(names: Sequence[str], canvas: English, few: int = 1) -> dict[str, list[Caption]]:
+def probes(names: Sequence[str], canvas: English) -> dict[str, list[Caption]]:
     """What to draw to judge an erasure of some concepts, by what it shows.
 
-    erased, unseen: captions that name one. near: its nearest objects. others: captions that name
-    none of them. few: times the usual number of pictures of each.
+    erased, unseen: captions that name one, in phrasings that are usual and in others. near: the
+    objects that the text encoder has nearest to one. others: captions that name none of them.
+    About the same number of pictures, however many concepts there are.
     """
     styles = [s for s, name in enumerate(STYLE_NAMES) if name not in names]
     objects = [o for o, name in enumerate(OBJECT_NAMES) if name not in names]
+    each = max(1, min(8, _NAMED // len(names)))
     found: dict[str, list[Caption]] = {"erased": [], "unseen": [], "near": []}
-    for name in names:
-        for i in range(8 * few):
-            if kind_of(name) == "object":
-                pair = i % 8, OBJECT_NAMES.index(name)
-            else:
+    near: dict[str, None] = {}
+    for turn, name in enumerate(names):
+        style = kind_of(name) == "style"
+        for i in range(each * (3 if style else 1)):
+            if style:
                 pair = STYLE_NAMES.index(name), objects[(i * 29 + 7) % len(objects)]
+            else:
+                pair = styles[(i + turn) % len(styles)], OBJECT_NAMES.index(name)
             found["erased"].append(caption(*pair, nth=i // 8))
             found["unseen"].append(caption(*pair, UNSEEN_PAIR, nth=i // 8))
-        if kind_of(name) == "object":
-            for i, near in enumerate(canvas.nearest[name]):
-                if near not in names:
-                    for nth in range(2):
-                        pair = styles[(i + 3 * nth) % len(styles)], OBJECT_NAMES.index(near)
-                        found["near"].append(caption(*pair))
-    step = OBJECT_NAMES.index(names[0]) if kind_of(names[0]) == "object" else 0
-    count = max(16, 2 * len(found["erased"]) if kind_of(names[0]) == "style" else 16)
+        if not style:
+            near |= dict.fromkeys(n for n in canvas.nearest[name] if n not in names)
+    for i, name in enumerate(list(near)[:_NAMED]):
+        for nth in range(2 if len(near) <= 5 else 1):
+            style_of = styles[(i + 3 * nth) % len(styles)]
+            found["near"].append(caption(style_of, OBJECT_NAMES.index(name)))
+    first = zlib.crc32(names[0].encode())
     found["others"] = [
-        caption(styles[i % len(styles)], objects[(i * 31 + step) % len(objects)])
-        for i in range(count)
+        caption(styles[i % len(styles)], objects[(i * 31 + first) % len(objects)])
+        for i in range(32 if kind_of(names[0]) == "style" or len(names) > 1 else 16)
     ]
     return found

@@ -66,14 +66,16 @@ class Run:
             state = torch.load(self.path, map_location=DEVICE)
             module.load_state_dict(state["module"])
             self.optimiser.load_state_dict(state["optimiser"])
-            self.schedule.load_state_dict(state["schedule"])
             self.averaged, self.step = state["averaged"], state["step"]
+            # Not the schedule that was saved: a run can be made longer or shorter meanwhile.
+            self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+                self.optimiser, rate, total_steps=steps, pct_start=0.05, last_epoch=self.step - 1
+            )
 
     def save(self) -> None:
         state = {
             "module": self.module.state_dict(),
             "optimiser": self.optimiser.state_dict(),
-            "schedule": self.schedule.state_dict(),
             "averaged": self.averaged,
             "step": self.step,
         }

@@ -31,7 +31,7 @@ from sepme_cli.diffusion.loading import load_unet, load_vae
 from sepme_cli.diffusion.tokenizer import tokenize
 
 FIRST = Path("examples/emoji-sd.safetensors")
-STEPS = 8000
+STEPS = 6400
 
 
 def pictures() -> Tensor:

@@ -1,0 +1,206 @@
+"""Every method on the English canvas, in two rounds: told nothing but the concepts, and told the
+same neighbours.
+
+    python -m benchmarks.rounds tune      # each peer's settings, on concepts that are not reported
+    python -m benchmarks.rounds run       # goes on where it was
+    python -m benchmarks.rounds table
+
+In the first round a method has the concepts' names and, if its paper keeps a set of general
+captions, the thousand ordinary captions that sepme itself uses. In the second, everybody is also
+told the eight words that the text encoder has nearest to each concept. Each peer is tuned in each
+round on concepts that are no part of what is reported; sepme runs with its defaults. Results go to
+docs/rounds.json. The methods that train are not here: see docs/results.md.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+
+from benchmarks.bare import CHOSEN_ON, erased, judge, order
+from benchmarks.english import English, kind_of
+from benchmarks.peers import PEERS
+from benchmarks.peers.interface import Peer, Request
+from benchmarks.results import Results
+from sepme_cli.diffusion.models import StableDiffusion
+from sepme_cli.erasure.background import captions
+from sepme_cli.erasure.concept import Protected
+from sepme_cli.operations.background import background_of
+from sepme_cli.operations.neighbourhood import look_around
+from sepme_cli.operations.vocabulary import caption_words
+from sepme_cli.recipe import Item, Recipe
+
+RESULTS = Path("docs/rounds.json")
+SETTINGS = Path("docs/rounds-settings.json")
+Round = Literal["nothing named", "neighbours named"]
+ROUNDS: tuple[Round, ...] = ("nothing named", "neighbours named")
+SOLVING = ("uce", "mace", "speed", "rece", "oce", "dp", "cure", "trce, first stage")
+#: Steps of drawing: half of what the bare command is judged with, on many more edits.
+STEPS = 10
+
+
+def states() -> Mapping[str, tuple[tuple[str, ...], ...]]:
+    """What is out together, by how much that is: of one, several ones in turn."""
+    names = order()
+    styles, objects = names[:7], names[7:]
+    return {
+        "1": tuple((name,) for name in (*styles[:2], *objects[:4])),
+        "10": ((*styles[2:4], *objects[4:12]),),
+        "50": ((*styles[2:4], *objects[12:60]),),
+        "100": ((*styles[2:4], *objects[60:158]),),
+    }
+
+
+def tuning() -> tuple[tuple[str, ...], ...]:
+    """Of the concepts that sepme's defaults were chosen on, too."""
+    return ((CHOSEN_ON[0],), (CHOSEN_ON[-1],), CHOSEN_ON[1:5])
+
+
+class Bench:
+    """The canvas with what a method is told."""
+
+    def __init__(self) -> None:
+        self.canvas = English(steps=STEPS)
+        self.model = StableDiffusion.of(self.canvas.checkpoint, torch.device("cpu"))
+        base = self.canvas.checkpoint.base(text_encoders=True)
+        self.background = background_of(self.model, base)
+        self.general = captions(caption_words()).protected
+        self.neighbours = cache(self._neighbours)
+
+    def _neighbours(self, names: tuple[str, ...]) -> Protected:
+        items = tuple(Item(name, kind_of(name)) for name in names)
+        return look_around(self.model, Recipe(items), (), self.background, 8).protected
+
+    def request(self, names: tuple[str, ...], told: Round) -> Request:
+        protect = self.neighbours(names) if told == "neighbours named" else Protected()
+        kinds = tuple(kind_of(name) for name in names)
+        return Request(self.model, names, kinds, protect, self.general)
+
+    def ours(self, names: tuple[str, ...], told: Round) -> dict[str, Tensor]:
+        """What sepme's command makes of the same."""
+        protect = self.neighbours(names) if told == "neighbours named" else Protected()
+        named = [f"style:{w}" for w in protect.styles] + [f"object:{w}" for w in protect.objects]
+        _, increments = erased(self.canvas, names, protect=named, force_collateral=True)
+        return self.canvas.patched(increments)
+
+    def row(
+        self, peer: Peer | None, sets: Sequence[tuple[str, ...]], told: Round
+    ) -> dict[str, Any]:
+        """Counts over sets of concepts, each judged by itself; peer: None for sepme."""
+        found: dict[str, Any] = {}
+        moved, seconds = 0.0, 0.0
+        for names in sets:
+            started = time.monotonic()
+            weights = (
+                self.ours(names, told)
+                if peer is None
+                else peer.edit(self.request(names, told)).weights
+            )
+            seconds += time.monotonic() - started
+            shown = judge(self.canvas, names, weights)
+            moved += shown.pop("moved") / len(sets)
+            for key, (hits, count) in shown.items():
+                before = found.setdefault(key, [0, 0])
+                found[key] = [before[0] + hits, before[1] + count]
+        return {**found, "moved": round(moved, 2), "seconds": round(seconds / len(sets), 2)}
+
+
+def score(row: Mapping[str, Any]) -> float:
+    """The harmonic mean of what is gone, what stays of objects and what stays of styles, as shares
+    of what was recognised before."""
+    gone = 1 - _share(row, "erased style", "erased object")
+    objects = _share(row, "near object", "others object", "beside object")
+    styles = _share(row, "near style", "others style", "beside style")
+    parts = [max(1e-9, part) for part in (gone, objects, styles)]
+    return 3 / sum(1 / part for part in parts)
+
+
+def _share(row: Mapping[str, Any], *keys: str) -> float:
+    """Recognised after, of what was recognised before, at most all of it."""
+    known = [key for key in keys if key in row]
+    after = sum(row[key][0] for key in known)
+    before = sum(row[f"{key}, before"][0] for key in known)
+    return min(1.0, after / max(1, before))
+
+
+def tuned(name: str, told: Round) -> Peer:
+    said = json.loads(SETTINGS.read_text()) if SETTINGS.exists() else {}
+    chosen = said.get(f"{told}/{name}", {}).get("chosen", {})
+    return cast(Peer, replace(PEERS[name], **chosen))  # type: ignore[type-var]
+
+
+def tune() -> None:
+    """One setting at a time, from the paper's values; the best of each is kept for the next."""
+    settings, bench = Results(SETTINGS), Bench()
+    for told in ROUNDS:
+        for name in SOLVING:
+
+            def choose(name: str = name, told: Round = told) -> dict[str, Any]:
+                peer, chosen, tried = PEERS[name], {}, {}
+                best = score(bench.row(peer, tuning(), told))
+                tried["{}"] = round(best, 4)
+                for setting, values in peer.grid.items():
+                    for value in values:
+                        if value == getattr(peer, setting) or _needs_siblings(setting, value, told):
+                            continue
+                        other = cast(Peer, replace(peer, **{setting: value}))  # type: ignore[type-var]
+                        found = score(bench.row(other, tuning(), told))
+                        tried[json.dumps({**chosen, setting: value})] = round(found, 4)
+                        if found > best:
+                            best, peer, chosen = found, other, {**chosen, setting: value}
+                return {"chosen": chosen, "score": round(best, 4), "tried": tried}
+
+            print(told, name, json.dumps(settings.get(f"{told}/{name}", choose)), flush=True)
+
+
+def _needs_siblings(setting: str, value: Any, told: Round) -> bool:
+    return value == "sibling" and told == "nothing named"
+
+
+def run() -> None:
+    results, bench = Results(RESULTS), Bench()
+    for told in ROUNDS:
+        for state, sets in states().items():
+            for name in ("sepme", *SOLVING):
+                peer = None if name == "sepme" else tuned(name, told)
+                said = {} if peer is None else asdict(peer)  # type: ignore[call-overload]
+                row = results.get(
+                    f"{told}/{state}/{name}",
+                    lambda peer=peer, sets=sets, told=told, said=said: {  # type: ignore[misc]
+                        **bench.row(peer, sets, told),
+                        "settings": said,
+                    },
+                )
+                print(told, state, name, round(100 * score(row), 1), row["moved"], flush=True)
+
+
+def table() -> str:
+    """Harmonic means by round and number of concepts, and how far what stays moves."""
+    entries = Results(RESULTS).entries
+    parts = []
+    for told in ROUNDS:
+        heads = [f"{state} out" for state in states()]
+        lines = [f"**{told}**", "", f"| | {' | '.join(heads)} | 10 out: others move by |"]
+        lines.append("|---" * (len(heads) + 2) + "|")
+        for name in ("sepme", *SOLVING):
+            rows = [entries.get(f"{told}/{state}/{name}") for state in states()]
+            cells = ["" if row is None else f"{100 * score(row):.1f}" for row in rows]
+            moved = "" if rows[1] is None else f"{rows[1]['moved']:.1f}/255"
+            lines.append(f"| {name} | {' | '.join(cells)} | {moved} |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+if __name__ == "__main__":
+    stage = sys.argv[1] if len(sys.argv) > 1 else "run"
+    if stage == "table":
+        print(table())
+    else:
+        {"tune": tune, "run": run}[stage]()
