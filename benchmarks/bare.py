@@ -2,7 +2,7 @@
 
     python -m benchmarks.bare run           # every concept in turn; goes on where it was
     python -m benchmarks.bare many          # 10, 50 and 100 at once, and five patches in a row
-    python -m benchmarks.bare table         # the figures as Markdown
+    python -m benchmarks.bare table         # the figures as Markdown; also synonyms, many-table
 
 Nothing is told but the name: not its kind, no neighbour, no setting. Each concept is judged on
 pictures that name it (in the canvas's phrasings, and in phrasings that neither the model's training
@@ -42,6 +42,8 @@ from sepme_cli.operations.erase import EraseResult, erase
 RESULTS = Path("docs/bare.json")
 #: Concepts that defaults were chosen on; they are no part of what is reported.
 CHOSEN_ON = ("wolf", "rose", "car", "trumpet", "hammer", "bread", "eagle", "gouache")
+
+COUNTS = (10, 50, 100)
 
 Aliases = Literal["none", "auto"]
 
@@ -152,7 +154,7 @@ def some(count: int) -> list[str]:
 
 def many(canvas: English) -> Iterable[tuple[str, Callable[[], dict[str, Any]]]]:
     """Several concepts at once, and one patch after another."""
-    for count in (10, 50, 100):
+    for count in COUNTS:
         yield f"{count} at once", lambda count=count: together(canvas, some(count))  # type: ignore[misc]
     yield "five patches in a row", lambda: in_a_row(canvas, some(5))
     yield "one of ten restored", lambda: restored(canvas, some(10))
@@ -182,7 +184,6 @@ def everything_else(
 
 def in_a_row(canvas: English, names: Sequence[str]) -> dict[str, Any]:
     """Each concept in a patch of its own, which knows those before it."""
-    known: list[io.BytesIO] = []
     folder = Path("build/english/in-a-row")
     folder.mkdir(parents=True, exist_ok=True)
     increments: list[Increment] = []
@@ -191,7 +192,6 @@ def in_a_row(canvas: English, names: Sequence[str]) -> dict[str, Any]:
         erase(canvas.model_path, [name], output=stream, known=list(folder.glob("*.sepme"))[:place])
         (folder / f"{place}.sepme").write_bytes(stream.getvalue())
         increments += read_patch(stream.getvalue()).increments
-        known.append(stream)
     for path in folder.glob("*.sepme"):
         path.unlink()
     return judge(canvas, names, canvas.patched(increments))
@@ -233,6 +233,49 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def synonym_table() -> str:
+    """Other words for erased objects: drawn before, after, and with --aliases auto."""
+    entries = Results(RESULTS).entries
+    heads = ("object", "its words", "drawn by the original", "bare", "`--aliases auto`", "taken in")
+    lines = [f"| {' | '.join(heads)} |"]
+    lines.append("|---|---|---|---|---|---|")
+    keys = ("synonyms, before", "synonyms", "synonyms, aliases auto")
+    known = {name: row for name in SYNONYMS if (row := entries.get(name)) and "synonyms" in row}
+    for name, row in known.items():
+        shares = " | ".join(f"{row[key][0]} of {row[key][1]}" for key in keys)
+        words, taken = ", ".join(SYNONYMS[name]), ", ".join(row["aliases"]) or "none"
+        lines.append(f"| {name} | {words} | {shares} | {taken} |")
+    if known:
+        totals = (
+            str(sum((Proportion(*row[key]) for row in known.values()), Proportion(0, 0)))
+            for key in keys
+        )
+        lines.append(f"| all | | {' | '.join(totals)} | |")
+    return "\n".join(lines)
+
+
+def many_table() -> str:
+    """Several at once, and one after another."""
+    entries = Results(RESULTS).entries
+    heads = ("erased", "unseen phrasings", "nearest objects", "other objects", "other styles")
+    lines = [f"| | {' | '.join(heads)} | others move by | protection | KiB |"]
+    lines.append("|---" * (len(heads) + 4) + "|")
+    keys = ("erased object", "unseen object", "near object", "others object", "others style")
+    names = [*(f"{count} at once" for count in COUNTS), "five patches in a row"]
+    for name in names:
+        if row := entries.get(name):
+            cells = [_cell([row], key) if key in row else "" for key in keys]
+            protection = f"{row['protection']:g}" if "protection" in row else ""
+            size = f"{row['bytes'] / 1024:.0f}" if "bytes" in row else ""
+            told = f"{row['moved']}/255 | {protection} | {size}"
+            lines.append(f"| {name} | {' | '.join(cells)} | {told} |")
+    if row := entries.get("one of ten restored"):
+        shown = Proportion(*row["object"])
+        lines += ["", f"One of ten put back, nine still out: recognised in {shown} pictures,"]
+        lines.append(f"which are {row['moved']}/255 from the original's.")
+    return "\n".join(lines)
+
+
 def _is(name: str, kind: str) -> bool:
     return name in (STYLE_NAMES if kind == "style" else OBJECT_NAMES)
 
@@ -246,8 +289,9 @@ def _cell(rows: Sequence[Mapping[str, Any]], name: str) -> str:
 
 
 def main(stage: str = "run") -> None:
-    if stage == "table":
-        print(table())
+    tables = {"table": table, "synonyms": synonym_table, "many-table": many_table}
+    if stage in tables:
+        print(tables[stage]())
         return
     results, canvas = Results(RESULTS), English(MODEL)
     work = (

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ from benchmarks.results import Results
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.erasure.background import captions
 from sepme_cli.erasure.concept import Protected
+from sepme_cli.erasure.nearness import holds
 from sepme_cli.operations.background import background_of
 from sepme_cli.operations.neighbourhood import look_around
 from sepme_cli.operations.vocabulary import caption_words
@@ -81,7 +82,9 @@ class Bench:
     def request(self, names: tuple[str, ...], told: Round) -> Request:
         protect = self.neighbours(names) if told == "neighbours named" else Protected()
         kinds = tuple(kind_of(name) for name in names)
-        return Request(self.model, names, kinds, protect, self.general)
+        # A caption that names a concept would hold it back.
+        general = [text for text in self.general if not any(holds(text, name) for name in names)]
+        return Request(self.model, names, kinds, protect, general)
 
     def ours(self, names: tuple[str, ...], told: Round) -> dict[str, Tensor]:
         """What sepme's command makes of the same."""
@@ -133,7 +136,7 @@ def _share(row: Mapping[str, Any], *keys: str) -> float:
 def tuned(name: str, told: Round) -> Peer:
     said = json.loads(SETTINGS.read_text()) if SETTINGS.exists() else {}
     chosen = said.get(f"{told}/{name}", {}).get("chosen", {})
-    return cast(Peer, replace(PEERS[name], **chosen))  # type: ignore[type-var]
+    return replace(PEERS[name], **chosen)  # type: ignore[type-var]
 
 
 def tune() -> None:
@@ -143,14 +146,16 @@ def tune() -> None:
         for name in SOLVING:
 
             def choose(name: str = name, told: Round = told) -> dict[str, Any]:
-                peer, chosen, tried = PEERS[name], {}, {}
+                peer = PEERS[name]
+                chosen: dict[str, Any] = {}
+                tried: dict[str, float] = {}
                 best = score(bench.row(peer, tuning(), told))
                 tried["{}"] = round(best, 4)
                 for setting, values in peer.grid.items():
                     for value in values:
                         if value == getattr(peer, setting) or _needs_siblings(setting, value, told):
                             continue
-                        other = cast(Peer, replace(peer, **{setting: value}))  # type: ignore[type-var]
+                        other = replace(peer, **{setting: value})  # type: ignore[type-var]
                         found = score(bench.row(other, tuning(), told))
                         tried[json.dumps({**chosen, setting: value})] = round(found, 4)
                         if found > best:
@@ -198,9 +203,12 @@ def table() -> str:
     return "\n\n".join(parts)
 
 
-if __name__ == "__main__":
-    stage = sys.argv[1] if len(sys.argv) > 1 else "run"
+def main(stage: str = "run") -> None:
     if stage == "table":
         print(table())
     else:
         {"tune": tune, "run": run}[stage]()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

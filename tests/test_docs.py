@@ -11,14 +11,14 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-MODEL = ROOT / "examples" / "emoji-sd.safetensors"
+MODEL = ROOT / "examples" / "english-sd.safetensors"
 #: What a page expects to lie in the folder, beside the model: a recipe, a patch of three concepts.
 RECIPE = """\
 version: 1
-concepts: [{name: ink, kind: style}]
-protect: {styles: [noto, gloss], objects: [cat]}
+concepts: [{name: woodcut, kind: style}]
+protect: {styles: [gouache, crayon], objects: [cat]}
 """
-ARTISTS = ["-c", "style:ink", "-c", "style:mono", "-c", "style:blob", "--protect", "style:noto"]
+ARTISTS = ["-c", "woodcut", "-c", "stencil", "-c", "crayon"]
 
 pytestmark = pytest.mark.slow
 

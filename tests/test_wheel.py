@@ -67,12 +67,20 @@ def test_the_main_job_without_the_source_tree(installed: Path, tmp_path: Path) -
 
     sepme = installed / "sepme"
     run(sepme, "example", cwd=tmp_path)
-    erase = ["erase", "model.safetensors", "-c", "style:ink", "--protect", "style:gloss"]
-    run(sepme, *erase, "--protect-neighbours", "2", cwd=tmp_path)
-    run(sepme, "apply", "model.safetensors", "ink.sepme", "-o", "clean.safetensors", cwd=tmp_path)
+    erase = ["erase", "model.safetensors", "-c", "woodcut"]
+    run(sepme, *erase, cwd=tmp_path)
+    run(
+        sepme,
+        "apply",
+        "model.safetensors",
+        "woodcut.sepme",
+        "-o",
+        "clean.safetensors",
+        cwd=tmp_path,
+    )
     back = ["revert", "clean.safetensors", "--base", "model.safetensors", "-o", "back.safetensors"]
     told = json.loads(run(sepme, *back, "--json", cwd=tmp_path))
-    assert (told["exact"], told["restored"]) == (True, ["ink"])
+    assert (told["exact"], told["restored"]) == (True, ["woodcut"])
     original, restored = (tmp_path / f"{n}.safetensors" for n in ("model", "back"))
     assert original.read_bytes() == restored.read_bytes()
 
@@ -89,4 +97,4 @@ def test_the_format_comes_with_its_specification(installed: Path, tmp_path: Path
 
 def test_the_judge_comes_with_the_example(installed: Path, tmp_path: Path) -> None:
     code = "import sepme_example; print(len(sepme_example.judge().labels('object')))"
-    assert run(installed / "python", "-c", code, cwd=tmp_path) == "24\n"
+    assert run(installed / "python", "-c", code, cwd=tmp_path) == "225\n"

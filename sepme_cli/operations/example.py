@@ -24,7 +24,7 @@ class ExampleResult:
 
 
 def example(output: FilePath, *, force: bool = False) -> ExampleResult:
-    """Write the example model: a Stable Diffusion 1.x of 54 MB that draws 24 objects in 8 styles.
+    """Write the example model: a Stable Diffusion 1.x of 66 MB that knows English.
 
     Raises SystemFailure where the package that holds it is not installed, and where `output` cannot
     be written.
@@ -33,12 +33,12 @@ def example(output: FilePath, *, force: bool = False) -> ExampleResult:
     package = find_spec(PACKAGE)
     if package is None or package.origin is None:
         raise SystemFailure(
-            "the example model is a package of its own, 33 MB to download: "
+            "the example model is a package of its own: "
             "pip install 'sepme[example]'",
             expected=PACKAGE,
             found="not installed",
         )
-    source = Path(package.origin).with_name("emoji-sd.safetensors")
+    source = Path(package.origin).with_name("english-sd.safetensors")
     with reading(source), source.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         with only_writer(output), new_file(output, size, force=force) as descriptor:
