@@ -49,8 +49,9 @@ STEPS = 10
 
 def states() -> Mapping[str, tuple[tuple[str, ...], ...]]:
     """What is out together, by how much that is: of one, several ones in turn."""
-    names = order()
-    styles, objects = names[:7], names[7:]
+    styles, objects = (
+        [name for name in order() if kind_of(name) == kind] for kind in ("style", "object")
+    )
     return {
         "1": tuple((name,) for name in (*styles[:2], *objects[:4])),
         "10": ((*styles[2:4], *objects[4:12]),),

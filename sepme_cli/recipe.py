@@ -112,10 +112,10 @@ concepts:
     aliases: [Claude Monet]  # other names of the same concept
     # prompts:               # more phrases that ask for it; {c} is its name
     #   - "a water lily pond by {c}"
-    # like: impressionism    # what it should act like instead
+    # like: impressionism    # what it should act like instead; the phrase without it if left out
   # - a bare name is a concept of any kind
 
-# Name the neighbours: they stay, and they show what the concept should act like.
+# What must stay in any case; ordinary captions and the nearest words are protected unasked.
 protect:
   styles: [watercolor, oil painting, Van Gogh]
   objects: [pond, bridge]
@@ -123,7 +123,8 @@ protect:
 # method: closed-form        # or sepme, which optimises on pictures
 # settings:
 #   rank: 8
-#   neighbours: 8            # also protect the common words nearest to each concept
+#   neighbours: 8            # protect so many common words nearest to each concept
+#   collateral: 0.25         # how far 19 in 20 ordinary captions may move
 """
 """What `sepme recipe init` writes."""
 
