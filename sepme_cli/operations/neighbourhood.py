@@ -1,8 +1,7 @@
 """What lies beside the concepts: what they are, other names of theirs, neighbours to protect."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations, product
 from typing import Literal
 
 from patch_spec.increment import Increment
@@ -11,7 +10,7 @@ from sepme_cli.erasure.background import Background
 from sepme_cli.erasure.concept import Protected
 from sepme_cli.erasure.nearness import EndEncoder, Nearness
 from sepme_cli.erasure.prompts import Kind, kinds
-from sepme_cli.operations.vocabulary import objects_and_styles, vocabulary
+from sepme_cli.operations.vocabulary import everything, objects_and_styles, vocabulary
 from sepme_cli.recipe import Item, Recipe
 
 #: "auto" erases what is nearly the same as a concept with it; "none" leaves it as it falls.
@@ -59,37 +58,46 @@ def look_around(
     named = [word for item in recipe.concepts for word in (*item.names, item.like) if word]
     words = [*named, *protected.styles, *protected.objects, *(part.concept for part in known)]
     nearness = Nearness.of(encoder, words, background.words, background.word_ends)
-    items = [_of_kind(item, nearness) for item in recipe.concepts]
+    items = _of_kinds(recipe.concepts, nearness)
     spoken_for = {slugify(word) for word in words}
-    aliases = {item.name: _aliases(item, nearness, spoken_for) for item in items}
+    free = [word for word in everything() if slugify(word) not in spoken_for]
+    aliases = {item.name: _aliases(item, nearness, free) for item in items}
     if take_in == "auto":
         items = [_with_aliases(item, aliases[item.name]) for item in items]
     recipe = replace(recipe, concepts=tuple(items))
     warnings = tuple(dict.fromkeys(_warnings(recipe, protected, known, nearness)))
     neighbours: dict[str, tuple[str, ...]] = {}
-    for item in items if count else ():
-        found = _neighbours(item, recipe, nearness, count)
-        neighbours[item.name] = tuple(word for word, _ in found)
-        protected = protected.beside(found)
+    if count:
+        kept = {slugify(word) for word in protected.words}
+        erased = [name for item in items for name in item.names]
+        unfit = {word for _, word in nearness.alike(erased, everything())}
+        unfit |= {word for word in everything() if slugify(word) in kept}
+        for item in items:
+            found = _neighbours(item, nearness, unfit, count)
+            neighbours[item.name] = tuple(word for word, _ in found)
+            protected = protected.beside(found)
     return Neighbourhood(tuple(items), protected, neighbours, aliases, warnings)
 
 
-def _of_kind(item: Item, nearness: Nearness) -> Item:
-    """The same, of the kind that its names tell where none is said."""
-    if item.kind != "any":
-        return item
+def _of_kinds(items: Sequence[Item], nearness: Nearness) -> list[Item]:
+    """The same, each of the kind that its names tell where none is said."""
+    unsaid = [item for item in items if item.kind == "any"]
+    if not unsaid:
+        return list(items)
     objects, styles = objects_and_styles()
-    return replace(item, kind=nearness.kind(item.names, styles, objects))
+    found = nearness.kinds([item.names for item in unsaid], styles, objects)
+    told = dict(zip((item.name for item in unsaid), found, strict=True))
+    return [replace(item, kind=told.get(item.name, item.kind)) for item in items]
 
 
-def _aliases(item: Item, nearness: Nearness, spoken_for: set[str]) -> tuple[Near, ...]:
-    """The words of the concept's kind that can hardly be told from it, and that nobody named."""
-    words = [
-        word
-        for kind in kinds(item.kind)
-        for word in vocabulary(kind)
-        if slugify(word) not in spoken_for and any(nearness.same(word, n) for n in item.names)
-    ]
+def _aliases(item: Item, nearness: Nearness, free: Sequence[str]) -> tuple[Near, ...]:
+    """The words of the concept's kind that can hardly be told from it.
+
+    free: words that nobody named.
+    """
+    of_kind = {word for kind in kinds(item.kind) for word in vocabulary(kind)}
+    alike = {word for _, word in nearness.alike(item.names, free)} & of_kind
+    words = [word for word in free if word in alike]
     near = [
         Near(word, max(nearness.between(word, name) for name in item.names))
         for word in nearness.nearest(item.names, words)
@@ -102,56 +110,44 @@ def _with_aliases(item: Item, found: Sequence[Near]) -> Item:
 
 
 def _neighbours(
-    item: Item, recipe: Recipe, nearness: Nearness, count: int
+    item: Item, nearness: Nearness, unfit: Collection[str], count: int
 ) -> list[tuple[str, Kind]]:
-    """The words of the concept's kind that are nearest to it and no name of what is erased.
+    """The words of the concept's kind that are nearest to it.
 
-    One that is protected already counts, so that concepts share their neighbours.
+    unfit: words that are nearly a name of what is erased, or that are protected by name. One that
+    is protected as a neighbour already counts, so that concepts share their neighbours.
     """
-    erased = [name for other in recipe.concepts for name in other.names]
-    named = {slugify(word) for word in Protected.parse(recipe.protect, "any").words}
     of: dict[str, Kind] = {
-        word: kind
-        for kind in kinds(item.kind)
-        for word in vocabulary(kind)
-        if slugify(word) not in named
+        word: kind for kind in kinds(item.kind) for word in vocabulary(kind) if word not in unfit
     }
-    # Names need only be compared with what is near: most of a vocabulary is not.
-    found: list[tuple[str, Kind]] = []
-    for word in nearness.nearest(item.names, list(of)):
-        if len(found) == count:
-            break
-        if not any(nearness.same(word, name) for name in erased):
-            found.append((word, of[word]))
-    return found
+    return [(word, of[word]) for word in nearness.nearest(item.names, list(of))[:count]]
 
 
 def _warnings(
     recipe: Recipe, protected: Protected, known: Sequence[Increment], nearness: Nearness
 ) -> Iterator[str]:
-    for one, other in combinations(recipe.concepts, 2):
-        for a, b in product(one.names, other.names):
-            if nearness.same(a, b):
-                yield (
-                    f"{a!r} and {b!r} are nearly the same, and neither increment may touch the "
-                    "other's prompts, so that little of either goes: make one of them an alias of "
-                    "the other in a recipe, or leave one out"
-                )
+    of = {name: item for item in recipe.concepts for name in item.names}
+    order = {name: place for place, name in enumerate(of)}
+    for a, b in sorted(nearness.alike(list(of), list(of)), key=lambda pair: order[pair[0]]):
+        if of[a] is not of[b] and order[a] < order[b]:
+            yield (
+                f"{a!r} and {b!r} are nearly the same, and neither increment may touch the "
+                "other's prompts, so that little of either goes: make one of them an alias of "
+                "the other in a recipe, or leave one out"
+            )
+    for name, word in sorted(nearness.alike(list(of), protected.words)):
+        yield (
+            f"{name!r} is to be erased and {word!r}, which is nearly the same, to be "
+            "protected: much of the concept will stay; protect only one that is clearly "
+            "something else"
+        )
+    for name, concept in sorted(nearness.alike(list(of), [part.concept for part in known])):
+        yield (
+            f"{name!r} is nearly {concept!r}, which a known patch erases, and may not "
+            "touch its prompts: apply that patch alone, or leave it out of --known"
+        )
     for item in recipe.concepts:
-        for name, word in product(item.names, protected.words):
-            if nearness.same(name, word):
-                yield (
-                    f"{name!r} is to be erased and {word!r}, which is nearly the same, to be "
-                    "protected: much of the concept will stay; protect only one that is clearly "
-                    "something else"
-                )
-        for name, part in product(item.names, known):
-            if nearness.same(name, part.concept):
-                yield (
-                    f"{name!r} is nearly {part.concept!r}, which a known patch erases, and may not "
-                    "touch its prompts: apply that patch alone, or leave it out of --known"
-                )
-        if item.like is not None and any(nearness.same(n, item.like) for n in item.names):
+        if item.like is not None and nearness.alike(item.names, [item.like]):
             yield (
                 f"{item.name!r} should act like {item.like!r}, which is nearly the same: much of "
                 "the concept will stay; name something that is clearly something else"

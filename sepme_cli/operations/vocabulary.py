@@ -17,6 +17,7 @@ def vocabulary(kind: Kind) -> tuple[str, ...]:
     return tuple(dict.fromkeys(word for name in lists for word in _listed(name)))
 
 
+@lru_cache
 def everything() -> tuple[str, ...]:
     """All words of either kind, each once."""
     return tuple(dict.fromkeys((*vocabulary("style"), *vocabulary("object"))))

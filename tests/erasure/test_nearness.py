@@ -74,15 +74,14 @@ def test_two_words_are_the_same_if_most_words_are_not_as_near_to_any() -> None:
     }
     encoder = Given(**{word: end.tolist() for word, end in {**apart, **close}.items()})
     nearness = nearness_of(encoder, [*close], [*apart])
-    assert nearness.same("w0", "w0!")
-    assert not nearness.same("w1", "w0!")
+    assert nearness.alike(["w0", "w1"], ["w0!"]) == {("w0", "w0!")}
     # The same encoder with everything twice as near to everything: no more words are the same.
     shrunk = {
         w: (e + 0.5 * torch.ones(40) * (i % 2)).tolist()
         for i, (w, e) in enumerate({**apart, **close}.items())
     }
     again = nearness_of(Given(**shrunk), [*close], [*apart])
-    assert again.same("w0", "w0!") and not again.same("w1", "w0!")
+    assert again.alike(["w0", "w1"], ["w0!"]) == {("w0", "w0!")}
 
 
 def test_a_word_is_of_the_kind_of_those_that_are_like_it() -> None:
@@ -95,6 +94,5 @@ def test_a_word_is_of_the_kind_of_those_that_are_like_it() -> None:
     encoder = Given(**ends, a=[3.0, 0.5, 0], b=[-3.0, 0, 0.5])
     styles, objects = ([w for w in ends if w.startswith(name)] for name in ("style", "object"))
     nearness = nearness_of(encoder, ["a", "b"], [*ends])
-    assert nearness.kind(["a"], styles, objects) == "style"
-    assert nearness.kind(["b"], styles, objects) == "object"
-    assert nearness.kind(["a", "b"], styles, objects) == "any"
+    found = nearness.kinds([["a"], ["b"], ["a", "b"]], styles, objects)
+    assert found == ["style", "object", "any"]
