@@ -112,7 +112,7 @@ concepts:
     aliases: [Claude Monet]  # other names of the same concept
     # prompts:               # more phrases that ask for it; {c} is its name
     #   - "a water lily pond by {c}"
-    # like: impressionism    # what it should act like instead; the phrase without it if left out
+    # like: impressionism    # what it should act like instead; something general if left out
   # - a bare name is a concept of any kind
 
 # What must stay in any case; ordinary captions and the nearest words are protected unasked.
@@ -124,7 +124,7 @@ protect:
 # settings:
 #   rank: 8
 #   neighbours: 8            # protect so many common words nearest to each concept
-#   collateral: 0.25         # how far 19 in 20 ordinary captions may move
+#   collateral: 0.4          # how far 19 in 20 ordinary captions may move
 """
 """What `sepme recipe init` writes."""
 

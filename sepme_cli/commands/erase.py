@@ -107,7 +107,8 @@ def erase(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="What the concepts should act like instead, as a prompt would say it.",
+            help="What the concepts should act like instead, as a prompt would say it; the most "
+            "general word of their kind if left out.",
             show_default=False,
         ),
     ] = None,

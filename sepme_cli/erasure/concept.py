@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sepme_cli.erasure.alignment import align
 from sepme_cli.erasure.prompts import (
+    GENERAL,
     NEUTRAL,
     AsKind,
     Kind,
@@ -101,15 +102,14 @@ class Protected:
 class Concept:
     """A concept to erase: its phrases, and for each phrase the one that it should act like.
 
-    names: its name and its aliases. like: the word in those of `answers`, its anchor; None where
-    they are the phrases without the concept.
+    names: its name and its aliases. like: its anchor, the word in its place in `answers`.
     """
 
     name: str
     names: tuple[str, ...]
     kind: AsKind
     phrases: tuple[Phrase, ...]
-    like: str | None
+    like: str
     answers: tuple[str, ...]
 
     @property
@@ -132,25 +132,23 @@ class Wanted:
 def describe(item: Item, protected: Protected, most: int | None = None) -> Concept:
     """A concept under all of its names, with protected words of the other kind as companions.
 
-    Unless it is said what it should act like, that is the phrase without the concept: it belongs
-    to nobody. most: phrases of either kind, for each name.
+    Unless it is said what it should act like, that is the most general word of its kind, which is
+    nobody's work. most: phrases of either kind, for each name.
     """
     found: list[Phrase] = []
     answers: list[str] = []
     for each in kinds(item.kind):
         beside = protected.of(other(each))[:_COMPANIONS]
-        anchored = item.like and [p.text for p in phrases(item.like, each, beside, most)]
+        anchored = [p.text for p in phrases(item.like or GENERAL[each], each, beside, most)]
         for name in item.names:
-            own = phrases(name, each, beside, most)
-            found += own
-            answers += anchored or [phrase.without for phrase in own]
+            found += phrases(name, each, beside, most)
+            answers += anchored
+    like = item.like or " or ".join(GENERAL[each] for each in kinds(item.kind))
     for prompt in item.prompts:
-        own_prompt = renamed(prompt, item.name, item.name)
-        found.append(own_prompt)
-        answers.append(
-            renamed(prompt, item.name, item.like).text if item.like else own_prompt.without
-        )
-    return Concept(item.name, item.names, item.kind, tuple(found), item.like, tuple(answers))
+        found.append(renamed(prompt, item.name, item.name))
+        word = item.like or GENERAL[kinds(item.kind)[-1]]
+        answers.append(renamed(prompt, item.name, word).text)
+    return Concept(item.name, item.names, item.kind, tuple(found), like, tuple(answers))
 
 
 class Lexicon:

@@ -29,9 +29,9 @@ class Admissible:
     """Where a concept's increment may act, and the closed form's answer there.
 
     shift [d, r], basis [r, d]: T = shift @ basis, float64, basis orthonormal and on the format's
-    grid. cost [r, r]: what acting costs, seen in the basis. separability: the share of the way
-    from the concept's embeddings to what they should act like that T covers, 0 to 1; it is low
-    where the concept lies in what must stay.
+    grid, scaled by `erase_scale`. cost [r, r]: what acting costs, seen in the basis. separability:
+    the share of the way from the concept's embeddings to what they should act like that T covers
+    before it is scaled, 0 to 1; it is low where the concept lies in what must stay.
     """
 
     shift: Tensor
@@ -63,6 +63,7 @@ def admissible(
     separability = 1 - missed / float(way.pow(2).sum().clamp(min=1e-30))
     if separability < LEAST_SEPARABILITY and alone:
         raise _nothing_left(name, separability)
+    shift = settings.erase_scale * shift
     cost = basis @ ground.cost @ basis.T - settings.insistence * energy(seen)
     return Admissible(shift, basis, cost, separability)
 

@@ -74,6 +74,8 @@ COMPANIONS: dict[Kind, tuple[str, ...]] = {
     "style": ("cat", "dog", "house", "tree", "woman", "man", "city", "mountain"),
     "object": ("cartoon", "watercolor", "sketch", "realistic", "pixel art", "3d", "anime", "retro"),
 }
+#: What a concept acts like where nothing is said: the most general word of its kind.
+GENERAL: dict[Kind, str] = {"style": "art", "object": "thing"}
 NEUTRAL = ("", "a picture", "a photo", "an image", "a drawing", "a painting", "art", "style")
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _LEAST = {
     **{"steps": 1, "rank": 1, "batch_size": 1, "pictures": 2, "sampling_steps": 1},
     **{"neighbours": 0, "lr": 0, "norm": 0, "guidance": 0},
-    **{"insistence": 0, "protection": 0, "ridge": 0, "background": 0, "collateral": 0},
+    **{"insistence": 0, "protection": 0, "ridge": 0, "background": 0, "collateral": 0, "erase_scale": 0},
 }
 _MOST = {"rank": limits.RANK}
 _DTYPES = ("auto", "fp32", "fp16", "bf16")
@@ -33,6 +33,8 @@ class Settings:
     draws them. start: how much of the closed form's answer the optimisation starts from, 0 being
     the paper's. insistence, protection, ridge: see `Weighing`.
     background: how much ordinary captions weigh beside what is named; see `Background`.
+    erase_scale: how far a concept goes towards what it should act like, 1 being all the way: what
+    must stay holds it back on some of its tokens, and others make up for it.
     collateral: how far the keys and values of nineteen in twenty held-out captions may move, as a
     share of what they are; protection grows until they do not move further.
     neighbours: how many of the words nearest to a concept are protected beside those named.
@@ -53,10 +55,11 @@ class Settings:
     guidance: float = 3.0
     start: float = 1.0
     insistence: float = 3.0
-    protection: float = 3.0
+    protection: float = 10.0
     ridge: float = 1e-4
     background: float = 1.0
-    collateral: float = 0.25
+    collateral: float = 0.4
+    erase_scale: float = 1.3
     neighbours: int = 8
     device: str | None = None
     dtype: str = "fp32"

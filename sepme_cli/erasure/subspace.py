@@ -36,7 +36,7 @@ class Weighing:
     """
 
     insistence: float = 3.0
-    protection: float = 3.0
+    protection: float = 10.0
     ridge: float = 1e-4
 
 

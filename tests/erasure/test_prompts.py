@@ -38,12 +38,14 @@ def test_protected_words_say_what_they_are() -> None:
     assert found == Protected(("noto",), ("cat", "owl"))
 
 
-def test_a_concept_acts_like_the_phrase_without_it() -> None:
+def test_a_concept_acts_like_the_most_general_word_of_its_kind() -> None:
     concept = describe(Item("ink", "style"), Protected(("noto", "mono"), ("cat",)))
     by_text = dict(zip(concept.prompts, concept.answers, strict=True))
-    assert concept.like is None
-    assert by_text["cat in ink style"] == "cat"
-    assert by_text["a picture in the style of ink"] == "a picture"
+    assert concept.like == "art"
+    assert by_text["cat in ink style"] == "cat in art style"
+    assert by_text["a picture in the style of ink"] == "a picture in the style of art"
+    assert describe(Item("ink", "object"), Protected()).like == "thing"
+    assert describe(Item("ink"), Protected()).like == "art or thing"
     assert not any("noto" in answer for answer in concept.answers)
 
 
@@ -92,8 +94,7 @@ class Letters:
 
 
 def test_every_embedding_of_a_concept_has_its_answer() -> None:
-    for like, answer in ((None, "c"), ("c", "c")):
-        concept = Concept("a", ("a",), "style", (Phrase("a", "c"),), like, (answer,))
-        wanted = Lexicon(Letters(), "ac").wanted(concept)
-        assert wanted.concept.flatten().tolist() == [1, ord("a"), 999]
-        assert wanted.instead.flatten().tolist() == [1, ord("c"), 999]
+    concept = Concept("a", ("a",), "style", (Phrase("a", ""),), "c", ("c",))
+    wanted = Lexicon(Letters(), "ac").wanted(concept)
+    assert wanted.concept.flatten().tolist() == [1, ord("a"), 999]
+    assert wanted.instead.flatten().tolist() == [1, ord("c"), 999]

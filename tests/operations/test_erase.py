@@ -222,7 +222,7 @@ def test_the_command_line_overrides_how_a_recipe_erases(small_model: Path) -> No
     assert patch.recipe == recipe.digest
 
 
-FREE = replace(QUICK, rank=64, ridge=1e-9, protection=0.0, collateral=1e9)
+FREE = replace(QUICK, rank=64, ridge=1e-9, protection=0.0, collateral=1e9, erase_scale=1.0)
 
 
 @pytest.mark.parametrize("other", ["noto", "a very long oil painting"])
