@@ -67,21 +67,12 @@ def test_a_check_writes_nothing_and_has_its_fields(
     found = sepme(*line, "--json").json
     assert found.keys() == {
         *("method", "base", "recipe", "width", "concepts", "crowded", "interference"),
-        *("expected_seconds", "warnings"),
+        *("collateral", "protection", "strengths", "refused", "expected_seconds", "warnings"),
     }
     (concept,) = found["concepts"]
     assert concept.keys() == {
-        *(
-            "concept",
-            "slug",
-            "rank",
-            "like",
-            "separability",
-            "leakage",
-            "taken",
-            "neighbours",
-            "drags",
-        ),
+        *("concept", "taken_for", "slug", "rank", "like", "separability", "leakage", "taken"),
+        *("neighbours", "aliases", "nearly", "drags", "collateral"),
     }
     assert {drag.keys() == {"word", "kind", "change"} for drag in concept["drags"]} == {True}
     said = sepme(*line).out.decode()

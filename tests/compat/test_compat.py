@@ -57,8 +57,9 @@ def _lacking(then: object, now: object, where: str = "") -> list[str]:
 
 
 def _alike(then: object, now: object) -> bool:
+    """null then can be something now: what was not known, or not chosen, may be."""
     numbers = [isinstance(x, (int, float)) and not isinstance(x, bool) for x in (then, now)]
-    return all(numbers) or type(then) is type(now)
+    return then is None or all(numbers) or type(then) is type(now)
 
 
 def test_what_a_release_has_left_is_not_overwritten(monkeypatch: pytest.MonkeyPatch) -> None:
