@@ -207,8 +207,9 @@ def probes(names: Sequence[str], canvas: English) -> dict[str, list[Caption]]:
                 pair = STYLE_NAMES.index(name), objects[(i * 29 + 7) % len(objects)]
             else:
                 pair = styles[(i + turn) % len(styles)], OBJECT_NAMES.index(name)
-            found["erased"].append(caption(*pair, nth=i // 8))
-            found["unseen"].append(caption(*pair, UNSEEN_PAIR, nth=i // 8))
+            nth = i // 8 if style else i // len(styles)
+            found["erased"].append(caption(*pair, nth=nth))
+            found["unseen"].append(caption(*pair, UNSEEN_PAIR, nth=nth))
         if not style:
             near |= dict.fromkeys(n for n in canvas.nearest[name] if n not in names)
     for i, name in enumerate(list(near)[:_NAMED]):

@@ -1,14 +1,15 @@
 """Every method on the English canvas, in two rounds: told nothing but the concepts, and told the
 same neighbours.
 
-    python -m benchmarks.rounds tune      # each peer's settings, on concepts that are not reported
-    python -m benchmarks.rounds run       # goes on where it was
+    python -m benchmarks.rounds tune 1    # peers' settings, on concepts that are not reported
+    python -m benchmarks.rounds run 1     # goes on where it was; run 1 10 is ten at once alone
     python -m benchmarks.rounds table
 
 In the first round a method has the concepts' names and, if its paper keeps a set of general
 captions, the thousand ordinary captions that sepme itself uses. In the second, everybody is also
-told the eight words that the text encoder has nearest to each concept. Each peer is tuned in each
-round on concepts that are no part of what is reported; sepme runs with its defaults. Results go to
+told the eight words that the text encoder has nearest to each concept. Of each peer, which tokens
+and which prompts it edits are chosen in each round, on concepts that are no part of what is
+reported; its other settings are its paper's. sepme runs with its defaults. Results go to
 docs/rounds.json. The methods that train are not here: see docs/results.md.
 """
 
@@ -43,6 +44,8 @@ SETTINGS = Path("docs/rounds-settings.json")
 Round = Literal["nothing named", "neighbours named"]
 ROUNDS: tuple[Round, ...] = ("nothing named", "neighbours named")
 SOLVING = ("uce", "mace", "speed", "rece", "oce", "dp", "cure", "trce, first stage")
+#: What is chosen of a peer, one after the other; it matters most.
+_TUNED = ("tokens", "prompts")
 #: Steps of drawing: half of what the bare command is judged with, on many more edits.
 STEPS = 10
 
@@ -140,51 +143,47 @@ def tuned(name: str, told: Round) -> Peer:
     return replace(PEERS[name], **chosen)  # type: ignore[type-var]
 
 
-def tune() -> None:
+def tune(told: Round) -> None:
     """One setting at a time, from the paper's values; the best of each is kept for the next."""
     settings, bench = Results(SETTINGS), Bench()
-    for told in ROUNDS:
-        for name in SOLVING:
+    for name in SOLVING:
 
-            def choose(name: str = name, told: Round = told) -> dict[str, Any]:
-                peer = PEERS[name]
-                chosen: dict[str, Any] = {}
-                tried: dict[str, float] = {}
-                best = score(bench.row(peer, tuning(), told))
-                tried["{}"] = round(best, 4)
-                for setting, values in peer.grid.items():
-                    for value in values:
-                        if value == getattr(peer, setting) or _needs_siblings(setting, value, told):
-                            continue
-                        other = replace(peer, **{setting: value})  # type: ignore[type-var]
-                        found = score(bench.row(other, tuning(), told))
-                        tried[json.dumps({**chosen, setting: value})] = round(found, 4)
-                        if found > best:
-                            best, peer, chosen = found, other, {**chosen, setting: value}
-                return {"chosen": chosen, "score": round(best, 4), "tried": tried}
+        def choose(name: str = name) -> dict[str, Any]:
+            peer = PEERS[name]
+            chosen: dict[str, Any] = {}
+            best = score(bench.row(peer, tuning(), told))
+            tried = {"{}": round(best, 4)}
+            for setting in _TUNED:
+                for value in peer.grid.get(setting, ()):
+                    if value == getattr(peer, setting):
+                        continue
+                    other = replace(peer, **{setting: value})  # type: ignore[type-var]
+                    found = score(bench.row(other, tuning(), told))
+                    tried[json.dumps({**chosen, setting: value})] = round(found, 4)
+                    if found > best:
+                        best, peer, chosen = found, other, {**chosen, setting: value}
+            return {"chosen": chosen, "score": round(best, 4), "tried": tried}
 
-            print(told, name, json.dumps(settings.get(f"{told}/{name}", choose)), flush=True)
+        print(told, name, json.dumps(settings.get(f"{told}/{name}", choose)), flush=True)
 
 
-def _needs_siblings(setting: str, value: Any, told: Round) -> bool:
-    return value == "sibling" and told == "nothing named"
-
-
-def run() -> None:
+def run(told: Round, *chosen: str) -> None:
+    """chosen: how many are out at once; all of `states` if none is named."""
     results, bench = Results(RESULTS), Bench()
-    for told in ROUNDS:
-        for state, sets in states().items():
-            for name in ("sepme", *SOLVING):
-                peer = None if name == "sepme" else tuned(name, told)
-                said = {} if peer is None else asdict(peer)  # type: ignore[call-overload]
-                row = results.get(
-                    f"{told}/{state}/{name}",
-                    lambda peer=peer, sets=sets, told=told, said=said: {  # type: ignore[misc]
-                        **bench.row(peer, sets, told),
-                        "settings": said,
-                    },
-                )
-                print(told, state, name, round(100 * score(row), 1), row["moved"], flush=True)
+    for state, sets in states().items():
+        for name in ("sepme", *SOLVING) if not chosen or state in chosen else ():
+            peer = None if name == "sepme" else tuned(name, told)
+            said = {} if peer is None else asdict(peer)  # type: ignore[call-overload]
+
+            def make(
+                peer: Peer | None = peer,
+                sets: Sequence[tuple[str, ...]] = sets,
+                said: dict[str, Any] = said,
+            ) -> dict[str, Any]:
+                return {**bench.row(peer, sets, told), "settings": said}
+
+            row = results.get(f"{told}/{state}/{name}", make)
+            print(told, state, name, round(100 * score(row), 1), row["moved"], flush=True)
 
 
 def table() -> str:
@@ -204,11 +203,14 @@ def table() -> str:
     return "\n\n".join(parts)
 
 
-def main(stage: str = "run") -> None:
+def main(stage: str = "run", number: str = "1", *chosen: str) -> None:
+    told = ROUNDS[int(number) - 1]
     if stage == "table":
         print(table())
+    elif stage == "tune":
+        tune(told)
     else:
-        {"tune": tune, "run": run}[stage]()
+        run(told, *chosen)
 
 
 if __name__ == "__main__":

@@ -27,11 +27,9 @@ def test_the_documents_hold_every_table() -> None:
     said = list(chain.from_iterable(document.commands(p.read_text()) for p in document.DOCUMENTS))
     assert said == [
         "benchmarks.bare table",
-        "benchmarks.rounds table",
         "benchmarks.bare table",
         "benchmarks.bare synonyms",
         "benchmarks.bare many-table",
-        "benchmarks.rounds table",
     ]
 
 

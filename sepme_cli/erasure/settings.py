@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 _LEAST = {
     **{"steps": 1, "rank": 1, "batch_size": 1, "pictures": 2, "sampling_steps": 1},
     **{"neighbours": 0, "lr": 0, "norm": 0, "guidance": 0},
-    **{"insistence": 0, "protection": 0, "ridge": 0, "background": 0, "collateral": 0, "erase_scale": 0},
+    **{"insistence": 0, "protection": 0, "ridge": 0},
+    **{"background": 0, "collateral": 0, "erase_scale": 0},
 }
 _MOST = {"rank": limits.RANK}
 _DTYPES = ("auto", "fp32", "fp16", "bf16")
