@@ -14,16 +14,20 @@ from torch import Tensor
 
 from examples.emoji.pack import HERE, save_half, single_file
 from examples.english import text
-from examples.english.train import FIRST
+from examples.english.train import FIRST, SHIPPED
 from examples.english.words import BUILD
 
 
 def trained(unet: Path = BUILD / "unet.pt", encoder: str = text.CANVAS) -> dict[str, Tensor]:
     """All tensors of the single file, in fp32."""
     averaged = torch.load(unet, map_location="cpu")["averaged"]
-    tensors = single_file(averaged, {}, text.state(encoder))
+    trained_here = (BUILD / f"{encoder}.pt").exists()
+    tensors = single_file(averaged, {}, text.state(encoder) if trained_here else {})
     vae = {k: v for k, v in load_file(FIRST).items() if k.startswith("first_stage_model.")}
-    return {**tensors, **vae}
+    if trained_here:
+        return {**tensors, **vae}
+    shipped = load_file(SHIPPED)
+    return {**tensors, **vae, **{k: v for k, v in shipped.items() if k.startswith("cond_stage")}}
 
 
 def main() -> None:

@@ -28,9 +28,11 @@ from examples.english.captions import draw_caption
 from examples.english.words import BUILD
 from sepme_cli.checkpoints.reader import open_checkpoint
 from sepme_cli.diffusion.loading import load_unet, load_vae
+from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.tokenizer import tokenize
 
 FIRST = Path("examples/emoji-sd.safetensors")
+SHIPPED = Path("examples/english-sd.safetensors")
 STEPS = 6400
 
 
@@ -64,7 +66,10 @@ def latents_of(vae: AutoencoderKL, copies: int = 12) -> Tensor:
 
 
 def text_encoder() -> CLIPTextModel:
-    """The trained text encoder, rounded as it is shipped."""
+    """The trained text encoder, rounded as it is shipped; the shipped one if none was trained."""
+    if not (BUILD / f"{text.CANVAS}.pt").exists():
+        with open_checkpoint(SHIPPED) as checkpoint:
+            return StableDiffusion.of(checkpoint, torch.device("cpu")).encoders[0].model
     encoder = text.make_encoder(text.VARIANTS[text.CANVAS])
     encoder.load_state_dict({k: v.half().float() for k, v in text.state().items()})
     return encoder.eval().requires_grad_(False)
@@ -74,8 +79,12 @@ def train_unet(steps: int = STEPS, batch: int = 32) -> nn.Module:
     """Epsilon prediction on Stable Diffusion's schedule, with min-SNR-5 weights."""
     first, vae = first_networks()
     unet = make_unet(text.VARIANTS[text.CANVAS].width)
-    known = {k: v for k, v in first.state_dict().items() if not k.endswith(KEYS)}
-    unet.load_state_dict(known, strict=False)
+    if (BUILD / f"{text.CANVAS}.pt").exists() or not SHIPPED.exists():
+        known = {k: v for k, v in first.state_dict().items() if not k.endswith(KEYS)}
+        unet.load_state_dict(known, strict=False)
+    else:  # Longer training, from what is shipped.
+        with open_checkpoint(SHIPPED) as checkpoint:
+            unet.load_state_dict(load_unet(checkpoint, torch.float32).state_dict())
     unet.set_attn_processor(AttnProcessor())  # the fused attention is slow backwards on a CPU
     run = Run("unet", unet, steps, 1.2e-3, average=0.998, folder=BUILD)
     encoder, latents = text_encoder(), latents_of(vae)
