@@ -13,8 +13,6 @@ from sepme_cli.erasure.concept import Protected
 from sepme_cli.erasure.settings import Settings
 from sepme_cli.recipe import Item
 
-METHODS = ("closed-form", "sepme")
-
 
 def erase(
     model: StableDiffusion,
