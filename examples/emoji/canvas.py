@@ -13,8 +13,12 @@ import json
 import subprocess
 import tarfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 BUILD = Path("build/emoji")
 SIZE = 64
@@ -74,8 +78,8 @@ def load_icons(style: str, cache: Path = BUILD / "npm") -> dict:
         return json.load(member)
 
 
-def render(icons: dict, name: str, size: int = SIZE) -> np.ndarray:
-    """One icon on white. Returns uint8 [size, size, 3]."""
+def draw_icon(icons: dict, name: str, size: int) -> "Image":
+    """One icon on nothing, as an RGBA picture of size by size."""
     import resvg_py
     from PIL import Image
 
@@ -90,7 +94,14 @@ def render(icons: dict, name: str, size: int = SIZE) -> np.ndarray:
         f'width="{size}" height="{size}" color="black">{icon["body"]}</svg>'
     )
     png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size))
-    drawn = Image.open(io.BytesIO(png)).convert("RGBA")
+    return Image.open(io.BytesIO(png)).convert("RGBA")
+
+
+def render(icons: dict, name: str, size: int = SIZE) -> np.ndarray:
+    """One icon on white. Returns uint8 [size, size, 3]."""
+    from PIL import Image
+
+    drawn = draw_icon(icons, name, size)
     ground = Image.new("RGB", (size, size), "white")
     ground.paste(drawn, (0, 0), drawn)
     return np.asarray(ground)

@@ -118,15 +118,19 @@ class Run:
         self.module.eval()
 
 
-def augment(pictures: Tensor, shift: float = 0.06, zoom: float = 0.06) -> Tensor:
-    """Shifted and zoomed copies on white. pictures float [n, 3, h, w] in [0, 1]."""
+def augment(
+    pictures: Tensor, shift: float = 0.06, zoom: float = 0.06, beyond: str = "zeros"
+) -> Tensor:
+    """Shifted and zoomed copies. pictures float [n, 3, h, w] in [0, 1]. beyond: what comes in at
+    the edges, "zeros" for white, "border" for what is there."""
     count = len(pictures)
     theta = torch.zeros(count, 2, 3, device=pictures.device)
     scale = 1.04 + zoom * (2 * torch.rand(count, device=pictures.device) - 1)
     theta[:, 0, 0] = theta[:, 1, 1] = scale
     theta[:, :, 2] = 2 * shift * (2 * torch.rand(count, 2, device=pictures.device) - 1)
     grid = F.affine_grid(theta, list(pictures.shape), align_corners=False)
-    return (1 - F.grid_sample(1 - pictures, grid, align_corners=False)).clamp(0, 1)
+    moved = F.grid_sample(1 - pictures, grid, padding_mode=beyond, align_corners=False)
+    return (1 - moved).clamp(0, 1)
 
 
 def pictures_and_labels() -> tuple[Tensor, Tensor, Tensor]:
@@ -141,24 +145,31 @@ def draw(count: int, size: int) -> Tensor:
     return torch.randint(count, (size,), device=DEVICE)
 
 
+def vae_loss(vae: AutoencoderKL, pictures: Tensor, colour: float) -> Tensor:
+    """Pictures [n, 3, h, w] in [0, 1] through the VAE, against themselves: values, edges, and,
+    times colour, fields of colour."""
+
+    def slopes(x: Tensor) -> tuple[Tensor, Tensor]:
+        return x[..., 1:] - x[..., :-1], x[..., 1:, :] - x[..., :-1, :]
+
+    x = pictures * 2 - 1
+    with autocast():
+        latent = vae.encode(x).latent_dist
+        drawn = vae.decode(latent.sample()).sample
+    drawn = drawn.float()
+    edges = sum(F.l1_loss(a, b) for a, b in zip(slopes(drawn), slopes(x), strict=True))
+    fields = F.mse_loss(F.avg_pool2d(drawn, 4), F.avg_pool2d(x, 4)) + F.mse_loss(drawn, x)
+    divergence = 5e-4 * latent.kl().mean() / 1024
+    return F.l1_loss(drawn, x) + 0.5 * edges + colour * fields + divergence
+
+
 def train_vae(steps: int = 2000, colour_steps: int = 1200, batch: int = 16) -> AutoencoderKL:
     """First lines, then colours: on line art the L1 loss alone leaves hues half learnt."""
     vae = make_vae()
     pictures, _, _ = pictures_and_labels()
 
-    def slopes(x: Tensor) -> tuple[Tensor, Tensor]:
-        return x[..., 1:] - x[..., :-1], x[..., 1:, :] - x[..., :-1, :]
-
     def loss(colour: float) -> Tensor:
-        x = augment(pictures[draw(len(pictures), batch)]) * 2 - 1
-        with autocast():
-            latent = vae.encode(x).latent_dist
-            drawn = vae.decode(latent.sample()).sample
-        drawn = drawn.float()
-        edges = sum(F.l1_loss(a, b) for a, b in zip(slopes(drawn), slopes(x), strict=True))
-        fields = F.mse_loss(F.avg_pool2d(drawn, 4), F.avg_pool2d(x, 4)) + F.mse_loss(drawn, x)
-        divergence = 5e-4 * latent.kl().mean() / 1024
-        return F.l1_loss(drawn, x) + 0.5 * edges + colour * fields + divergence
+        return vae_loss(vae, augment(pictures[draw(len(pictures), batch)]), colour)
 
     Run("vae", vae, steps, 2e-3, average=0.995).go(lambda: loss(0.0))
     Run("vae_colour", vae, colour_steps, 1.5e-3, average=0.995).go(lambda: loss(4.0))

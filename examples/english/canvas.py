@@ -1,24 +1,26 @@
 """The artwork: objects in families with near neighbours, each in eight styles.
 
-The same emoji sets as the first canvas (credits in ``examples/emoji/README.md``), under style
-words that the language knows and that say something of the look. No set is called by the name of
-an artist.
+A style is a treatment of the whole picture, as what people want out of a checkpoint is: a ground,
+an outline, what becomes of colours (`treatments`). The drawings under it are the first canvas's
+emoji sets (credits in ``examples/emoji/README.md``). Style words are ones that the language knows
+and that say something of the look; none is the name of an artist.
 """
 
 import numpy as np
 
-from ..emoji.canvas import SIZE, load_icons, render
+from ..emoji.canvas import SIZE, draw_icon, load_icons
+from .treatments import SCALE, TREATMENTS, placed
 from .words import BUILD
 
-#: style word -> the first canvas's name of the set.
+#: style word -> the first canvas's name of the set that it is made from.
 STYLES: dict[str, str] = {
     "cartoon": "twemoji",
     "gouache": "noto",
-    "crayon": "blob",
+    "crayon": "twemoji",
     "collage": "fluent",
     "stencil": "ink",
     "airbrush": "gloss",
-    "enamel": "emojione",
+    "enamel": "twemoji",
     "woodcut": "mono",
 }
 
@@ -36,7 +38,7 @@ FAMILIES: dict[str, str] = {
     "fruit": "apple=red-apple pear banana orange=tangerine lemon peach cherries grapes "
     "strawberry watermelon pineapple kiwi=kiwi-fruit",
     "vegetables": "carrot corn=ear-of-corn cucumber eggplant tomato potato avocado mushroom "
-    "pepper=hot- pepper",
+    "pepper=hot-pepper",
     "plants": "cactus tree=deciduous-tree evergreen=evergreen-tree palm=palm-tree rose "
     "tulip sunflower leaf=maple-leaf",
     "baked": "bread croissant cake=birthday-cake cookie doughnut pancakes",
@@ -62,7 +64,7 @@ FAMILIES: dict[str, str] = {
     "paper": "book=closed-book newspaper envelope scroll map=world-map pencil "
     "pen=fountain-pen paintbrush briefcase",
     "sports": "football=american-football basketball baseball soccer=soccer-ball bowling "
-    "skate=ice- skate trophy dice=game-die",
+    "skate=ice-skate trophy dice=game-die",
     "science": "microscope telescope thermometer bomb",
     "figures": "ghost alien skull clown=clown-face snowman santa=santa-claus princess",
 }
@@ -79,13 +81,20 @@ OBJECTS: dict[str, str] = {
 }
 
 
+def render(style: str, icons: dict, name: str) -> np.ndarray:
+    """One object in one style. Returns uint8 [SIZE, SIZE, 3]."""
+    drawn = placed(draw_icon(icons, name, SCALE * SIZE))
+    return np.asarray(TREATMENTS[style](drawn).resize((SIZE, SIZE)))
+
+
 def load_canvas() -> np.ndarray:
     """Every picture, rendered on first use. Returns uint8 [style, object, SIZE, SIZE, 3]."""
     path = BUILD / "canvas.npz"
     if not path.exists():
+        sets = {name: load_icons(name) for name in dict.fromkeys(STYLES.values())}
         pictures = [
-            [render(icons, name) for name in OBJECTS.values()]
-            for icons in (load_icons(source) for source in STYLES.values())
+            [render(style, sets[name], icon) for icon in OBJECTS.values()]
+            for style, name in STYLES.items()
         ]
         path.parent.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(path, pictures=np.asarray(pictures))

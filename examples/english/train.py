@@ -1,16 +1,16 @@
-"""Train the English canvas's UNet and judge.
+"""Train the English canvas's VAE, UNet and judge.
 
-    python -m examples.english.text              # first: the text encoder
-    python -m examples.english.train unet judge  # about an hour and five minutes on 2 cores
+    python -m examples.english.text        # first: the text encoder
+    python -m examples.english.train       # up to one stage: vae, unet, judge
 
-The VAE is the first canvas's, unchanged, and so is where the UNet starts, but for its keys and
-values, which read another text encoder: it can draw in these styles already and has to learn
-another 200 objects and what they are called. Stages save their state every minute and go on
-from there.
+VAE and UNet start from the first canvas's, but for the keys and values, which read another text
+encoder. Stages save their state every minute and go on from there; on a fresh clone the UNet goes
+on from what is shipped.
 """
 
 import random
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from examples.emoji.networks import Judge, make_unet
-from examples.emoji.train import SEED, Run, augment, autocast, draw
+from examples.emoji.pack import fold_latent_scale
+from examples.emoji.train import SEED, Run, augment, autocast, draw, vae_loss
 from examples.english import text
 from examples.english.canvas import OBJECTS, STYLES, load_canvas
 from examples.english.captions import draw_caption
@@ -42,10 +43,36 @@ def pictures() -> Tensor:
     return canvas.flatten(0, 1)
 
 
-def first_networks() -> tuple[UNet2DConditionModel, AutoencoderKL]:
-    """The first canvas's, as it is shipped."""
-    with open_checkpoint(FIRST) as checkpoint:
+augmented = partial(augment, beyond="border")
+
+
+def networks(path: Path) -> tuple[UNet2DConditionModel, AutoencoderKL]:
+    """UNet and VAE of a shipped model."""
+    with open_checkpoint(path) as checkpoint:
         return load_unet(checkpoint, torch.float32), load_vae(checkpoint, torch.float32)
+
+
+def train_vae(steps: int = 1500, batch: int = 16) -> AutoencoderKL:
+    """The first canvas's VAE knows white grounds only; this one learns these."""
+    vae, shown = networks(FIRST)[1].train().requires_grad_(True), pictures()
+    run = Run("vae", vae, steps, 1e-3, average=0.99, folder=BUILD)
+    run.go(lambda: vae_loss(vae, augmented(shown[draw(len(shown), batch)]), 4.0))
+    return scaled(vae)
+
+
+def trained_vae() -> AutoencoderKL:
+    """The VAE trained here; the shipped one if none was."""
+    return train_vae() if (BUILD / "vae.pt").exists() else networks(SHIPPED)[1]
+
+
+@torch.no_grad()
+def scaled(vae: AutoencoderKL) -> AutoencoderKL:
+    """The VAE with its latents at mean 0 and deviation 1, channel by channel."""
+    means = torch.cat([vae.encode(part * 2 - 1).latent_dist.mean for part in pictures().split(64)])
+    state = vae.state_dict()
+    fold_latent_scale(state, means.mean((0, 2, 3)), means.std((0, 2, 3)))
+    vae.load_state_dict(state)
+    return vae
 
 
 @torch.no_grad()
@@ -56,7 +83,7 @@ def latents_of(vae: AutoencoderKL, copies: int = 12) -> Tensor:
         shown, found = pictures(), []
         torch.manual_seed(SEED)
         for _ in range(copies):
-            x = augment(shown) * 2 - 1
+            x = augmented(shown) * 2 - 1
             with autocast():
                 parts = [vae.encode(part).latent_dist.mean for part in x.split(48)]
             found.append(torch.cat(parts).float() * vae.config.scaling_factor)
@@ -77,7 +104,7 @@ def text_encoder() -> CLIPTextModel:
 
 def train_unet(steps: int = STEPS, batch: int = 32) -> nn.Module:
     """Epsilon prediction on Stable Diffusion's schedule, with min-SNR-5 weights."""
-    first, vae = first_networks()
+    first, vae = networks(FIRST)[0], trained_vae()
     unet = make_unet(text.VARIANTS[text.CANVAS].width)
     if (BUILD / f"{text.CANVAS}.pt").exists() or not SHIPPED.exists():
         known = {k: v for k, v in first.state_dict().items() if not k.endswith(KEYS)}
@@ -130,9 +157,9 @@ def train_judge(steps: int = 1500, batch: int = 96) -> Judge:
     styles = torch.arange(len(STYLES)).repeat_interleave(len(OBJECTS))
     objects = torch.arange(len(OBJECTS)).repeat(len(STYLES))
     if run.step < steps:
-        vae = first_networks()[1]
+        vae = trained_vae()
         torch.manual_seed(SEED + run.step)
-        pool = [augment(shown) for _ in range(6)]
+        pool = [augmented(shown) for _ in range(6)]
         with torch.no_grad(), autocast():
             for i in range(3):
                 for part in torch.arange(len(shown)).split(64):
@@ -143,7 +170,7 @@ def train_judge(steps: int = 1500, batch: int = 96) -> Judge:
     def loss() -> Tensor:
         judge.train()
         picked = draw(len(pool_pictures), batch)
-        x = augment(pool_pictures[picked], 0.05, 0.1)
+        x = augmented(pool_pictures[picked], 0.05, 0.1)
         x = (x + 0.03 * torch.randn(batch, 1, 1, 1) * torch.randn_like(x)).clamp(0, 1)
         with autocast():
             style, obj = judge(x)
@@ -154,7 +181,7 @@ def train_judge(steps: int = 1500, batch: int = 96) -> Judge:
 
     run.go(loss)
     with torch.no_grad():
-        heads = [torch.cat(h) for h in zip(*map(judge, augment(shown).split(96)), strict=True)]
+        heads = [torch.cat(h) for h in zip(*map(judge, augmented(shown).split(96)), strict=True)]
     right = [
         (head.argmax(1) == label).float().mean().item()
         for head, label in zip(heads, (styles, objects), strict=True)
@@ -164,8 +191,7 @@ def train_judge(steps: int = 1500, batch: int = 96) -> Judge:
 
 
 if __name__ == "__main__":
-    stages = sys.argv[1:] or ["unet", "judge"]
-    if "unet" in stages:
-        train_unet()
-    if "judge" in stages:
-        train_judge()
+    stages = sys.argv[1:] or ["vae", "unet", "judge"]
+    for name, train in {"vae": train_vae, "unet": train_unet, "judge": train_judge}.items():
+        if name in stages:
+            train()
