@@ -10,6 +10,7 @@ from benchmarks.peers.dp import DP
 from benchmarks.peers.esd import ESD
 from benchmarks.peers.interface import Peer
 from benchmarks.peers.mace import MACE
+from benchmarks.peers.mace_lora import TrainedMACE
 from benchmarks.peers.naive import Naive
 from benchmarks.peers.oce import OCE
 from benchmarks.peers.ours import Ours
@@ -25,6 +26,7 @@ PEERS: Mapping[str, Peer] = {
     "naive": Naive(),
     "uce": UCE(),
     "mace": MACE(),
+    "mace, both stages": TrainedMACE(),
     "speed": SPEED(),
     "rece": RECE(),
     "oce": OCE(),

@@ -9,7 +9,7 @@ and general captions (the paper's are COCO's).
 Fusion, of the concepts' W_i into one: sum_i sum_j |W' e_j^f - W_i e_j^f|^2 + lambda_2 sum
 |W' e^p - W e^p|^2.
 Between the two, MACE trains a LoRA per concept on masked attention maps, which removes the
-concept's own words; that stage is not here. `tokens` "all" lets the refinement act on them too.
+concept's own words: `mace_lora`. Without it, `tokens` "all" lets the refinement act on them too.
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ from benchmarks.peers.rows import (
 )
 
 #: Keeps the normal equations invertible where the rows do not span the space.
-_RIDGE = 1e-3
+RIDGE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,13 @@ class MACE:
             rows, instead = concept_rows(request, name, self.tokens, self.toward, "phrases")
             scale = len(rows) ** -0.5
             refined = least_squares(
-                rows * scale, instead * scale, kept, erase=1.0, keep=self.prior, ridge=_RIDGE
+                rows * scale, instead * scale, kept, erase=1.0, keep=self.prior, ridge=RIDGE
             )
             found.append(rows * scale)
             wanted.append(rows * scale @ refined.T)
         if len(request.names) == 1:
             return through(request.model, refined)
         fused = least_squares(
-            torch.cat(found), torch.cat(wanted), kept, erase=1.0, keep=self.fusion, ridge=_RIDGE
+            torch.cat(found), torch.cat(wanted), kept, erase=1.0, keep=self.fusion, ridge=RIDGE
         )
         return through(request.model, fused)

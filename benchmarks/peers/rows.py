@@ -76,7 +76,7 @@ def concept_rows(
         zip(model.tokens(mine), model.tokens(theirs), strict=True)
     ):
         end = end_of_name(model, ids, word)
-        positions = _chosen(ids, end, _length(model, word), tokens)
+        positions = _chosen(ids, end, name_length(model, word), tokens)
         answered = align(ids, other_ids)
         answered[end] = end_of_name(model, other_ids, instead)
         rows.append(states[i, positions])
@@ -100,7 +100,7 @@ def kept_rows(request: Request, tokens: Tokens, prompts: Prompts) -> Tensor:
         states = model.encode(texts).double()
         for ids, state in zip(model.tokens(texts), states, strict=True):
             end = end_of_name(model, ids, name)
-            found.append(state[_chosen(ids, end, _length(model, name), tokens)])
+            found.append(state[_chosen(ids, end, name_length(model, name), tokens)])
     return torch.cat(found)
 
 
@@ -147,12 +147,12 @@ def _encoded(model: StableDiffusion, texts: Sequence[str]) -> tuple[Tensor, Tens
 
 def end_of_name(model: StableDiffusion, ids: Tensor, name: str) -> int:
     """The position of the last token of a name in a prompt's ids, which hold it."""
-    wanted = model.tokens([name])[0, 1 : 1 + _length(model, name)]
+    wanted = model.tokens([name])[0, 1 : 1 + name_length(model, name)]
     windows = ids.unfold(0, len(wanted), 1)
     return int((windows == wanted).all(1).int().argmax()) + len(wanted) - 1
 
 
-def _length(model: StableDiffusion, name: str) -> int:
+def name_length(model: StableDiffusion, name: str) -> int:
     """How many tokens a name has."""
     return int(model.tokens([name])[0].argmax()) - 1
 

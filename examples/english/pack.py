@@ -3,7 +3,7 @@
     python -m examples.english.pack
 
 ``english-sd.safetensors`` is a single-file SD 1.x checkpoint in fp16 with CompVis key names and
-CLIP's whole vocabulary; its VAE is the first canvas's.
+CLIP's whole vocabulary.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from examples.emoji.pack import HERE, save_half, single_file
 from examples.english import text
-from examples.english.train import FIRST, SHIPPED
+from examples.english.train import SHIPPED, trained_vae
 from examples.english.words import BUILD
 
 
@@ -22,12 +22,12 @@ def trained(unet: Path = BUILD / "unet.pt", encoder: str = text.CANVAS) -> dict[
     """All tensors of the single file, in fp32."""
     averaged = torch.load(unet, map_location="cpu")["averaged"]
     trained_here = (BUILD / f"{encoder}.pt").exists()
-    tensors = single_file(averaged, {}, text.state(encoder) if trained_here else {})
-    vae = {k: v for k, v in load_file(FIRST).items() if k.startswith("first_stage_model.")}
+    words = text.state(encoder) if trained_here else {}
+    tensors = single_file(averaged, trained_vae().state_dict(), words)
     if trained_here:
-        return {**tensors, **vae}
+        return tensors
     shipped = load_file(SHIPPED)
-    return {**tensors, **vae, **{k: v for k, v in shipped.items() if k.startswith("cond_stage")}}
+    return {**tensors, **{k: v for k, v in shipped.items() if k.startswith("cond_stage")}}
 
 
 def main() -> None:

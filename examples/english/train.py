@@ -3,9 +3,9 @@
     python -m examples.english.text        # first: the text encoder
     python -m examples.english.train       # up to one stage: vae, unet, judge
 
-VAE and UNet start from the first canvas's, but for the keys and values, which read another text
-encoder. Stages save their state every minute and go on from there; on a fresh clone the UNet goes
-on from what is shipped.
+The VAE starts from the first canvas's, the UNet from the English one that is shipped (without it,
+from the first canvas's, but for the keys and values, which read another text encoder). Stages save
+their state every minute and go on from there.
 """
 
 import random
@@ -34,7 +34,7 @@ from sepme_cli.diffusion.tokenizer import tokenize
 
 FIRST = Path("examples/emoji-sd.safetensors")
 SHIPPED = Path("examples/english-sd.safetensors")
-STEPS = 6400
+STEPS = 5000
 
 
 def pictures() -> Tensor:
@@ -104,14 +104,13 @@ def text_encoder() -> CLIPTextModel:
 
 def train_unet(steps: int = STEPS, batch: int = 32) -> nn.Module:
     """Epsilon prediction on Stable Diffusion's schedule, with min-SNR-5 weights."""
-    first, vae = networks(FIRST)[0], trained_vae()
+    vae = trained_vae()
     unet = make_unet(text.VARIANTS[text.CANVAS].width)
-    if (BUILD / f"{text.CANVAS}.pt").exists() or not SHIPPED.exists():
-        known = {k: v for k, v in first.state_dict().items() if not k.endswith(KEYS)}
-        unet.load_state_dict(known, strict=False)
-    else:  # Longer training, from what is shipped.
-        with open_checkpoint(SHIPPED) as checkpoint:
-            unet.load_state_dict(load_unet(checkpoint, torch.float32).state_dict())
+    if SHIPPED.exists():
+        unet.load_state_dict(networks(SHIPPED)[0].state_dict())
+    else:  # Its keys and values read another text encoder.
+        first = networks(FIRST)[0].state_dict()
+        unet.load_state_dict({k: v for k, v in first.items() if not k.endswith(KEYS)}, strict=False)
     unet.set_attn_processor(AttnProcessor())  # the fused attention is slow backwards on a CPU
     run = Run("unet", unet, steps, 1.2e-3, average=0.998, folder=BUILD)
     encoder, latents = text_encoder(), latents_of(vae)

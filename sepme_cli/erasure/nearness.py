@@ -20,6 +20,9 @@ _SAME = 0.85
 """A word is another name of one that is as near to it as this share of the vocabulary is not to
 any: encoders differ in how near their words are, but in all of them most words are a thing of
 their own."""
+_RELATED = 0.25
+"""A word that the dictionary has as another name of one, or as a kind of it, has to be as near to
+it as this share of the vocabulary is not to any: the dictionary's "toy" is a dog, too."""
 _LOOKED_AT = 600
 """How many words of the vocabulary tell that."""
 _RIDGE = 0.3
@@ -41,12 +44,13 @@ class Nearness:
 
     A word's direction is its embedding minus what a vocabulary has in common, which is most of any
     embedding. directions: [words, d]. same_from: the cosine from which two words count as names of
-    one thing.
+    one thing; related_from: of two of which a dictionary says so.
     """
 
     places: Mapping[str, int]
     directions: Tensor
     same_from: float
+    related_from: float
 
     @classmethod
     def of(
@@ -58,7 +62,7 @@ class Nearness:
         both = torch.cat([encoder.ends(new), ends]) if new else ends
         directions = torch.nn.functional.normalize(both.double() - ends.double().mean(0))
         places = {word: place for place, word in enumerate((*new, *vocabulary))}
-        return cls(places, directions, _same_from(directions[len(new) :]))
+        return cls(places, directions, *_thresholds(directions[len(new) :]))
 
     def between(self, a: str, b: str) -> float:
         """The cosine of two of the words."""
@@ -112,13 +116,16 @@ class Nearness:
         ]
 
 
-def _same_from(directions: Tensor) -> float:
-    """The cosine that most words of a vocabulary do not reach with their nearest; at most 1."""
+def _thresholds(directions: Tensor) -> tuple[float, float]:
+    """The cosines that most words of a vocabulary, and few of them, do not reach with their
+    nearest; at most 1."""
     step = max(1, len(directions) // _LOOKED_AT)
     looked_at = torch.arange(0, len(directions), step)
     cosines = directions[looked_at] @ directions.T
     cosines[torch.arange(len(looked_at)), looked_at] = -1
-    return min(1.0, float(cosines.amax(1).quantile(_SAME)))
+    nearest = cosines.amax(1)
+    same, related = (min(1.0, float(nearest.quantile(share))) for share in (_SAME, _RELATED))
+    return same, related
 
 
 def _letters(name: str) -> set[str]:

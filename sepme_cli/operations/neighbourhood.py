@@ -10,7 +10,12 @@ from sepme_cli.erasure.background import Background
 from sepme_cli.erasure.concept import Protected
 from sepme_cli.erasure.nearness import EndEncoder, Nearness
 from sepme_cli.erasure.prompts import Kind, kinds
-from sepme_cli.operations.vocabulary import everything, objects_and_styles, vocabulary
+from sepme_cli.operations.vocabulary import (
+    everything,
+    objects_and_styles,
+    related,
+    vocabulary,
+)
 from sepme_cli.recipe import Item, Recipe
 
 #: "auto" erases what is nearly the same as a concept with it; "none" leaves it as it falls.
@@ -57,11 +62,17 @@ def look_around(
     protected = Protected.parse(recipe.protect, "any")
     named = [word for item in recipe.concepts for word in (*item.names, item.like) if word]
     words = [*named, *protected.styles, *protected.objects, *(part.concept for part in known)]
-    nearness = Nearness.of(encoder, words, background.words, background.word_ends)
+    other_words = {item.name: _related(item) for item in recipe.concepts}
+    compared = [*words, *(word for found in other_words.values() for word in found)]
+    nearness = Nearness.of(encoder, compared, background.words, background.word_ends)
     items = _of_kinds(recipe.concepts, nearness)
     spoken_for = {slugify(word) for word in words}
     free = [word for word in everything() if slugify(word) not in spoken_for]
-    aliases = {item.name: _aliases(item, nearness, free) for item in items}
+    aliases = {}
+    for item in items:
+        others = [word for word in other_words[item.name] if slugify(word) not in spoken_for]
+        aliases[item.name] = _aliases(item, nearness, free, others)
+    aliases = _each_once(aliases)
     if take_in == "auto":
         items = [_with_aliases(item, aliases[item.name]) for item in items]
     recipe = replace(recipe, concepts=tuple(items))
@@ -72,6 +83,7 @@ def look_around(
         erased = [name for item in items for name in item.names]
         unfit = {word for _, word in nearness.alike(erased, everything())}
         unfit |= {word for word in everything() if slugify(word) in kept}
+        unfit |= {near.word for found in aliases.values() for near in found}
         for item in items:
             found = _neighbours(item, nearness, unfit, count)
             neighbours[item.name] = tuple(word for word, _ in found)
@@ -90,19 +102,45 @@ def _of_kinds(items: Sequence[Item], nearness: Nearness) -> list[Item]:
     return [replace(item, kind=told.get(item.name, item.kind)) for item in items]
 
 
-def _aliases(item: Item, nearness: Nearness, free: Sequence[str]) -> tuple[Near, ...]:
-    """The words of the concept's kind that can hardly be told from it.
+def _related(item: Item) -> list[str]:
+    """What the dictionary has as other names of the concept and as kinds of it."""
+    if item.kind == "style":
+        return []
+    return list(dict.fromkeys(word for name in item.names for word in related(name)))
 
-    free: words that nobody named.
+
+def _aliases(
+    item: Item, nearness: Nearness, free: Sequence[str], others: Sequence[str]
+) -> tuple[Near, ...]:
+    """The words of the concept's kind that can hardly be told from it, and those of its related
+    words that the encoder has near it, too; the nearest first.
+
+    free: words that nobody named. others: the related ones.
     """
     of_kind = {word for kind in kinds(item.kind) for word in vocabulary(kind)}
     alike = {word for _, word in nearness.alike(item.names, free)} & of_kind
-    words = [word for word in free if word in alike]
+    if item.kind == "style":
+        others = ()
+    words = [*(word for word in free if word in alike), *(w for w in others if w not in alike)]
     near = [
         Near(word, max(nearness.between(word, name) for name in item.names))
         for word in nearness.nearest(item.names, words)
     ]
-    return tuple(near[:_MOST_ALIASES])
+    enough = [one for one in near if one.word in alike or one.nearness >= nearness.related_from]
+    return tuple(enough[:_MOST_ALIASES])
+
+
+def _each_once(aliases: Mapping[str, Sequence[Near]]) -> dict[str, tuple[Near, ...]]:
+    """The same, a word that is near to several concepts with the one it is nearest to."""
+    owner: dict[str, tuple[float, str]] = {}
+    for name, found in aliases.items():
+        for near in found:
+            if near.nearness > owner.get(near.word, (-2.0, ""))[0]:
+                owner[near.word] = near.nearness, name
+    return {
+        name: tuple(near for near in found if owner[near.word][1] == name)
+        for name, found in aliases.items()
+    }
 
 
 def _with_aliases(item: Item, found: Sequence[Near]) -> Item:

@@ -3,6 +3,7 @@
 Where each list comes from: `words/SOURCES.txt`.
 """
 
+from collections.abc import Mapping
 from functools import lru_cache
 from importlib import resources
 
@@ -28,6 +29,18 @@ def objects_and_styles() -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What is an object and not a style, and what is a style: examples of either kind."""
     styles = vocabulary("style")
     return tuple(word for word in vocabulary("object") if word not in styles), styles
+
+
+@lru_cache
+def _related() -> Mapping[str, tuple[str, ...]]:
+    pairs = (line.split(": ") for line in _listed("related"))
+    return {word: tuple(others.split(", ")) for word, others in pairs}
+
+
+def related(name: str) -> tuple[str, ...]:
+    """Other words for a thing and for kinds of it, of any meaning it may have: "puppy" and "toy"
+    of "dog". None of what the lists do not know."""
+    return _related().get(name.casefold(), ())
 
 
 def caption_words() -> Words:
