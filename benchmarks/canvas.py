@@ -18,7 +18,7 @@ from examples.emoji.judging import (
 )
 from examples.emoji.networks import load_judge
 from patch_spec.manifest import Increment
-from sepme_cli.checkpoints.reader import Checkpoint, open_checkpoint
+from sepme_cli.checkpoints.reading.checkpoint import Checkpoint, open_checkpoint
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.sampler import draw_pictures
 from sepme_cli.erasure.concept import Protected

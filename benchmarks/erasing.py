@@ -5,13 +5,13 @@ from collections.abc import Sequence
 
 from benchmarks.canvas import everything_but
 from patch_spec.manifest import Increment, Patch
-from sepme_cli.checkpoints.reader import Checkpoint
+from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
 from sepme_cli.diffusion.eraser import Made, closed_form_increment, sepme_increments
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.study import Study, study
 from sepme_cli.erasure.concept import Protected
 from sepme_cli.erasure.settings import Settings
-from sepme_cli.recipe import Item
+from sepme_cli.erasure.words import Item
 
 
 def erase(

@@ -20,8 +20,8 @@ import torch
 from benchmarks.results import Results
 from sepme_cli.diffusion.devices import Unit, units
 from sepme_cli.erasure.settings import Settings
-from sepme_cli.operations.asking import MethodName
 from sepme_cli.operations.erase import erase
+from sepme_cli.planning.request import MethodName
 
 RESULTS = Path("docs/gpu.json")
 _RUNS: Mapping[str, tuple[MethodName, bool]] = {

@@ -24,7 +24,7 @@ def step(path: Path, pixels: int, batch: int, *, frugal: bool) -> dict[str, Any]
     """One prediction with increments, forwards and backwards, in this process."""
     import torch
 
-    from sepme_cli.checkpoints.reader import open_checkpoint
+    from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
     from sepme_cli.diffusion.models import StableDiffusion
     from sepme_cli.diffusion.predictor import EditedPredictor
 

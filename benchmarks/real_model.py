@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from patch_spec.text import slugify
-from sepme_cli.checkpoints.reader import open_checkpoint
+from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
 from sepme_cli.diffusion.devices import DTYPES, computing
 from sepme_cli.diffusion.loading import unet_parameters
 from sepme_cli.diffusion.models import StableDiffusion

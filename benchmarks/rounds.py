@@ -34,10 +34,11 @@ from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.erasure.background import captions
 from sepme_cli.erasure.concept import Protected
 from sepme_cli.erasure.nearness import holds
-from sepme_cli.operations.background import background_of
-from sepme_cli.operations.neighbourhood import look_around
-from sepme_cli.operations.vocabulary import caption_words
-from sepme_cli.recipe import Item, Recipe
+from sepme_cli.erasure.words import Item
+from sepme_cli.planning.background import background_of
+from sepme_cli.planning.neighbourhood import look_around
+from sepme_cli.planning.vocabulary import caption_words
+from sepme_cli.recipe import Recipe
 
 RESULTS = Path("docs/rounds.json")
 SETTINGS = Path("docs/rounds-settings.json")

@@ -34,8 +34,8 @@ from sepme_cli.diffusion.eraser import closed_form_increment
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.study import study
 from sepme_cli.erasure.settings import Settings
-from sepme_cli.operations.vocabulary import vocabulary
-from sepme_cli.recipe import Item
+from sepme_cli.erasure.words import Item
+from sepme_cli.planning.vocabulary import vocabulary
 
 RESULTS = Path("docs/scale.json")
 COUNTS = (1, 10, 100)
@@ -48,7 +48,7 @@ _UCE = """
 import sys, torch
 from pathlib import Path
 from benchmarks.peers.least_squares import least_squares
-from sepme_cli.checkpoints.reader import open_checkpoint
+from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
 from sepme_cli.diffusion.models import StableDiffusion
 model, *names = sys.argv[1:]
 with torch.no_grad(), open_checkpoint(Path(model)) as checkpoint:

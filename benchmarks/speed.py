@@ -28,7 +28,7 @@ from patch_spec.container import patch_bytes
 from patch_spec.grid import split_shift, split_up, to_grid
 from patch_spec.increment import Increment
 from patch_spec.manifest import Base, Measured, Method, Patch
-from sepme_cli.checkpoints.reader import open_checkpoint
+from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
 
 RESULTS = Path("docs/speed.json")
 SEPME = str(Path(sys.executable).with_name("sepme"))

@@ -17,7 +17,10 @@ to a `Progress`, and raise subclasses of `SepmeError`.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from sepme_cli.version import __version__ as __version__
+
 if TYPE_CHECKING:
+    from sepme_cli.composing.importing import ImportResult
     from sepme_cli.erasure.settings import Settings
     from sepme_cli.errors import (
         MalformedError,
@@ -39,7 +42,6 @@ if TYPE_CHECKING:
     from sepme_cli.operations.export import ExportResult, export
     from sepme_cli.operations.extract import extract
     from sepme_cli.operations.import_lora import import_lora
-    from sepme_cli.operations.importing import ImportResult
     from sepme_cli.operations.inspect import InspectResult, inspect
     from sepme_cli.operations.patched import LivePatch, patched
     from sepme_cli.operations.plan import ErasePlan, plan_erasure
@@ -48,8 +50,6 @@ if TYPE_CHECKING:
     from sepme_cli.operations.sign import SignResult, sign
     from sepme_cli.operations.verify import VerifyResult, verify
     from sepme_cli.progress import Progress
-
-__version__ = "0.1.0"
 
 __all__ = [
     "ApplyResult",
@@ -118,7 +118,7 @@ _HOMES = {
     "operations.export": ("ExportResult", "export"),
     "operations.extract": ("extract",),
     "operations.import_lora": ("import_lora",),
-    "operations.importing": ("ImportResult",),
+    "composing.importing": ("ImportResult",),
     "operations.inspect": ("InspectResult", "inspect"),
     "operations.patched": ("LivePatch", "patched"),
     "operations.plan": ("ErasePlan", "plan_erasure"),

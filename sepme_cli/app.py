@@ -16,7 +16,6 @@ import typer
 import typer.main
 from rich.text import Text
 
-from sepme_cli import __version__
 from sepme_cli.commands.apply import apply
 from sepme_cli.commands.card import card
 from sepme_cli.commands.diff import diff
@@ -31,10 +30,11 @@ from sepme_cli.commands.revert import revert
 from sepme_cli.commands.sample import sample
 from sepme_cli.commands.sign import sign
 from sepme_cli.commands.verify import verify
-from sepme_cli.console import console_for
 from sepme_cli.errors import MalformedError, SepmeError, SystemFailure, UsageError
 from sepme_cli.exit_status import ExitStatus
-from sepme_cli.wording import error_json, error_text
+from sepme_cli.render.console import console_for
+from sepme_cli.render.wording import error_json, error_text
+from sepme_cli.version import __version__
 
 app = typer.Typer(
     name="sepme",

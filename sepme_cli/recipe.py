@@ -5,15 +5,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 from patch_spec import limits
 from patch_spec.errors import FormatError
-from patch_spec.text import clean_text, slugify
+from patch_spec.text import slugify
+from sepme_cli.arguments import FilePath, as_path
+from sepme_cli.erasure.prompts import AsKind
+from sepme_cli.erasure.settings import Allowed, Settings
+from sepme_cli.erasure.words import Item, parse_word
 from sepme_cli.errors import MalformedError, SystemFailure
 from sepme_cli.strict_yaml import Place, Scalar, read_node
-
-Kind = Literal["style", "object", "any"]
 
 VERSION = 1
 KINDS = ("style", "object", "any")
@@ -22,56 +24,6 @@ _BYTES = 2**20
 _ALIASES = 32
 _PROMPTS = 256
 _PLACE = "{c}"
-
-
-def parse_word(word: str, kind: Kind) -> tuple[str, Kind]:
-    """A word as a user names it and what it is: "style:noto", "object:cat", or a bare word, which
-    is of the given kind. Raises FormatError J5 for text that a patch cannot hold."""
-    prefix, colon, name = word.partition(":")
-    if colon and prefix in ("style", "object"):
-        return clean_text(name, limits.CONCEPT_BYTES), cast(Kind, prefix)
-    return clean_text(word, limits.CONCEPT_BYTES), kind
-
-
-@dataclass(frozen=True)
-class Item:
-    """One concept to take out.
-
-    aliases: other names of the same concept. prompts: further phrases that ask for it, its name
-    in them. like: what it should act like instead; None leaves that to the method.
-    """
-
-    name: str
-    kind: Kind = "any"
-    aliases: tuple[str, ...] = ()
-    prompts: tuple[str, ...] = ()
-    like: str | None = None
-
-    @classmethod
-    def parse(cls, word: str, kind: Kind = "any", like: str | None = None) -> "Item":
-        """A concept as the command line names it; see `parse_word`, for like as well."""
-        name, kind = parse_word(word, kind)
-        return cls(name, kind, like=None if like is None else parse_word(like, kind)[0])
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Its name and its aliases."""
-        return (self.name, *self.aliases)
-
-    @property
-    def slug(self) -> str:
-        """What its increment is called in a patch."""
-        return slugify(self.name)
-
-
-@dataclass(frozen=True)
-class Allowed:
-    """What a hyper-parameter may be. least, most: of a number; choices: of a text, if not any."""
-
-    kind: type
-    least: float = -limits.SAFE_INTEGER
-    most: float = limits.SAFE_INTEGER
-    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -129,6 +81,11 @@ protect:
 """What `sepme recipe init` writes."""
 
 
+def as_recipe(said: Recipe | FilePath) -> Recipe:
+    """A recipe, read if it is a file. Raises MalformedError, with the line, and SystemFailure."""
+    return said if isinstance(said, Recipe) else read_recipe(as_path(said), Settings.allowed())
+
+
 def read_recipe(path: Path, settings: Mapping[str, Allowed]) -> Recipe:
     """A recipe from its file.
 
@@ -170,7 +127,7 @@ def _item(place: Place) -> Item:
     if place.is_scalar:
         return Item(*_word(place))
     fields = place.mapping(required=("name",), optional=("kind", "aliases", "prompts", "like"))
-    said = cast(Kind, fields["kind"].choice(KINDS)) if "kind" in fields else "any"
+    said = cast(AsKind, fields["kind"].choice(KINDS)) if "kind" in fields else "any"
     name, kind = _word(fields["name"], said)
     aliases = fields["aliases"].each(_word, _ALIASES) if "aliases" in fields else ()
     prompts = fields["prompts"].each(Place.text, _PROMPTS) if "prompts" in fields else ()
@@ -183,7 +140,7 @@ def _item(place: Place) -> Item:
     )
 
 
-def _word(place: Place, kind: Kind = "any") -> tuple[str, Kind]:
+def _word(place: Place, kind: AsKind = "any") -> tuple[str, AsKind]:
     try:
         return parse_word(place.text(), kind)
     except FormatError as error:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sepme_cli.checkpoints.layout import Layout
+from sepme_cli.checkpoints.structure.layout import Layout
 from tests.synthetic import DTYPES, SMALL, Shape, checkpoint_tensors, write_safetensors
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from patch_spec.base import Base
-from sepme_cli.checkpoints.layout import Layout, span_of
+from sepme_cli.checkpoints.structure.layout import Layout, span_of
 from tests.synthetic import write_safetensors
 
 Pairs = dict[str, tuple[np.ndarray, np.ndarray]]

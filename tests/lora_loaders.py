@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-from sepme_cli.checkpoints.layout import Layout
+from sepme_cli.checkpoints.structure.layout import Layout
 from tests.synthetic import read_raw
 
 Added = dict[str, np.ndarray]

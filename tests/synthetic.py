@@ -16,7 +16,7 @@ from patch_spec.increment import Increment
 from patch_spec.manifest import Patch
 from patch_spec.provenance import Measured, Method
 from patch_spec.text import slugify
-from sepme_cli.checkpoints.reader import open_checkpoint
+from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),

@@ -15,7 +15,7 @@ from diffusers import StableDiffusionPipeline
 from benchmarks.english import Caption, Drawn, English, caption
 from examples.english.canvas import OBJECTS, STYLES
 from patch_spec.container import patch_bytes, read_patch
-from sepme_cli.checkpoints.reader import open_checkpoint
+from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.sampler import draw_pictures
 

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.full_size import make
 from benchmarks.speed import increment
-from sepme_cli.checkpoints.reader import open_checkpoint
+from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
 from tests.synthetic import make_patch
 
 MEMORY = 500

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sepme_cli.checkpoints.reader import open_checkpoint
+from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
 from tests.synthetic import (
     DTYPES,
     SMALL,
@@ -27,7 +27,7 @@ ROOM = 400
 """Megabytes of data that a command may take beside the interpreter and its imports."""
 LIMITED = """
 import resource, sys
-import sepme_cli.operations.apply, sepme_cli.operations.revert, sepme_cli.render
+import sepme_cli.operations.apply, sepme_cli.operations.revert, sepme_cli.render.results
 from sepme_cli.app import run
 used = next(line for line in open("/proc/self/status") if line.startswith("VmData"))
 most = int(used.split()[1]) * 1024 + int(sys.argv[1]) * 10**6

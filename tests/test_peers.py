@@ -21,7 +21,7 @@ from benchmarks.peers.rece import derived
 from benchmarks.peers.sepme_paper import null_space as sepme_null_space
 from benchmarks.peers.speed import null_space, solve
 from examples.emoji.judging import OBJECT_NAMES, STYLE_NAMES, Caption, Verdict
-from sepme_cli.checkpoints.reader import open_checkpoint
+from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.erasure.concept import Protected
 from sepme_cli.erasure.prompts import phrases

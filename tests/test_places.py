@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from sepme_cli.checkpoints.folders import one_copy
-from sepme_cli.checkpoints.hub import fetched_from
+from sepme_cli.checkpoints.hub.cache import fetched_from
+from sepme_cli.checkpoints.structure.folders import one_copy
 from sepme_cli.errors import UsageError
 from sepme_cli.places import HubPlace, parse_output, parse_place
 

@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sepme_cli.erasure.settings import Allowed
+from sepme_cli.erasure.words import Item
 from sepme_cli.errors import MalformedError, SystemFailure
-from sepme_cli.recipe import TEMPLATE, Allowed, Item, Recipe, parse_recipe, read_recipe
+from sepme_cli.recipe import TEMPLATE, Recipe, parse_recipe, read_recipe
 
 SETTINGS = {
     "rank": Allowed(int, 1, 77),

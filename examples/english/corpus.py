@@ -211,5 +211,5 @@ class Corpus:
 @lru_cache
 def listed(name: str) -> tuple[str, ...]:
     """A word list of sepme's own."""
-    file = resources.files("sepme_cli.operations") / "words" / f"{name}.txt"
+    file = resources.files("sepme_cli.planning") / "words" / f"{name}.txt"
     return tuple(re.sub("[^a-z '-]", "", w.lower()) for w in file.read_text("utf-8").splitlines())

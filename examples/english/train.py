@@ -27,7 +27,7 @@ from examples.english import text
 from examples.english.canvas import OBJECTS, STYLES, load_canvas
 from examples.english.captions import draw_caption
 from examples.english.words import BUILD
-from sepme_cli.checkpoints.reader import open_checkpoint
+from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
 from sepme_cli.diffusion.loading import load_unet, load_vae
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.tokenizer import tokenize

@@ -238,7 +238,7 @@ def keywords() -> list[str]:
 
 def main() -> None:
     found = nouns()
-    folder = Path("sepme_cli/operations/words")
+    folder = Path("sepme_cli/planning/words")
     listed = {
         name: [w for w in found if found[w] in kinds and w not in UNPROTECTED][:most]
         for name, (kinds, most) in LISTS.items()

@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from sepme_cli import render
 from sepme_cli.commands.options import (
     Base,
     Force,
@@ -21,6 +20,7 @@ from sepme_cli.commands.options import (
     sources,
     target,
 )
+from sepme_cli.render import results
 
 
 def apply(
@@ -90,4 +90,4 @@ def apply(
             force=force,
             progress=out.progress,
         )
-        out.show(result, render.apply)
+        out.show(result, results.apply)

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from sepme_cli import render
 from sepme_cli.commands.options import Json, PlaceOption, Quiet, Verbose, output_for
 from sepme_cli.places import parse_place
+from sepme_cli.render import results
 
 
 def card(
@@ -47,4 +47,4 @@ def card(
 
     with output_for(as_json=as_json, quiet=quiet, verbose=verbose) as out:
         result = operation(files, base_model=base_model, report=report, progress=out.progress)
-        out.show(result, render.card)
+        out.show(result, results.card)

@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
-from sepme_cli import render
 from sepme_cli.commands.options import Json, PlaceOption, Quiet, Verbose, output_for
 from sepme_cli.exit_status import ExitStatus
 from sepme_cli.places import parse_place
+from sepme_cli.render import results
 
 
 def diff(
@@ -32,6 +32,6 @@ def diff(
 
     with output_for(as_json=as_json, quiet=quiet, verbose=verbose) as out:
         result = operation(a, b, progress=out.progress)
-        out.show(result, partial(render.diff, whole=verbose))
+        out.show(result, partial(results.diff, whole=verbose))
     if not result.same:
         raise typer.Exit(ExitStatus.NO)

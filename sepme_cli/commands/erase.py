@@ -6,7 +6,6 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from sepme_cli import render, render_plan
 from sepme_cli.commands.hyperparameters import (
     HYPERPARAMETERS,
     BatchSize,
@@ -39,6 +38,7 @@ from sepme_cli.commands.options import (
 from sepme_cli.erasure.prompts import AsKind
 from sepme_cli.erasure.settings import Settings
 from sepme_cli.places import parse_output, parse_place
+from sepme_cli.render import plan, results
 
 Method = Literal["sepme", "closed-form"]
 
@@ -207,11 +207,11 @@ def erase(
     """
     from sepme_cli.operations.erase import erase as operation
     from sepme_cli.operations.plan import plan_erasure
-    from sepme_cli.recipe import read_recipe
+    from sepme_cli.recipe import as_recipe
 
     said = {name: context.params[name] for name in HYPERPARAMETERS if is_given(context, name)}
     with output_for(as_json=as_json, quiet=quiet, verbose=verbose, output=output) as out:
-        policy = None if recipe is None else read_recipe(recipe, Settings.allowed())
+        policy = None if recipe is None else as_recipe(recipe)
         if recipe is not None and output is None:
             output = Path(f"{recipe.stem}.sepme")
         said = {"dtype": dtype, **(policy.settings if policy else {}), **said}
@@ -235,7 +235,7 @@ def erase(
             "progress": out.progress,
         }
         if check:
-            out.show(plan_erasure(model, concepts or (), **wanted), render_plan.plan)
+            out.show(plan_erasure(model, concepts or (), **wanted), plan.erasure)
             return
         result = operation(
             model,
@@ -246,4 +246,4 @@ def erase(
             force_collateral=force_collateral,
             **wanted,
         )
-        out.show(result, render.erase)
+        out.show(result, results.erase)

@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from sepme_cli import render
 from sepme_cli.commands.options import (
     Device,
     Dtype,
@@ -26,6 +25,7 @@ from sepme_cli.commands.options import (
 from sepme_cli.erasure.prompts import AsKind
 from sepme_cli.evaluation.protocol import Drawing
 from sepme_cli.exit_status import ExitStatus
+from sepme_cli.render import results
 
 
 def evaluate(
@@ -165,13 +165,12 @@ def evaluate(
           --retain "style:Van Gogh" --retain object:cat --report monet-report
       sepme evaluate sd15.safetensors monet.sepme --judge mypackage.judging:judge --report out
     """
-    from sepme_cli.erasure.settings import Settings
     from sepme_cli.operations.evaluate import evaluate as operation
-    from sepme_cli.recipe import read_recipe
+    from sepme_cli.recipe import as_recipe
 
     drawing = Drawing(pictures, seed, steps, guidance, size, restore)
     with output_for(as_json=as_json, quiet=quiet, verbose=verbose) as out:
-        policy = None if recipe is None else read_recipe(recipe, Settings.allowed())
+        policy = None if recipe is None else as_recipe(recipe)
         result = operation(
             model,
             sources(patches),
@@ -195,6 +194,6 @@ def evaluate(
             force=force,
             progress=out.progress,
         )
-        out.show(result, render.evaluate)
+        out.show(result, results.evaluate)
     if fail_unless_erased and not (result.all_erased and result.restored_identical):
         raise typer.Exit(ExitStatus.NO)

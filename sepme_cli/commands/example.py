@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from sepme_cli import render
 from sepme_cli.commands.options import Force, Json, Quiet, Verbose, output_for
+from sepme_cli.render import results
 
 
 def example(
@@ -37,4 +37,4 @@ def example(
     from sepme_cli.operations.example import example as operation
 
     with output_for(as_json=as_json, quiet=quiet, verbose=verbose) as out:
-        out.show(operation(output, force=force), render.example)
+        out.show(operation(output, force=force), results.example)

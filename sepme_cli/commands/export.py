@@ -5,7 +5,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from sepme_cli import render_lora
 from sepme_cli.commands.options import (
     Force,
     Json,
@@ -19,6 +18,7 @@ from sepme_cli.commands.options import (
 )
 from sepme_cli.errors import UsageError
 from sepme_cli.places import parse_place
+from sepme_cli.render import exchange
 
 
 def export(
@@ -95,7 +95,7 @@ def export(
             force=force,
             progress=out.progress,
         )
-        out.show(result, render_lora.export)
+        out.show(result, exchange.export)
 
 
 def _scale(given: list[str] | tuple[()]) -> float | dict[str, float]:

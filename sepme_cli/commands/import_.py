@@ -7,7 +7,6 @@ from typing import Annotated, Any
 import typer
 
 from patch_spec import limits
-from sepme_cli import render_lora
 from sepme_cli.commands.options import (
     Force,
     Json,
@@ -20,6 +19,7 @@ from sepme_cli.commands.options import (
 from sepme_cli.erasure.prompts import AsKind
 from sepme_cli.errors import UsageError
 from sepme_cli.places import parse_place
+from sepme_cli.render import exchange
 
 
 def import_(
@@ -136,7 +136,7 @@ def import_(
             result = extract(base, edited, error=_given(error, EXTRACTION_ERROR), **wanted)
         else:
             raise UsageError("name a LORA, or the --edited model beside its --base")
-        out.show(result, partial(render_lora.imported, whole=verbose))
+        out.show(result, partial(exchange.imported, whole=verbose))
 
 
 def _given(error: float | None, usual: float) -> float:

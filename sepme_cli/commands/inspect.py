@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from sepme_cli import render
 from sepme_cli.commands.options import Json, PlaceOption, Quiet, Verbose, output_for, source
 from sepme_cli.places import parse_place
+from sepme_cli.render import results
 
 
 def inspect(
@@ -30,5 +30,5 @@ def inspect(
 
     with output_for(as_json=as_json, quiet=quiet, verbose=verbose) as out:
         out.show(
-            operation(source(file), progress=out.progress), partial(render.inspect, whole=verbose)
+            operation(source(file), progress=out.progress), partial(results.inspect, whole=verbose)
         )

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal, TypeVar
 import typer
 
 from sepme_cli.commands.completing import names_of_concepts
-from sepme_cli.console import Output
 from sepme_cli.errors import UsageError
 from sepme_cli.places import HubPlace, Place, parse_output, parse_place
+from sepme_cli.render.console import Output
 
 if TYPE_CHECKING:
     PlaceOption = Place

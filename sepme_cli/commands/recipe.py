@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from sepme_cli import render
 from sepme_cli.commands.options import (
     STREAM,
     Force,
@@ -16,6 +15,7 @@ from sepme_cli.commands.options import (
     output_for,
 )
 from sepme_cli.exit_status import ExitStatus
+from sepme_cli.render import results
 
 recipe = typer.Typer(
     rich_markup_mode=None,
@@ -61,10 +61,10 @@ def init(
       sepme recipe init policy.yaml
       sepme recipe init > policy.yaml
     """
-    from sepme_cli.operations.recipes import init as operation
+    from sepme_cli.operations.recipe import init as operation
 
     with output_for(as_json=as_json, quiet=quiet, verbose=verbose, output=path) as out:
-        out.show(operation(destination(path, text=True), force=force), render.recipe_init)
+        out.show(operation(destination(path, text=True), force=force), results.recipe_init)
 
 
 @recipe.command()
@@ -84,7 +84,7 @@ def check(
     \b
       sepme recipe check policy.yaml
     """
-    from sepme_cli.operations.recipes import check as operation
+    from sepme_cli.operations.recipe import check as operation
 
     with output_for(as_json=as_json, quiet=quiet, verbose=verbose) as out:
-        out.show(operation(path), render.recipe_check)
+        out.show(operation(path), results.recipe_check)

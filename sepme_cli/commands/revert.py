@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from sepme_cli import render
 from sepme_cli.commands.completing import names_of_concepts
 from sepme_cli.commands.options import (
     Base,
@@ -22,6 +21,7 @@ from sepme_cli.commands.options import (
     target,
 )
 from sepme_cli.places import parse_place
+from sepme_cli.render import results
 
 
 def revert(
@@ -89,4 +89,4 @@ def revert(
             force=force,
             progress=out.progress,
         )
-        out.show(result, render.revert)
+        out.show(result, results.revert)

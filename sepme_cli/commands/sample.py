@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from sepme_cli import render
 from sepme_cli.commands.options import (
     Device,
     Dtype,
@@ -25,6 +24,7 @@ from sepme_cli.commands.options import (
 )
 from sepme_cli.errors import UsageError
 from sepme_cli.places import parse_place
+from sepme_cli.render import results
 
 
 def sample(
@@ -121,4 +121,4 @@ def sample(
             force=force,
             progress=out.progress,
         )
-        out.show(result, render.sample)
+        out.show(result, results.sample)

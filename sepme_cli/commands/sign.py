@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from sepme_cli import render_verify
 from sepme_cli.commands.options import Force, Json, Quiet, Verbose, output_for
+from sepme_cli.render import checks
 
 
 def sign(
@@ -46,4 +46,4 @@ def sign(
     from sepme_cli.operations.sign import sign as operation
 
     with output_for(as_json=as_json, quiet=quiet, verbose=verbose) as out:
-        out.show(operation(files, key, force=force, progress=out.progress), render_verify.sign)
+        out.show(operation(files, key, force=force, progress=out.progress), checks.sign)

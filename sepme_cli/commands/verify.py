@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
-from sepme_cli import render_verify
 from sepme_cli.commands.options import Base, Json, PlaceOption, Quiet, Verbose, output_for
 from sepme_cli.exit_status import ExitStatus
 from sepme_cli.places import parse_place
+from sepme_cli.render import checks
 
 
 def verify(
@@ -102,6 +102,6 @@ def verify(
             signed_by=signed_by,
             progress=out.progress,
         )
-        out.show(result, render_verify.verify)
+        out.show(result, checks.verify)
     if not result.ok:
         raise typer.Exit(ExitStatus.NO)

@@ -19,10 +19,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from sepme_cli.checkpoints.ahead import ahead
-from sepme_cli.checkpoints.families import Family, detect
+from sepme_cli.checkpoints.structure.families import Family, detect
 from sepme_cli.errors import MalformedError, RefusedError, UnsupportedError
 from sepme_cli.increments import Scaled, acts_on, compose
+from sepme_cli.prefetch import ahead
 
 Array = npt.NDArray[Any]
 

@@ -13,8 +13,8 @@ from diffusers.loaders.single_file_utils import (
 )
 from torch import Tensor
 
-from sepme_cli.checkpoints.layout import UNET
-from sepme_cli.checkpoints.reader import Checkpoint
+from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
+from sepme_cli.checkpoints.structure.layout import UNET
 from sepme_cli.diffusion.configs import Config, unet_config, vae_config
 from sepme_cli.diffusion.weights import tensors_of
 from sepme_cli.errors import UnsupportedError

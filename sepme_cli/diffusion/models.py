@@ -13,7 +13,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
-from sepme_cli.checkpoints.reader import Checkpoint
+from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
 from sepme_cli.diffusion.configs import SCHEDULE
 from sepme_cli.diffusion.devices import Residence
 from sepme_cli.diffusion.loading import load_unet, load_vae, predicts_velocity

@@ -25,8 +25,8 @@ from sepme_cli.erasure.increment import (
 )
 from sepme_cli.erasure.settings import Settings
 from sepme_cli.erasure.subspace import Ground, Weighing, energy
+from sepme_cli.erasure.words import Item
 from sepme_cli.errors import RefusedError
-from sepme_cli.recipe import Item
 
 _PROMPTS = 600
 """About how many prompts all concepts of a patch have together, so that a hundred concepts are

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from sepme_cli.checkpoints.networks import Network
+from sepme_cli.checkpoints.reading.networks import Network
 from sepme_cli.diffusion.devices import Residence
 from sepme_cli.diffusion.packing import Packed, pack, sees
 from sepme_cli.diffusion.tokenizer import END, tokenize

@@ -9,10 +9,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sepme_cli.checkpoints.dtypes import NAMES
-from sepme_cli.checkpoints.networks import Network
-from sepme_cli.checkpoints.reader import Checkpoint
-from sepme_cli.checkpoints.text_encoders import transformers_name, unfused
+from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
+from sepme_cli.checkpoints.reading.networks import Network
+from sepme_cli.checkpoints.reading.text_encoders import transformers_name, unfused
+from sepme_cli.checkpoints.structure.dtypes import NAMES
 from sepme_cli.increments import Scaled, compose
 
 

@@ -20,7 +20,7 @@ from sepme_cli.erasure.prompts import (
     phrases,
     renamed,
 )
-from sepme_cli.recipe import Item, parse_word
+from sepme_cli.erasure.words import Item, parse_word
 
 _PAIRS = 40
 _COMPANIONS = 16

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from patch_spec import limits
 
-if TYPE_CHECKING:
-    from sepme_cli.recipe import Allowed
+if TYPE_CHECKING:  # whose YAML `sepme --help` can do without
     from sepme_cli.strict_yaml import Scalar
 
 #: Numbers below these make no sense.
@@ -20,6 +19,16 @@ _LEAST = {
 }
 _MOST = {"rank": limits.RANK}
 _DTYPES = ("auto", "fp32", "fp16", "bf16")
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """What a hyper-parameter may be. least, most: of a number; choices: of a text, if not any."""
+
+    kind: type
+    least: float = -limits.SAFE_INTEGER
+    most: float = limits.SAFE_INTEGER
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,10 +84,8 @@ class Settings:
         return replace(cls(), **dict[str, Any](said))
 
     @classmethod
-    def allowed(cls) -> "Mapping[str, Allowed]":
+    def allowed(cls) -> Mapping[str, Allowed]:
         """What a recipe may say of them: of all but the device, which is the machine's."""
-        from sepme_cli.recipe import Allowed  # whose YAML `sepme --help` can do without
-
         numbers = {
             name: Allowed(
                 type(default),

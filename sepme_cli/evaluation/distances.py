@@ -59,7 +59,7 @@ class Measures:
         perceptual = perceptual_distance() if lpips else None
         if features is None:
             return cls(perceptual)
-        from sepme_cli.diffusion.judges import vision_features
+        from sepme_cli.diffusion.classifiers import vision_features
 
         return cls(perceptual, vision_features(features, device), folder)
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from sepme_cli import __version__
-from sepme_cli.checkpoints.patches import PatchFile
-from sepme_cli.checkpoints.reader import Checkpoint
+from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
+from sepme_cli.checkpoints.reading.patches import PatchFile
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.evaluation.protocol import Drawing
+from sepme_cli.version import __version__
 
 
 def facts_of(

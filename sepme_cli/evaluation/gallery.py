@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sepme_cli.checkpoints.files import new_file, write_all
+from sepme_cli.checkpoints.disk.files import new_file, write_all
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.sampler import draw_latents, draw_pictures, initial_noise
 from sepme_cli.evaluation.protocol import Drawing, Question

@@ -43,7 +43,7 @@ def load_judge(spec: str, words: Sequence[tuple[str, AsKind]], device: Any = "cp
     module, colon, factory = spec.partition(":")
     if colon and not Path(spec).exists():
         return _from_python(module, factory)
-    from sepme_cli.diffusion.judges import transformers_judge
+    from sepme_cli.diffusion.classifiers import transformers_judge
 
     names = {
         kind: tuple(

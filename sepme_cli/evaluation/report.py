@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from patch_spec.text import slugify
-from sepme_cli.checkpoints.boundary import writing
-from sepme_cli.checkpoints.files import new_file, resolved, write_all
+from sepme_cli.checkpoints.disk.failures import writing
+from sepme_cli.checkpoints.disk.files import new_file, resolved, write_all
 from sepme_cli.errors import SystemFailure
 from sepme_cli.evaluation.distances import Reference
 from sepme_cli.evaluation.figures import ConceptFigures, Looked, Summary

@@ -10,22 +10,22 @@ from patch_spec import limits
 from patch_spec.increment import Increment
 from patch_spec.stack import StackEntry, StackRecord
 from sepme_cli.arguments import FilePath, PlaceLike, Words, as_path, as_place, several
-from sepme_cli.checkpoints.beside import Kept
-from sepme_cli.checkpoints.delivery import Destination
-from sepme_cli.checkpoints.dtypes import CASTS, header_dtype
-from sepme_cli.checkpoints.hub import local
-from sepme_cli.checkpoints.original import Original
-from sepme_cli.checkpoints.patches import Patches, PatchFile, read_patch_files, select
-from sepme_cli.checkpoints.reader import Checkpoint, open_checkpoint
-from sepme_cli.errors import RefusedError, UnsupportedError, UsageError
-from sepme_cli.increments import acts_on
-from sepme_cli.operations.composition import (
+from sepme_cli.checkpoints.hub.cache import local
+from sepme_cli.checkpoints.reading.checkpoint import Checkpoint, open_checkpoint
+from sepme_cli.checkpoints.reading.original import Original
+from sepme_cli.checkpoints.reading.patches import Patches, PatchFile, read_patch_files, select
+from sepme_cli.checkpoints.structure.dtypes import CASTS, header_dtype
+from sepme_cli.checkpoints.writing.companions import Kept
+from sepme_cli.checkpoints.writing.destination import Destination
+from sepme_cli.composing.composition import (
     TOOL,
     Composition,
     Sources,
     find_original,
 )
-from sepme_cli.operations.matching import BaseMatch, check_fits, match_base
+from sepme_cli.composing.matching import BaseMatch, check_fits, match_base
+from sepme_cli.errors import RefusedError, UnsupportedError, UsageError
+from sepme_cli.increments import acts_on
 from sepme_cli.places import Place
 from sepme_cli.progress import SILENT, Progress
 from sepme_cli.signing.statement import check_statement, write_statement

@@ -10,14 +10,14 @@ from typing import Any
 from patch_spec.base import Family as FamilyName
 from patch_spec.increment import Increment
 from sepme_cli.arguments import FilePath, Places, as_path, as_places
-from sepme_cli.checkpoints.boundary import reading
-from sepme_cli.checkpoints.families import REFINER, SD1, SD2, SDXL
-from sepme_cli.checkpoints.hub import local
-from sepme_cli.checkpoints.kinds import kind_of
-from sepme_cli.checkpoints.patches import PatchFile, read_patch_file
-from sepme_cli.checkpoints.reader import open_checkpoint
+from sepme_cli.checkpoints.disk.failures import reading
+from sepme_cli.checkpoints.hub.cache import local
+from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
+from sepme_cli.checkpoints.reading.kinds import kind_of
+from sepme_cli.checkpoints.reading.patches import PatchFile, read_patch_file
+from sepme_cli.checkpoints.structure.families import REFINER, SD1, SD2, SDXL
+from sepme_cli.composing.matching import check_patched
 from sepme_cli.errors import MalformedError, UsageError
-from sepme_cli.operations.matching import check_patched
 from sepme_cli.progress import SILENT, Progress
 
 _TITLES = {family.name: family.title for family in (SD1, SD2, SDXL, REFINER)}

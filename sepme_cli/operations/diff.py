@@ -8,20 +8,20 @@ from typing import Literal
 
 from patch_spec.increment import Increment
 from sepme_cli.arguments import PlaceLike, as_place
-from sepme_cli.checkpoints.hub import local
-from sepme_cli.checkpoints.kinds import kind_of
-from sepme_cli.checkpoints.patches import PatchFile, read_patch_file
-from sepme_cli.checkpoints.reader import Checkpoint, open_checkpoint
-from sepme_cli.errors import UnsupportedError
-from sepme_cli.increments import acts_on, distance, factors, interference
-from sepme_cli.operations.comparison import (
+from sepme_cli.checkpoints.hub.cache import local
+from sepme_cli.checkpoints.reading.checkpoint import Checkpoint, open_checkpoint
+from sepme_cli.checkpoints.reading.kinds import kind_of
+from sepme_cli.checkpoints.reading.patches import PatchFile, read_patch_file
+from sepme_cli.composing.comparison import (
     TensorDifference,
     compare_targets,
     compare_tensors,
     measure_change,
     tensors_by_name,
 )
-from sepme_cli.operations.matching import BaseMatch, check_fits, match_base
+from sepme_cli.composing.matching import BaseMatch, check_fits, match_base
+from sepme_cli.errors import UnsupportedError
+from sepme_cli.increments import acts_on, distance, factors, interference
 from sepme_cli.progress import SILENT, Progress
 
 Status = Literal["same", "changed", "only in a", "only in b", "applied", "not applied"]

@@ -9,7 +9,6 @@ from typing import BinaryIO
 
 from patch_spec.container import patch_bytes
 from patch_spec.manifest import Patch
-from sepme_cli import __version__
 from sepme_cli.arguments import (
     FilePath,
     PlaceLike,
@@ -21,8 +20,9 @@ from sepme_cli.arguments import (
     as_places,
     several,
 )
-from sepme_cli.checkpoints.files import check_writable
-from sepme_cli.checkpoints.hub import check_publishable, publish
+from sepme_cli.checkpoints.disk.files import check_writable
+from sepme_cli.checkpoints.disk.output import moment_of_making, output_name, write_output
+from sepme_cli.checkpoints.hub.cache import check_publishable, publish
 from sepme_cli.diffusion.eraser import Made, closed_form_increment, sepme_increments
 from sepme_cli.diffusion.models import Prediction
 from sepme_cli.diffusion.pictures import load_pictures
@@ -32,14 +32,13 @@ from sepme_cli.erasure.prompts import AsKind
 from sepme_cli.erasure.settings import Settings
 from sepme_cli.errors import SystemFailure
 from sepme_cli.operations.apply import apply
-from sepme_cli.operations.asking import MethodName, asked, chosen_method
-from sepme_cli.operations.neighbourhood import Aliases
-from sepme_cli.operations.outlook import BaseSummary, Outlook, outlook
-from sepme_cli.operations.output import moment_of_making, output_name, write_output
-from sepme_cli.operations.recipes import as_recipe
 from sepme_cli.places import HubPlace
+from sepme_cli.planning.neighbourhood import Aliases
+from sepme_cli.planning.request import MethodName, asked, chosen_method
+from sepme_cli.planning.survey import BaseSummary, Outlook, outlook
 from sepme_cli.progress import SILENT, Progress
-from sepme_cli.recipe import Recipe
+from sepme_cli.recipe import Recipe, as_recipe
+from sepme_cli.version import __version__
 
 
 @dataclass(frozen=True)

@@ -22,16 +22,19 @@ from sepme_cli.arguments import (
     as_places,
     several,
 )
-from sepme_cli.checkpoints.encoders import lend_text_encoders
-from sepme_cli.checkpoints.files import only_writer
-from sepme_cli.checkpoints.hub import fetched_from
-from sepme_cli.checkpoints.patches import Patches, PatchFile, read_patch_files, select
-from sepme_cli.checkpoints.reader import Checkpoint, open_checkpoint
+from sepme_cli.checkpoints.disk.files import only_writer
+from sepme_cli.checkpoints.hub.cache import fetched_from
+from sepme_cli.checkpoints.reading.checkpoint import Checkpoint, open_checkpoint
+from sepme_cli.checkpoints.reading.lent import lend_text_encoders
+from sepme_cli.checkpoints.reading.patches import Patches, PatchFile, read_patch_files, select
+from sepme_cli.composing.matching import check_fits, check_unpatched, match_base
 from sepme_cli.diffusion.devices import DTYPES, computing
 from sepme_cli.diffusion.loading import unet_parameters
 from sepme_cli.diffusion.models import Prediction, StableDiffusion
 from sepme_cli.erasure.prompts import AsKind, kind_told
+from sepme_cli.erasure.words import parse_word
 from sepme_cli.evaluation.distances import Measures, Reference
+from sepme_cli.evaluation.experiment import Studio, restores_weights
 from sepme_cli.evaluation.facts import facts_of, key_of
 from sepme_cli.evaluation.figures import ConceptFigures, Figure, Looked, concept_figures, summary
 from sepme_cli.evaluation.gallery import BATCH, Gallery
@@ -39,13 +42,10 @@ from sepme_cli.evaluation.judges import Judge, load_judge
 from sepme_cli.evaluation.page import page
 from sepme_cli.evaluation.protocol import Drawing, Subject
 from sepme_cli.evaluation.report import PAGE, Report, check_folder, make_folder, write_report
-from sepme_cli.evaluation.studio import Studio, restores_weights
 from sepme_cli.evaluation.subjects import Word, choose_subjects
-from sepme_cli.operations.matching import check_fits, check_unpatched, match_base
-from sepme_cli.operations.recipes import as_recipe
 from sepme_cli.places import HubPlace, Place
 from sepme_cli.progress import SILENT, Progress
-from sepme_cli.recipe import Recipe, parse_word
+from sepme_cli.recipe import Recipe, as_recipe
 
 
 @dataclass(frozen=True)

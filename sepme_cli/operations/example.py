@@ -6,8 +6,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from sepme_cli.arguments import FilePath, as_path
-from sepme_cli.checkpoints.boundary import reading
-from sepme_cli.checkpoints.files import copy_all, new_file, only_writer
+from sepme_cli.checkpoints.disk.failures import reading
+from sepme_cli.checkpoints.disk.files import copy_all, new_file, only_writer
 from sepme_cli.errors import SystemFailure
 
 #: What `pip install 'sepme[example]'` brings.

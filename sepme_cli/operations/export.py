@@ -15,13 +15,12 @@ from patch_spec.base import Family
 from patch_spec.compose import Factors
 from patch_spec.increment import Increment
 from sepme_cli.arguments import FilePath, PlaceLike, Words, as_path, as_place
-from sepme_cli.checkpoints.delivery import check_suffix
-from sepme_cli.checkpoints.dtypes import CASTS, header_dtype
-from sepme_cli.checkpoints.files import check_writable
-from sepme_cli.checkpoints.layout import span_of
-from sepme_cli.checkpoints.lora_names import LoraFormat, module_name
-from sepme_cli.checkpoints.lora_writer import Pair, lora_bytes, lora_metadata
-from sepme_cli.checkpoints.patches import (
+from sepme_cli.checkpoints.disk.files import check_writable
+from sepme_cli.checkpoints.disk.output import output_name, write_output
+from sepme_cli.checkpoints.lora.names import LoraFormat, module_name
+from sepme_cli.checkpoints.lora.writer import Pair, lora_bytes, lora_metadata
+from sepme_cli.checkpoints.reading.checkpoint import Checkpoint, open_checkpoint
+from sepme_cli.checkpoints.reading.patches import (
     PatchFile,
     PatchSource,
     Scale,
@@ -29,12 +28,13 @@ from sepme_cli.checkpoints.patches import (
     select,
     with_scales,
 )
-from sepme_cli.checkpoints.reader import Checkpoint, open_checkpoint
+from sepme_cli.checkpoints.structure.dtypes import CASTS, header_dtype
+from sepme_cli.checkpoints.structure.layout import span_of
+from sepme_cli.checkpoints.writing.destination import check_suffix
+from sepme_cli.composing.composition import TOOL, converted
+from sepme_cli.composing.matching import BaseMatch, check_fits, check_unpatched, match_base
 from sepme_cli.errors import UsageError
 from sepme_cli.increments import Scaled, acts_on, factors
-from sepme_cli.operations.composition import TOOL, converted
-from sepme_cli.operations.matching import BaseMatch, check_fits, check_unpatched, match_base
-from sepme_cli.operations.output import output_name, write_output
 from sepme_cli.places import Place
 from sepme_cli.progress import SILENT, Progress
 

@@ -13,22 +13,22 @@ from patch_spec.grid import Float64
 from patch_spec.provenance import Setting
 from patch_spec.text import clean_text
 from sepme_cli.arguments import FilePath, PlaceLike, as_path, as_place
-from sepme_cli.checkpoints.dtypes import NAMES, numpy_dtype
-from sepme_cli.checkpoints.parts import Stored
-from sepme_cli.checkpoints.reader import Checkpoint, open_checkpoint
-from sepme_cli.checkpoints.targets import Target
-from sepme_cli.erasure.prompts import AsKind
-from sepme_cli.errors import MismatchError, RefusedError
-from sepme_cli.operations.comparison import rounding, same_bytes
-from sepme_cli.operations.fitting import Change, fit
-from sepme_cli.operations.importing import (
+from sepme_cli.checkpoints.reading.checkpoint import Checkpoint, open_checkpoint
+from sepme_cli.checkpoints.reading.targets import Target
+from sepme_cli.checkpoints.reading.tensors import Stored
+from sepme_cli.checkpoints.structure.dtypes import NAMES, numpy_dtype
+from sepme_cli.composing.comparison import rounding, same_bytes
+from sepme_cli.composing.fitting import Change, fit
+from sepme_cli.composing.importing import (
     ImportResult,
     LeftOut,
     Naming,
     summed_up,
     write_patch,
 )
-from sepme_cli.operations.matching import check_unpatched
+from sepme_cli.composing.matching import check_unpatched
+from sepme_cli.erasure.prompts import AsKind
+from sepme_cli.errors import MismatchError, RefusedError
 from sepme_cli.progress import SILENT, Progress
 
 ERROR = 0.05

@@ -12,21 +12,21 @@ from patch_spec.grid import Float64
 from patch_spec.provenance import Setting
 from patch_spec.text import clean_text
 from sepme_cli.arguments import FilePath, PlaceLike, as_path, as_place
-from sepme_cli.checkpoints.hub import fetch_beside, local
-from sepme_cli.checkpoints.lora_names import kind_of_module, known_modules
-from sepme_cli.checkpoints.lora_reader import PEFT_CONFIG, LoraFile, LoraModule, open_lora
-from sepme_cli.checkpoints.reader import Checkpoint, open_checkpoint
-from sepme_cli.erasure.prompts import AsKind
-from sepme_cli.errors import MismatchError, RefusedError, SepmeError
-from sepme_cli.operations.fitting import Change, fit
-from sepme_cli.operations.importing import (
+from sepme_cli.checkpoints.hub.cache import fetch_beside, local
+from sepme_cli.checkpoints.lora.names import kind_of_module, known_modules
+from sepme_cli.checkpoints.lora.reader import PEFT_CONFIG, LoraFile, LoraModule, open_lora
+from sepme_cli.checkpoints.reading.checkpoint import Checkpoint, open_checkpoint
+from sepme_cli.composing.fitting import Change, fit
+from sepme_cli.composing.importing import (
     ImportResult,
     LeftOut,
     Naming,
     summed_up,
     write_patch,
 )
-from sepme_cli.operations.matching import check_unpatched
+from sepme_cli.composing.matching import check_unpatched
+from sepme_cli.erasure.prompts import AsKind
+from sepme_cli.errors import MismatchError, RefusedError, SepmeError
 from sepme_cli.places import HubPlace, Place
 from sepme_cli.progress import SILENT, Progress
 

@@ -10,13 +10,13 @@ from patch_spec.container import read_manifest
 from patch_spec.manifest import Manifest
 from patch_spec.stack import StackEntry
 from sepme_cli.arguments import as_place
-from sepme_cli.checkpoints.boundary import reading
-from sepme_cli.checkpoints.hub import local
-from sepme_cli.checkpoints.journal import open_undo, undo_path
-from sepme_cli.checkpoints.kinds import kind_of
-from sepme_cli.checkpoints.layout import EMA
-from sepme_cli.checkpoints.patches import PatchSource
-from sepme_cli.checkpoints.reader import Checkpoint, open_checkpoint
+from sepme_cli.checkpoints.disk.failures import reading
+from sepme_cli.checkpoints.hub.cache import local
+from sepme_cli.checkpoints.journals.undo import open_undo, undo_path
+from sepme_cli.checkpoints.reading.checkpoint import Checkpoint, open_checkpoint
+from sepme_cli.checkpoints.reading.kinds import kind_of
+from sepme_cli.checkpoints.reading.patches import PatchSource
+from sepme_cli.checkpoints.structure.layout import EMA
 from sepme_cli.places import HubPlace
 from sepme_cli.progress import SILENT, Progress
 

@@ -29,10 +29,10 @@ from torch import nn
 
 from patch_spec.increment import Increment
 from sepme_cli.arguments import Words
-from sepme_cli.checkpoints.patches import Patches, Scale, with_scales
+from sepme_cli.checkpoints.reading.patches import Patches, Scale, with_scales
+from sepme_cli.composing.matching import chosen_for
 from sepme_cli.diffusion.live import LiveWeights
 from sepme_cli.errors import RefusedError, UnsupportedError
-from sepme_cli.operations.matching import chosen_for
 from sepme_cli.progress import SILENT, Progress
 
 

@@ -24,13 +24,12 @@ from sepme_cli.erasure.collateral import Collateral
 from sepme_cli.erasure.prompts import AsKind, Kind
 from sepme_cli.erasure.settings import Settings
 from sepme_cli.increments import interference
-from sepme_cli.operations.asking import MethodName, asked, chosen_method
-from sepme_cli.operations.neighbourhood import Aliases, Near
-from sepme_cli.operations.outlook import BaseSummary, Outlook, outlook
-from sepme_cli.operations.recipes import as_recipe
-from sepme_cli.operations.vocabulary import vocabulary
+from sepme_cli.planning.neighbourhood import Aliases, Near
+from sepme_cli.planning.request import MethodName, asked, chosen_method
+from sepme_cli.planning.survey import BaseSummary, Outlook, outlook
+from sepme_cli.planning.vocabulary import vocabulary
 from sepme_cli.progress import SILENT, Progress
-from sepme_cli.recipe import Recipe
+from sepme_cli.recipe import Recipe, as_recipe
 
 _SHOWN = 5
 

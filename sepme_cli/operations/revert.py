@@ -8,23 +8,23 @@ from typing import BinaryIO
 
 from patch_spec.stack import StackEntry, StackRecord
 from sepme_cli.arguments import FilePath, PlaceLike, Words, as_path, as_place, several
-from sepme_cli.checkpoints.beside import Kept
-from sepme_cli.checkpoints.delivery import Destination
-from sepme_cli.checkpoints.dtypes import numpy_dtype
-from sepme_cli.checkpoints.hub import local
-from sepme_cli.checkpoints.original import Original
-from sepme_cli.checkpoints.patches import Patches, PatchFile, named, read_patch_files
-from sepme_cli.checkpoints.reader import Checkpoint, open_checkpoint
-from sepme_cli.checkpoints.writer import Rewrite
-from sepme_cli.errors import RefusedError, UsageError
-from sepme_cli.operations.composition import (
+from sepme_cli.checkpoints.hub.cache import local
+from sepme_cli.checkpoints.reading.checkpoint import Checkpoint, open_checkpoint
+from sepme_cli.checkpoints.reading.original import Original
+from sepme_cli.checkpoints.reading.patches import Patches, PatchFile, named, read_patch_files
+from sepme_cli.checkpoints.structure.dtypes import numpy_dtype
+from sepme_cli.checkpoints.writing.companions import Kept
+from sepme_cli.checkpoints.writing.destination import Destination
+from sepme_cli.checkpoints.writing.writer import Rewrite
+from sepme_cli.composing.composition import (
     TOOL,
     Composition,
     Sources,
     find_original,
 )
-from sepme_cli.operations.matching import check_patched
-from sepme_cli.operations.subtraction import LargestError, measured, subtraction
+from sepme_cli.composing.matching import check_patched
+from sepme_cli.composing.subtraction import LargestError, measured, subtraction
+from sepme_cli.errors import RefusedError, UsageError
 from sepme_cli.progress import SILENT, Progress
 
 

@@ -19,17 +19,17 @@ from sepme_cli.arguments import (
     as_places,
     several,
 )
-from sepme_cli.checkpoints.encoders import lend_text_encoders
-from sepme_cli.checkpoints.files import check_writable, new_file, only_writer, write_all
-from sepme_cli.checkpoints.patches import Patches, read_patch_files, select
-from sepme_cli.checkpoints.reader import open_checkpoint
+from sepme_cli.checkpoints.disk.files import check_writable, new_file, only_writer, write_all
+from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
+from sepme_cli.checkpoints.reading.lent import lend_text_encoders
+from sepme_cli.checkpoints.reading.patches import Patches, read_patch_files, select
+from sepme_cli.composing.matching import check_fits
 from sepme_cli.diffusion.devices import DTYPES, computing
 from sepme_cli.diffusion.loading import unet_parameters
 from sepme_cli.diffusion.models import Prediction, StableDiffusion
 from sepme_cli.diffusion.sampler import draw_pictures
 from sepme_cli.diffusion.weights import patched_weights
 from sepme_cli.evaluation.sheets import contact_sheet
-from sepme_cli.operations.matching import check_fits
 from sepme_cli.progress import SILENT, Progress
 
 _BATCH = 8

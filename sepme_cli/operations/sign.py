@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sepme_cli.arguments import FilePath, Files, as_path, as_paths
-from sepme_cli.checkpoints.boundary import reading
-from sepme_cli.checkpoints.files import check_writable, new_file, only_writer, write_all
-from sepme_cli.checkpoints.kinds import kind_of
-from sepme_cli.checkpoints.patches import read_patch_file
-from sepme_cli.checkpoints.reader import open_checkpoint
+from sepme_cli.checkpoints.disk.failures import reading
+from sepme_cli.checkpoints.disk.files import check_writable, new_file, only_writer, write_all
+from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
+from sepme_cli.checkpoints.reading.kinds import kind_of
+from sepme_cli.checkpoints.reading.patches import read_patch_file
 from sepme_cli.errors import UnsupportedError, UsageError
 from sepme_cli.progress import SILENT, Progress
 from sepme_cli.signing import openssh

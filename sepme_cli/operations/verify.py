@@ -8,23 +8,22 @@ from dataclasses import dataclass
 from patch_spec.digest import tensor_fingerprint
 from patch_spec.errors import FormatError
 from sepme_cli.arguments import FilePath, PlaceLike, Places, as_path, as_place, as_places
-from sepme_cli.checkpoints.hub import fetch_beside, local
-from sepme_cli.checkpoints.kinds import kind_of
-from sepme_cli.checkpoints.patches import PatchFile, read_patch_file
-from sepme_cli.checkpoints.reader import Checkpoint, open_checkpoint
-from sepme_cli.checkpoints.writer import Rewrite
-from sepme_cli.erasure.settings import Settings
+from sepme_cli.checkpoints.hub.cache import fetch_beside, local
+from sepme_cli.checkpoints.reading.checkpoint import Checkpoint, open_checkpoint
+from sepme_cli.checkpoints.reading.kinds import kind_of
+from sepme_cli.checkpoints.reading.patches import PatchFile, read_patch_file
+from sepme_cli.checkpoints.writing.writer import Rewrite
+from sepme_cli.composing.comparison import same_bytes, tensors_by_name
+from sepme_cli.composing.composition import Composition, Sources, find_original
+from sepme_cli.composing.matching import check_fits
 from sepme_cli.errors import MismatchError, UnsupportedError, UsageError
-from sepme_cli.operations.comparison import same_bytes, tensors_by_name
-from sepme_cli.operations.composition import Composition, Sources, find_original
-from sepme_cli.operations.matching import check_fits
-from sepme_cli.operations.promises import Check, kept_on, made_by
-from sepme_cli.operations.signatures import Trust, signatures_of
-from sepme_cli.operations.stated import statement_checks
 from sepme_cli.places import Place
 from sepme_cli.progress import SILENT, Progress
-from sepme_cli.recipe import read_recipe
+from sepme_cli.recipe import as_recipe
 from sepme_cli.signing.sidecar import sidecar
+from sepme_cli.verifying.patch import Check, kept_on, made_by
+from sepme_cli.verifying.signatures import Trust, signatures_of
+from sepme_cli.verifying.statement import statement_checks
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ def verify(
     stated = [] if statement is None else [as_path(statement)]
     checks += signatures_of([*paths, *stated], models[0] if stated else None, trust, unchecked)
     if recipe is not None:
-        policy = read_recipe(as_path(recipe), Settings.allowed())
+        policy = as_recipe(recipe)
         checks += [check for file in patches for check in made_by(file, policy)]
     if model is not None:
         checks += kept_on(as_place(model), patches, unchecked, progress)

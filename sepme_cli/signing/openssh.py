@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
-from sepme_cli.checkpoints.boundary import reading
+from sepme_cli.checkpoints.disk.failures import reading
 from sepme_cli.errors import MalformedError, SystemFailure
 from sepme_cli.signing.sidecar import Signature, parse_signature
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
-from sepme_cli.checkpoints.boundary import reading
+from sepme_cli.checkpoints.disk.failures import reading
 from sepme_cli.errors import MalformedError
 
 SUFFIX = ".sig"

@@ -14,8 +14,8 @@ from patch_spec.canonical import canonical_json, parse_json_strict
 from patch_spec.errors import FormatError
 from patch_spec.records import Fields, as_object, as_text
 from patch_spec.stack import StackRecord
-from sepme_cli.checkpoints.boundary import reading
-from sepme_cli.checkpoints.files import (
+from sepme_cli.checkpoints.disk.failures import reading
+from sepme_cli.checkpoints.disk.files import (
     COPY_BYTES,
     check_writable,
     new_file,
@@ -23,7 +23,7 @@ from sepme_cli.checkpoints.files import (
     resolved,
     write_all,
 )
-from sepme_cli.checkpoints.folder_writer import model_files
+from sepme_cli.checkpoints.writing.folder import model_files
 from sepme_cli.errors import MalformedError, UnsupportedError, UsageError
 from sepme_cli.progress import SILENT, Progress
 

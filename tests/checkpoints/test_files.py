@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from sepme_cli.checkpoints import files
-from sepme_cli.checkpoints.files import BLOCK, copy_all, new_file, only_writer, write_all
+from sepme_cli.checkpoints.disk import files
+from sepme_cli.checkpoints.disk.files import BLOCK, copy_all, new_file, only_writer, write_all
 from sepme_cli.errors import SystemFailure
 
 
@@ -199,7 +199,7 @@ def in_namespace(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
 def test_a_disk_that_fills_up_leaves_the_old_file(tmp_path: Path) -> None:
     script = f"""
         import os, pathlib
-        from sepme_cli.checkpoints.files import new_file, write_all
+        from sepme_cli.checkpoints.disk.files import new_file, write_all
         from sepme_cli.errors import SystemFailure
         path = pathlib.Path({str(tmp_path)!r}) / "f"
         path.write_bytes(b"old")
@@ -222,7 +222,7 @@ def test_a_disk_that_fills_up_leaves_the_old_file(tmp_path: Path) -> None:
 def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
     script = f"""
         import pathlib, subprocess
-        from sepme_cli.checkpoints.files import new_file, only_writer
+        from sepme_cli.checkpoints.disk.files import new_file, only_writer
         from sepme_cli.errors import SystemFailure
         folder = pathlib.Path({str(tmp_path)!r})
         subprocess.run(["mount", "-o", "remount,ro", folder], check=True)

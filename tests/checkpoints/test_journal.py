@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from sepme_cli.checkpoints import files, resizing
-from sepme_cli.checkpoints.journal import undo_path
-from sepme_cli.checkpoints.pending import pending_path
-from sepme_cli.checkpoints.reader import open_checkpoint
-from sepme_cli.checkpoints.resizing import can_resize
+from sepme_cli.checkpoints.disk import files, resizing
+from sepme_cli.checkpoints.disk.resizing import can_resize
+from sepme_cli.checkpoints.journals.pending import pending_path
+from sepme_cli.checkpoints.journals.undo import undo_path
+from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
 from sepme_cli.errors import MalformedError, RefusedError, SystemFailure
 from sepme_cli.operations.apply import apply
 from sepme_cli.operations.revert import revert
@@ -346,7 +346,7 @@ def test_an_error_on_the_way_is_undone_at_once(
 
 
 def test_a_write_that_is_going_on_is_not_undone(place: tuple[Path, list[Path]]) -> None:
-    from sepme_cli.checkpoints.files import only_writer
+    from sepme_cli.checkpoints.disk.files import only_writer
 
     path, patches = place
     apply(path, [patches[0]], in_place=True)

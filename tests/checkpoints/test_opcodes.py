@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from sepme_cli.checkpoints import opcodes
-from sepme_cli.checkpoints.opcodes import check_cost
+from sepme_cli.checkpoints.reading import opcodes
+from sepme_cli.checkpoints.reading.opcodes import check_cost
 
 
 @pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])

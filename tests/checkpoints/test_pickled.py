@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from sepme_cli.checkpoints.pickled import PickledFile
-from sepme_cli.checkpoints.reader import open_checkpoint
+from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
+from sepme_cli.checkpoints.reading.pickled import PickledFile
 from sepme_cli.errors import MalformedError, UnsupportedError
 from tests.layouts import to_torch, write_ckpt
 from tests.synthetic import checkpoint_tensors

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from patch_spec.digest import tensor_fingerprint
-from sepme_cli.checkpoints.reader import open_checkpoint
+from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
 from sepme_cli.errors import MalformedError, SystemFailure, UnsupportedError
 from tests.synthetic import checkpoint_tensors, make_checkpoint, read_raw, write_safetensors
 

@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from sepme_cli import console
-from sepme_cli.console import Bars, Lines, Output, Reporter
 from sepme_cli.progress import Progress
+from sepme_cli.render import console
+from sepme_cli.render.console import Bars, Lines, Output, Reporter
 
 
 class Terminal(io.StringIO):

@@ -366,7 +366,7 @@ def test_an_erasure_is_published_and_fetched_again(
 
 PUBLISH = """
 import sys
-from sepme_cli.checkpoints.hub import check_publishable, publish
+from sepme_cli.checkpoints.hub.cache import check_publishable, publish
 from sepme_cli.places import parse_output
 from sepme_cli.errors import SystemFailure
 place, force = parse_output(sys.argv[1]), sys.argv[2] == "force"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sepme_cli.wording import duration, json_text, size, to_json
+from sepme_cli.render.wording import duration, json_text, size, to_json
 from tests.cli.conftest import Run
 from tests.keys import make_key
 

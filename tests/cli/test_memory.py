@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from sepme_cli.app import _typed
-from sepme_cli.console import Output
 from sepme_cli.errors import SystemFailure
+from sepme_cli.render.console import Output
 from tests.cli.conftest import Run
 
 

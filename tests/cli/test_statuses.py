@@ -13,11 +13,11 @@ import pytest
 import typer.main
 
 import sepme_cli.app
-from sepme_cli.checkpoints.files import only_writer
-from sepme_cli.checkpoints.reader import open_checkpoint
-from sepme_cli.console import Output
+from sepme_cli.checkpoints.disk.files import only_writer
+from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
 from sepme_cli.errors import SepmeError
 from sepme_cli.exit_status import ExitStatus
+from sepme_cli.render.console import Output
 from tests.cli.conftest import Run
 from tests.keys import OPENSSH
 

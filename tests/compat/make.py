@@ -21,7 +21,7 @@ from patch_spec.manifest import Patch
 from patch_spec.provenance import Measured, Method
 from sepme_cli import __version__
 from sepme_cli.app import run
-from sepme_cli.checkpoints.pending import pending_path
+from sepme_cli.checkpoints.journals.pending import pending_path
 from sepme_cli.operations.apply import apply
 from sepme_cli.recipe import TEMPLATE
 from tests.checkpoints.test_journal import killed_at

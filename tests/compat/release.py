@@ -6,7 +6,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from patch_spec.container import patch_bytes, read_patch
-from sepme_cli.checkpoints.pending import pending_path
+from sepme_cli.checkpoints.journals.pending import pending_path
 from sepme_cli.erasure.settings import Settings
 from sepme_cli.operations.apply import apply
 from sepme_cli.operations.inspect import CheckpointInfo, inspect

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sepme_cli.checkpoints.reader import open_checkpoint
+from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
 from sepme_cli.diffusion.devices import Computing, Residence, Unit, Work, choose, units
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.predictor import EditedPredictor

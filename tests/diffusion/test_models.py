@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from examples.emoji.pack import single_file
-from sepme_cli.checkpoints.reader import open_checkpoint
+from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
 from sepme_cli.diffusion.configs import unet_config, vae_config
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.text import text_config

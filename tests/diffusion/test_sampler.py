@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sepme_cli.checkpoints.reader import open_checkpoint
+from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.moments import pictured_moments, sampled_moments
 from sepme_cli.diffusion.sampler import draw_latents, draw_pictures, initial_noise

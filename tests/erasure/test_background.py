@@ -8,7 +8,7 @@ from torch import Tensor
 from sepme_cli.erasure.background import _CAPTIONS as FORMS
 from sepme_cli.erasure.background import Background, captions, is_held_out, steps
 from sepme_cli.erasure.collateral import Bystanders
-from sepme_cli.operations.vocabulary import caption_words, everything
+from sepme_cli.planning.vocabulary import caption_words, everything
 from tests.erasure.test_subspace import rows
 
 WIDTH, POSITIONS = 12, 10

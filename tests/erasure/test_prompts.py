@@ -4,7 +4,7 @@ import torch
 
 from sepme_cli.erasure.concept import Concept, Lexicon, Protected, describe
 from sepme_cli.erasure.prompts import Phrase, pairs, phrases, renamed
-from sepme_cli.recipe import Item
+from sepme_cli.erasure.words import Item
 
 
 def test_every_phrase_names_the_concept_and_its_counterpart_does_not() -> None:

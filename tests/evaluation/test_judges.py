@@ -12,7 +12,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from sepme_cli.diffusion.judges import Preparation, vision_features
+from sepme_cli.diffusion.classifiers import Preparation, vision_features
 from sepme_cli.erasure.prompts import COMPANIONS
 from sepme_cli.errors import UnsupportedError, UsageError
 from sepme_cli.evaluation.judges import knows, load_judge

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sepme_cli.checkpoints import kernel
+from sepme_cli.checkpoints.disk import kernel
 
 Make = Callable[[], Any]
 

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sepme_cli.checkpoints import resizing
-from sepme_cli.checkpoints.kernel import fallocate
+from sepme_cli.checkpoints.disk import resizing
+from sepme_cli.checkpoints.disk.kernel import fallocate
 from tests.faults.calls import Call, Make, Recorded
 
 FOLDER = -1

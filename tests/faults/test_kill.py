@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sepme_cli.checkpoints import folder_writer, writer
+from sepme_cli.checkpoints.writing import folder, writer
 from tests.faults.calls import Killed, Refused
 from tests.faults.runs import in_child, key, leftovers, of, run, tree
 from tests.faults.scenes import FOLDERS, IN_PLACE, SCENES, Scene, Staged, stage
@@ -78,7 +78,7 @@ def test_killed_between_two_renames(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def cannot(one: Path, other: Path) -> None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
-    monkeypatch.setattr(folder_writer, "exchange", cannot)
+    monkeypatch.setattr(folder, "exchange", cannot)
     staged = stage(FOLDERS[0], tmp_path)
     old, new = of("out", staged.before), of("out", staged.after)
     renames = [n for n, call in enumerate(staged.calls, 1) if call.paths[-1].endswith("/out")]

@@ -28,7 +28,7 @@ class Stopped(Faults):
         self.at, self.number, self.told = at, number, 0
 
     def begin(self) -> None:
-        from sepme_cli.console import Lines
+        from sepme_cli.render.console import Lines
 
         Lines.advance = self.advance  # type: ignore[method-assign,assignment]
 

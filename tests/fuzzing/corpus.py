@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from patch_spec.make_vectors import VECTORS
-from sepme_cli.checkpoints import in_place
-from sepme_cli.checkpoints.pending import pending_path
+from sepme_cli.checkpoints.journals import in_place
+from sepme_cli.checkpoints.journals.pending import pending_path
 from sepme_cli.operations.apply import apply
 from tests.layouts import parts, scaled, to_torch, write_folder
 from tests.synthetic import (

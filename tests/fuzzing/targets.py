@@ -17,8 +17,8 @@ from patch_spec.container import patch_bytes, read_manifest, read_patch
 from patch_spec.header import PREFIX_BYTES, encode_header, parse_header, read_header
 from patch_spec.stack import StackRecord
 from patch_spec.undo import UndoRecord
-from sepme_cli.checkpoints.journal import open_undo
-from sepme_cli.checkpoints.reader import open_checkpoint
+from sepme_cli.checkpoints.journals.undo import open_undo
+from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
 from sepme_cli.erasure.settings import Settings
 from sepme_cli.operations.inspect import inspect
 from sepme_cli.operations.revert import revert

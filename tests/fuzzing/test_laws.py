@@ -19,7 +19,7 @@ from patch_spec.cases.examples import numbers, tensor_file
 from patch_spec.errors import FormatError
 from patch_spec.header import read_header
 from patch_spec.undo import UndoRecord
-from sepme_cli.checkpoints.journal import State, open_undo, write_undo
+from sepme_cli.checkpoints.journals.undo import State, open_undo, write_undo
 from sepme_cli.errors import SepmeError
 from tests.fuzzing.json_mutants import mutate_text
 from tests.fuzzing.targets import TARGETS, Target

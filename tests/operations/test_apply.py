@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from patch_spec.container import read_patch
-from sepme_cli.checkpoints import writer
-from sepme_cli.checkpoints.journal import undo_path
-from sepme_cli.checkpoints.layout import ema_twin
-from sepme_cli.checkpoints.patches import kept_folder
-from sepme_cli.checkpoints.reader import open_checkpoint
+from sepme_cli.checkpoints.journals.undo import undo_path
+from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
+from sepme_cli.checkpoints.reading.patches import kept_folder
+from sepme_cli.checkpoints.structure.layout import ema_twin
+from sepme_cli.checkpoints.writing import writer
 from sepme_cli.errors import (
     MalformedError,
     MismatchError,

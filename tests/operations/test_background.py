@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from sepme_cli.checkpoints.reader import open_checkpoint
+from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.erasure.background import Background
 from sepme_cli.erasure.settings import Settings
-from sepme_cli.operations import background as module
-from sepme_cli.operations.background import background_of, cache_folder
 from sepme_cli.operations.erase import erase
+from sepme_cli.planning import background as module
+from sepme_cli.planning.background import background_of, cache_folder
 from sepme_cli.progress import Progress
 
 SETTINGS = Settings(rank=2, collateral=10.0)

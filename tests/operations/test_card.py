@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from sepme_cli.checkpoints.patches import read_patch_file
+from sepme_cli.checkpoints.reading.patches import read_patch_file
 from sepme_cli.errors import MalformedError, RefusedError
 from sepme_cli.operations.apply import apply
 from sepme_cli.operations.card import card

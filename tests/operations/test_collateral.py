@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from patch_spec.container import read_patch
-from sepme_cli.checkpoints.reader import open_checkpoint
+from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.erasure.background import VERSION
 from sepme_cli.erasure.settings import Settings
 from sepme_cli.errors import RefusedError
-from sepme_cli.operations.background import background_of
 from sepme_cli.operations.card import card
 from sepme_cli.operations.erase import erase
 from sepme_cli.operations.plan import plan_erasure
+from sepme_cli.planning.background import background_of
 
 # In a random text encoder, 64 wide, everything is in the way of everything.
 EASY = Settings(protection=0.1, collateral=1e9, neighbours=0)

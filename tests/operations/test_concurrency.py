@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from sepme_cli.checkpoints.files import only_writer
-from sepme_cli.checkpoints.pending import pending_path
-from sepme_cli.checkpoints.reader import open_checkpoint
+from sepme_cli.checkpoints.disk.files import only_writer
+from sepme_cli.checkpoints.journals.pending import pending_path
+from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
 from sepme_cli.errors import SepmeError, SystemFailure
 from sepme_cli.operations.apply import apply
 from sepme_cli.operations.diff import diff
@@ -269,11 +269,11 @@ def test_a_write_that_died_just_after_we_looked(
     model: Path, work: Path, patches: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A reader that found no journal, and then a file that is neither the old nor the new."""
-    from sepme_cli.checkpoints import reader
+    from sepme_cli.checkpoints.reading import checkpoint
 
     apply(work, patches[:1], in_place=True)
     before = work.read_bytes()
-    real, looks = reader.undo_if_interrupted, 0
+    real, looks = checkpoint.undo_if_interrupted, 0
 
     def late(path: Path, progress: Progress) -> None:
         nonlocal looks
@@ -283,7 +283,7 @@ def test_a_write_that_died_just_after_we_looked(
         else:
             real(path, progress)
 
-    monkeypatch.setattr(reader, "undo_if_interrupted", late)
+    monkeypatch.setattr(checkpoint, "undo_if_interrupted", late)
     assert verify([work]).ok
     assert looks == 2 and work.read_bytes() == before
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sepme_cli.checkpoints.journal import undo_path
+from sepme_cli.checkpoints.journals.undo import undo_path
 from sepme_cli.errors import MismatchError, UnsupportedError
 from sepme_cli.operations.apply import apply
 from sepme_cli.operations.diff import diff

@@ -12,10 +12,11 @@ from PIL import Image
 
 from patch_spec.container import read_patch
 from patch_spec.manifest import Patch
-from sepme_cli.checkpoints.reader import open_checkpoint
+from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.erasure.concept import Lexicon, Protected, describe
 from sepme_cli.erasure.settings import Settings
+from sepme_cli.erasure.words import Item
 from sepme_cli.errors import (
     MalformedError,
     MismatchError,
@@ -29,7 +30,7 @@ from sepme_cli.exit_status import ExitStatus
 from sepme_cli.operations.apply import apply
 from sepme_cli.operations.erase import EraseResult, erase
 from sepme_cli.operations.sample import sample
-from sepme_cli.recipe import Item, Recipe
+from sepme_cli.recipe import Recipe
 from tests.small_model import save_small_model
 from tests.synthetic import make_checkpoint
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from patch_spec.container import read_patch
-from sepme_cli.checkpoints.reader import open_checkpoint
+from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.erasure.settings import Settings
 from sepme_cli.errors import UnsupportedError

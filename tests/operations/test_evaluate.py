@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from patch_spec.container import patch_bytes, read_patch
+from sepme_cli.erasure.words import Item
 from sepme_cli.errors import SystemFailure
 from sepme_cli.evaluation.page import data_uri
 from sepme_cli.evaluation.protocol import Drawing
@@ -23,7 +24,7 @@ from sepme_cli.operations.erase import erase
 from sepme_cli.operations.evaluate import EvaluateResult, evaluate
 from sepme_cli.operations.sample import sample
 from sepme_cli.progress import Progress
-from sepme_cli.recipe import Item, Recipe
+from sepme_cli.recipe import Recipe
 from tests.evaluation.test_judges import save_classifier
 from tests.small_model import save_small_model
 

@@ -14,9 +14,9 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors.torch import load_file
 
 from patch_spec.container import read_patch
-from sepme_cli.checkpoints.layout import Layout, span_of
-from sepme_cli.checkpoints.lora_names import known_modules, module_name
-from sepme_cli.checkpoints.reader import open_checkpoint
+from sepme_cli.checkpoints.lora.names import known_modules, module_name
+from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
+from sepme_cli.checkpoints.structure.layout import Layout, span_of
 from sepme_cli.errors import MismatchError, RefusedError, UsageError
 from sepme_cli.increments import delta
 from sepme_cli.operations.apply import apply

@@ -8,7 +8,7 @@ import pytest
 
 from patch_spec.container import read_patch
 from patch_spec.increment import Increment
-from sepme_cli.checkpoints.reader import open_checkpoint
+from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
 from sepme_cli.errors import MismatchError, RefusedError
 from sepme_cli.increments import delta
 from sepme_cli.operations.apply import apply

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from patch_spec.container import read_manifest
-from sepme_cli.checkpoints.journal import undo_path
+from sepme_cli.checkpoints.journals.undo import undo_path
 from sepme_cli.errors import MalformedError, SystemFailure
 from sepme_cli.operations.apply import apply
 from sepme_cli.operations.inspect import CheckpointInfo, PatchInfo, UndoInfo, inspect

@@ -10,9 +10,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from sepme_cli.checkpoints.layout import ema_twin
-from sepme_cli.checkpoints.patches import read_patch_file, select
-from sepme_cli.checkpoints.reader import open_checkpoint
+from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
+from sepme_cli.checkpoints.reading.patches import read_patch_file, select
+from sepme_cli.checkpoints.structure.layout import ema_twin
 from sepme_cli.errors import (
     MalformedError,
     MismatchError,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sepme_cli.checkpoints import in_place
+from sepme_cli.checkpoints.journals import in_place
 from sepme_cli.errors import SystemFailure
 from sepme_cli.operations.apply import apply
 from sepme_cli.operations.inspect import inspect

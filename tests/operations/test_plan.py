@@ -9,17 +9,18 @@ import torch
 
 from patch_spec.container import read_patch
 from patch_spec.manifest import Patch
-from sepme_cli.checkpoints.reader import open_checkpoint
+from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.erasure.settings import Settings
+from sepme_cli.erasure.words import Item
 from sepme_cli.errors import RefusedError, UsageError
 from sepme_cli.increments import interference
-from sepme_cli.operations.background import background_of
 from sepme_cli.operations.erase import EraseResult, erase
-from sepme_cli.operations.neighbourhood import look_around
 from sepme_cli.operations.plan import plan_erasure
-from sepme_cli.operations.vocabulary import vocabulary
-from sepme_cli.recipe import Item, Recipe
+from sepme_cli.planning.background import background_of
+from sepme_cli.planning.neighbourhood import look_around
+from sepme_cli.planning.vocabulary import vocabulary
+from sepme_cli.recipe import Recipe
 
 # In a random text encoder, 64 wide, a concept's prompts fill the space: insist less.
 ROOMY = Settings(rank=4, insistence=1.0, protection=1.0)

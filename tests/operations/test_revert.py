@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sepme_cli.checkpoints.journal import undo_path
-from sepme_cli.checkpoints.patches import kept_folder
-from sepme_cli.checkpoints.reader import open_checkpoint
+from sepme_cli.checkpoints.journals.undo import undo_path
+from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
+from sepme_cli.checkpoints.reading.patches import kept_folder
 from sepme_cli.errors import MalformedError, MismatchError, RefusedError, UsageError
 from sepme_cli.operations.apply import apply
 from sepme_cli.operations.revert import revert

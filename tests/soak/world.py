@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from patch_spec.increment import Increment
-from sepme_cli.checkpoints.journal import undo_path
-from sepme_cli.checkpoints.patches import kept_folder
-from sepme_cli.checkpoints.reader import open_checkpoint
+from sepme_cli.checkpoints.journals.undo import undo_path
+from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
+from sepme_cli.checkpoints.reading.patches import kept_folder
 from tests.layouts import SAFE, write_layout
 from tests.soak import oracle
 from tests.synthetic import (

@@ -1,0 +1,1 @@
+"""Models and patches on the hub."""

@@ -1,0 +1,1 @@
+"""What it takes to undo a write in place, or to finish it."""

@@ -1,0 +1,90 @@
+"""LoRA files as other programs read them: the tensors, and what their metadata says."""
+
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from patch_spec.base import Family
+from patch_spec.header import encode_header
+from patch_spec.validate import canonical_order
+from sepme_cli.checkpoints.lora.names import LoraFormat
+from sepme_cli.checkpoints.structure.dtypes import numpy_dtype
+
+Array = npt.NDArray[Any]
+Pair = tuple[Array, Array]
+"""up [out, r] and down [r, d] of a module: what is added to its weight is up @ down."""
+
+_KOHYA_VERSIONS: Mapping[Family, str] = {
+    "sd1": "sd_v1",
+    "sd2": "sd_v2",
+    "sdxl": "sdxl_base_v1-0",
+    "sdxl-refiner": "sdxl_refiner_v1-0",
+}
+_ARCHITECTURES: Mapping[Family, str] = {
+    "sd1": "stable-diffusion-v1",
+    "sd2": "stable-diffusion-v2-512",
+    "sdxl": "stable-diffusion-xl-v1-base",
+    "sdxl-refiner": "stable-diffusion-xl-v1-refiner",
+}
+_LDM_CODE = "https://github.com/Stability-AI/generative-models"
+_NAMES: Mapping[LoraFormat, tuple[str, str]] = {
+    "kohya": ("lora_up", "lora_down"),
+    "peft": ("lora_B", "lora_A"),
+}
+
+
+def lora_bytes(
+    pairs: Mapping[str, Pair], to: LoraFormat, dtype: str, metadata: Mapping[str, str]
+) -> bytes:
+    """The file; the same pairs and metadata give the same bytes.
+
+    pairs: module to its pair, all of one rank r, in the header's `dtype`. kohya's files say
+    alpha = r, which is a factor of 1: programs differ in what they make of other factors. PEFT's
+    say nothing, which means the same.
+    """
+    up_name, down_name = _NAMES[to]
+    tensors: dict[tuple[str, str], Array] = {}
+    for module, (up, down) in pairs.items():
+        tensors[dtype, f"{module}.{up_name}.weight"] = up
+        tensors[dtype, f"{module}.{down_name}.weight"] = down
+        if to == "kohya":
+            tensors["F32", f"{module}.alpha"] = np.array(len(down))
+    entries = canonical_order({key: array.shape for key, array in tensors.items()})
+    ordered = (
+        tensors[entry.dtype, entry.name].astype(numpy_dtype(entry.dtype)) for entry in entries
+    )
+    data = b"".join(array.tobytes() for array in ordered)
+    digest = sha256(data).hexdigest()
+    said = {**metadata, "sshs_model_hash": digest, "modelspec.hash_sha256": f"0x{digest}"}
+    return encode_header(said, entries) + data
+
+
+def lora_metadata(
+    family: Family, concepts: Sequence[str], name: str, rank: int, tool: str, to: LoraFormat
+) -> dict[str, str]:
+    """What kohya's scripts, A1111 and model managers look for in a LoRA's metadata.
+
+    name: of the file, without its ending.
+    """
+    told = f"takes out {', '.join(concepts)}; exported from a patch by {tool}, nothing was trained"
+    ldm = family.startswith("sdxl")
+    kohya = {
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(rank),
+        "ss_network_alpha": str(float(rank)),
+        "ss_v2": str(family == "sd2"),
+        "ss_base_model_version": _KOHYA_VERSIONS[family],
+        "ss_output_name": name,
+        "ss_training_comment": told,
+    }
+    return {
+        **(kohya if to == "kohya" else {"format": "pt"}),
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": f"{_ARCHITECTURES[family]}/lora",
+        "modelspec.implementation": _LDM_CODE if ldm else "diffusers",
+        "modelspec.title": ", ".join(concepts),
+        "modelspec.description": told,
+    }

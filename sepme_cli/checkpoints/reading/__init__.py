@@ -1,0 +1,1 @@
+"""Opening checkpoints and patches, whatever their shape."""

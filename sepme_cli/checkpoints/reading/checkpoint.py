@@ -1,0 +1,217 @@
+"""Opening a checkpoint, in whatever shape it comes: its headers parsed and understood."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from patch_spec.base import Base
+from patch_spec.stack import StackRecord
+from sepme_cli.checkpoints.disk.failures import reading
+from sepme_cli.checkpoints.hub.cache import local
+from sepme_cli.checkpoints.journals.in_place import undo_if_interrupted
+from sepme_cli.checkpoints.journals.pending import pending_path
+from sepme_cli.checkpoints.reading.networks import Network, Networks, open_set
+from sepme_cli.checkpoints.reading.opening import open_weights
+from sepme_cli.checkpoints.reading.targets import Target, base_of, find_targets
+from sepme_cli.checkpoints.reading.tensors import Stored, WeightsFile, stored_in
+from sepme_cli.checkpoints.reading.text_encoders import text_encoder_fingerprints
+from sepme_cli.checkpoints.structure.dtypes import readable
+from sepme_cli.checkpoints.structure.families import Family, detect
+from sepme_cli.checkpoints.structure.folders import ModelFolder, model_folder, weights_sets
+from sepme_cli.checkpoints.structure.headers import RECORD
+from sepme_cli.checkpoints.structure.layout import UNET, Layout
+from sepme_cli.errors import MalformedError, UnsupportedError
+from sepme_cli.places import Place
+from sepme_cli.progress import SILENT, Progress
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An open checkpoint; close it, or use it as a context manager.
+
+    files: those that the UNet is in, of every variant. width: d of the text embedding. targets:
+    sorted by name, at least one. stack: what patches are in it, None for none. folder: None for
+    a single file.
+    """
+
+    path: Path
+    files: tuple[WeightsFile, ...]
+    family: Family
+    layout: Layout
+    width: int
+    targets: tuple[Target, ...] = field(repr=False)
+    stack: StackRecord | None
+    networks: Networks = field(repr=False)
+    folder: ModelFolder | None
+    _open: ExitStack = field(repr=False, compare=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._open.close()
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The texts of the `__metadata__` of the (first) file."""
+        return self.files[0].header.metadata
+
+    @property
+    def dtype(self) -> str:
+        """Of the targets: "fp32", "fp16", "bf16", "fp64", "fp8_e4m3", or "mixed"."""
+        dtypes = {copy.dtype for target in self.targets for copy in target.copies[:1]}
+        scaled = " (scaled)" if any(target.copies[0].scale for target in self.targets) else ""
+        return readable(dtypes.pop()) + scaled if len(dtypes) == 1 else "mixed"
+
+    @property
+    def arrangement(self) -> str:
+        """How it comes: "single-file", "diffusers", or of a UNet alone, "unet" and the naming."""
+        if self.folder is not None and self.folder.unet != self.folder.path:
+            return "diffusers"
+        whole = self.layout.prefix == UNET
+        return "single-file" if whole and self.folder is None else f"unet ({self.layout.naming})"
+
+    @property
+    def title(self) -> str:
+        """What it is, in words: "Stable Diffusion 1.x, single-file, fp16"."""
+        return f"{self.family.title}, {self.arrangement}, {self.dtype}"
+
+    @cached_property
+    def by_name(self) -> Mapping[str, Target]:
+        """The targets by the names that patches give them."""
+        return {target.name: target for target in self.targets}
+
+    @cached_property
+    def target_files(self) -> tuple[WeightsFile, ...]:
+        """The files that hold targets; each carries the stack record."""
+        return _holding(self.files, self.targets)
+
+    def network(self, name: str) -> Network | None:
+        """The network "unet", "vae" or of a text stream ("clip_l"); None if it is not in here."""
+        return self.networks.find(name)
+
+    def all_files(self) -> tuple[WeightsFile, ...]:
+        """The files of every network that is in here."""
+        for name in ("vae", *(stream.name for stream in self.family.streams)):
+            self.networks.find(name)
+        return (*self.files, *(file for found in self.networks.opened.values() for file in found))
+
+    def base(self, *, text_encoders: bool = False) -> Base:
+        """What a patch made from this checkpoint says of it.
+
+        text_encoders: fingerprint those too, which reads all of them.
+        """
+        encoders = self.text_encoder_fingerprints() if text_encoders else {}
+        return base_of(self.family, self.targets, Target.read, self.path, encoders)
+
+    def text_encoder_fingerprints(self) -> dict[str, str]:
+        """Stream ("clip_l") to fingerprint, of the text encoders that are in here."""
+        found = (self.network(stream.name) for stream in self.family.streams)
+        return text_encoder_fingerprints([network for network in found if network], self.path)
+
+
+def open_checkpoint(place: Place, progress: Progress = SILENT) -> Checkpoint:
+    """Open and understand a checkpoint. An in-place write that was cut short is undone first.
+
+    place: a .safetensors or .ckpt file, a model folder, or the folder of its UNet, on this machine
+    or on the hub.
+    Raises SystemFailure (not there, not readable, busy), MalformedError (not safetensors,
+    truncated, hostile) or UnsupportedError (another kind of model or file).
+    """
+    path = local(place, progress)
+    while True:
+        undo_if_interrupted(path, progress)
+        try:
+            checkpoint = _open(path, progress)
+        except MalformedError:
+            if not pending_path(path).exists():
+                raise
+        else:
+            # While it is open nobody begins to write it, but somebody may have begun, and died,
+            # since we looked.
+            if not pending_path(path).exists():
+                return checkpoint
+            checkpoint.close()
+
+
+def _open(path: Path, progress: Progress) -> Checkpoint:
+    with ExitStack() as stack:
+        with reading(path):
+            folder = model_folder(path) if path.is_dir() else None
+        if folder is not None:
+            opened = [open_set(one, folder, stack) for one in weights_sets(folder.unet)]
+            files = tuple(file for found, _ in opened for file in found)
+            variants: Sequence[Mapping[str, Stored]] = [tensors for _, tensors in opened]
+        else:
+            files = (open_weights(path),)
+            stack.callback(files[0].close)
+            variants = [stored_in(files[0])]
+        family, layout = detect_in(variants[0], path)
+        targets = find_targets(variants, layout, path)
+        for note in _left_out(files):
+            progress.say(note)
+        return Checkpoint(
+            path,
+            files,
+            family,
+            layout,
+            targets[0].shape[1],
+            targets,
+            _stack(_holding(files, targets)),
+            Networks(family, layout, variants[0], folder, stack),
+            folder,
+            stack.pop_all(),
+        )
+
+
+def detect_in(tensors: Mapping[str, Any], path: Path) -> tuple[Family, Layout]:
+    """As `detect`, with the file named in the error."""
+    try:
+        return detect(tensors)
+    except UnsupportedError as error:
+        raise UnsupportedError(
+            f"{path}: {error.message}", file=path, expected=error.expected, found=error.found
+        ) from error
+
+
+def _holding(files: Sequence[WeightsFile], targets: Sequence[Target]) -> tuple[WeightsFile, ...]:
+    places = {copy.file.place for target in targets for copy in target.copies}
+    return tuple(file for file in files if file.place in places)
+
+
+def _stack(files: Sequence[WeightsFile]) -> StackRecord | None:
+    """The record that all of the files carry, or that none does."""
+    records = [file.header.metadata.get(RECORD) for file in files]
+    for file, text in zip(files, records, strict=True):
+        if text != records[0]:
+            raise MalformedError(
+                f"{file.path} and {files[0].path} belong together, and do not have the same "
+                "patches in them",
+                file=file.path,
+                expected="one stack record in all of a model's files",
+                found="different ones",
+            )
+    if records[0] is None:
+        return None
+    with reading(files[0].path):
+        return StackRecord.from_metadata(records[0])
+
+
+def _left_out(files: Sequence[WeightsFile]) -> list[str]:
+    return [
+        f"{file.path}: read as weights only; {', '.join(names[:5])} left out"
+        for file in files
+        if (names := getattr(file, "left_out", ()))
+    ]

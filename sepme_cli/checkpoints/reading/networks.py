@@ -1,0 +1,136 @@
+"""The networks in a checkpoint: for each, its tensors by their names in it, whatever the layout."""
+
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from sepme_cli.checkpoints.reading.opening import open_weights
+from sepme_cli.checkpoints.reading.tensors import Stored, WeightsFile, stored_in
+from sepme_cli.checkpoints.structure.families import Family
+from sepme_cli.checkpoints.structure.folders import ModelFolder, WeightsSet, weights_sets
+from sepme_cli.checkpoints.structure.layout import Layout, Naming
+from sepme_cli.errors import MalformedError
+
+VAE = "first_stage_model."
+
+
+@dataclass(frozen=True)
+class Network:
+    """One network of a checkpoint.
+
+    name: "unet", "vae", or a text encoder's stream ("clip_l", "clip_h", "clip_g"). naming: whose
+    names its tensors have: "ldm" (CompVis), "diffusers", "transformers" or "openclip". tensors:
+    by name, without what the file puts before all of them. config: what the folder's config.json
+    says, None in a single file. unused_layers: see `families.TextStream`. tokenizer: the folder
+    with the files of its tokenizer, if there is one.
+    """
+
+    name: str
+    naming: Naming
+    tensors: Mapping[str, Stored] = field(repr=False)
+    config: Mapping[str, Any] | None = field(default=None, repr=False)
+    unused_layers: int = 0
+    tokenizer: Path | None = None
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The tensors' shapes."""
+        return {name: stored.shape for name, stored in self.tensors.items()}
+
+
+def open_set(
+    one: WeightsSet, folder: ModelFolder, stack: ExitStack
+) -> tuple[tuple[WeightsFile, ...], dict[str, Stored]]:
+    """The files of a network's weights and all their tensors.
+
+    stack: closes them. Raises MalformedError where an index does not say what the shards hold.
+    """
+    files = []
+    tensors: dict[str, Stored] = {}
+    for path in one.shards:
+        file = open_weights(path, folder.place(path))
+        stack.callback(file.close)
+        files.append(file)
+        for name, stored in stored_in(file).items():
+            if name in tensors or (one.index is not None and one.index.get(name) != path.name):
+                raise MalformedError(
+                    f"{path} holds {name}, which the index puts elsewhere",
+                    file=path,
+                    expected=None if one.index is None else one.index.get(name, "nowhere"),
+                    found=path.name,
+                )
+            tensors[name] = stored
+    if one.index is not None and (missing := one.index.keys() - tensors.keys()):
+        raise MalformedError(
+            f"{one.shards[0].parent}: no shard holds {min(missing)}, which is in the index",
+            file=one.shards[0].parent,
+        )
+    return tuple(files), tensors
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Finds a checkpoint's networks, opening those of a folder when they are asked for.
+
+    unet: its tensors by their names in the file.
+    """
+
+    family: Family
+    layout: Layout
+    unet: Mapping[str, Stored] = field(repr=False)
+    folder: ModelFolder | None
+    stack: ExitStack = field(repr=False, compare=False)
+    opened: dict[str, tuple[WeightsFile, ...]] = field(default_factory=dict, repr=False)
+
+    def lend(self, networks: Iterable[Network]) -> None:
+        """Have networks of other files stand for those of the checkpoint."""
+        self._found.update({network.name: network for network in networks})
+
+    def find(self, name: str) -> Network | None:
+        """The network of that name; None where the checkpoint does not have it."""
+        if name not in self._found:
+            self._found[name] = self._find(name)
+        return self._found[name]
+
+    @cached_property
+    def _found(self) -> dict[str, Network | None]:
+        return {}
+
+    def _find(self, name: str) -> Network | None:
+        if name == "unet":
+            config = self.folder.config("unet") if self.folder else None
+            return Network(name, self.layout.naming, _under(self.layout.prefix, self.unet), config)
+        if self.folder is not None:
+            return self._in_folder(name, self.folder)
+        if name == "vae":
+            tensors = _under(VAE, self.unet)
+            return Network(name, "ldm", tensors) if tensors else None
+        stream = next((one for one in self.family.streams if one.name == name), None)
+        tensors = {} if stream is None else _under(stream.prefix, self.unet)
+        if stream is None or not tensors:
+            return None
+        return Network(name, stream.naming, tensors, unused_layers=stream.unused_layers)
+
+    def _in_folder(self, name: str, folder: ModelFolder) -> Network | None:
+        streams = {stream.name: stream.folder for stream in self.family.streams}
+        place = "vae" if name == "vae" else streams.get(name)
+        inner = folder.network(place) if place else None
+        sets = weights_sets(inner) if inner is not None else ()
+        if place is None or not sets:
+            return None
+        self.opened[name], tensors = open_set(sets[0], folder, self.stack)
+        tokenizer = folder.network(place.replace("text_encoder", "tokenizer"))
+        naming: Naming = "diffusers" if name == "vae" else "transformers"
+        config = folder.config(place)
+        return Network(name, naming, tensors, config, tokenizer=tokenizer)
+
+
+def _under(prefix: str, tensors: Mapping[str, Stored]) -> dict[str, Stored]:
+    return {
+        name.removeprefix(prefix): stored
+        for name, stored in tensors.items()
+        if name.startswith(prefix)
+    }

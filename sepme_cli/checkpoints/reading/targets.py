@@ -1,0 +1,134 @@
+"""The targets of a checkpoint: which tensors they are, and their fingerprints."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+import numpy.typing as npt
+
+from patch_spec import limits
+from patch_spec.base import Base
+from patch_spec.digest import tensor_fingerprint
+from patch_spec.errors import FormatError
+from sepme_cli.checkpoints.reading.tensors import Stored
+from sepme_cli.checkpoints.structure.dtypes import NAMES, readable
+from sepme_cli.checkpoints.structure.families import Family
+from sepme_cli.checkpoints.structure.layout import Layout, ema_twin
+from sepme_cli.errors import MalformedError, UnsupportedError
+from sepme_cli.prefetch import ahead
+
+
+@dataclass(frozen=True)
+class Target:
+    """A weight that patches change.
+
+    name: in diffusers naming. shape: [out, d]. copies: the weight itself, then its EMA twin if
+    the checkpoint has one, then those of other variants in a folder; a patch changes each from
+    its own values.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    copies: tuple[Stored, ...]
+
+    def read(self) -> npt.NDArray[Any]:
+        """The weight [out, d]; see `Stored.read`."""
+        return self.copies[0].read()
+
+
+def find_targets(
+    variants: Sequence[Mapping[str, Stored]], layout: Layout, path: str | PathLike[str]
+) -> tuple[Target, ...]:
+    """The targets of a checkpoint, sorted by name, at least one, all of one width.
+
+    variants: the UNet's tensors by their names, and those of its other copies in a folder. path:
+    the file that errors name. Raises UnsupportedError for a cross-attention that is none that
+    sepme knows, MalformedError for shapes that contradict each other.
+    """
+    found = []
+    for tensor in variants[0]:
+        if name := layout.target(tensor):
+            copies = tuple(_copies(variants, tensor, path))
+            shape = copies[0].shape
+            for copy in copies:
+                _check(copy, shape, path)
+            found.append(Target(name, (shape[0], shape[1]), copies))
+    widths = {target.shape[1] for target in found}
+    if len(widths) != 1 or len(found) > limits.TARGETS or max(widths) > limits.WIDTH:
+        raise UnsupportedError(
+            f"{path}: the cross-attention is not one that sepme knows",
+            file=path,
+            expected=f"1 to {limits.TARGETS} key and value projections of one width "
+            f"up to {limits.WIDTH}",
+            found=f"{len(found)} of widths {sorted(widths)}",
+        )
+    return tuple(sorted(found, key=lambda target: target.name))
+
+
+def fingerprint(target: Target, values: npt.NDArray[Any], path: str | PathLike[str]) -> str:
+    """The fingerprint of a target's weight; MalformedError, named, if it is not finite."""
+    try:
+        return tensor_fingerprint(values)
+    except FormatError as error:
+        raise MalformedError(
+            f"{path}: the values of {target.copies[0].name} are not all finite in fp16",
+            file=path,
+            expected=error.expected,
+            found="NaN, infinity or a larger value",
+        ) from error
+
+
+def base_of(
+    family: Family,
+    targets: Sequence[Target],
+    read: Callable[[Target], npt.NDArray[Any]],
+    path: str | PathLike[str],
+    text_encoders: Mapping[str, str],
+) -> Base:
+    """What a patch made from a checkpoint with these targets says of it."""
+
+    def maker(target: Target) -> Callable[[], str]:
+        return lambda: fingerprint(target, read(target), path)
+
+    found = ahead(map(maker, targets))
+    return Base(
+        family=family.name,
+        width=targets[0].shape[1],
+        text_encoders=text_encoders,
+        targets={target.name: digest for target, digest in zip(targets, found, strict=True)},
+        shapes={target.name: target.shape for target in targets},
+    )
+
+
+def _copies(
+    variants: Sequence[Mapping[str, Stored]], tensor: str, path: str | PathLike[str]
+) -> Iterator[Stored]:
+    yield variants[0][tensor]
+    if twin := variants[0].get(ema_twin(tensor)):
+        yield twin
+    for other in variants[1:]:
+        if tensor not in other:
+            raise MalformedError(
+                f"{path}: the variants in this folder are copies of different models: one lacks "
+                f"{tensor}",
+                file=path,
+            )
+        yield other[tensor]
+
+
+def _check(stored: Stored, shape: tuple[int, ...], path: str | PathLike[str]) -> None:
+    if stored.dtype not in NAMES:
+        raise UnsupportedError(
+            f"{path}: {stored.name} is stored as {readable(stored.dtype)}",
+            file=path,
+            expected="fp32, fp16, bf16 or fp8",
+            found=readable(stored.dtype),
+        )
+    if len(stored.shape) != 2 or stored.shape != shape or 0 in shape or shape[0] > limits.OUT:
+        raise MalformedError(
+            f"{path}: {stored.name} has a shape that a key or value projection cannot have",
+            file=path,
+            expected="[out, width], all copies alike",
+            found=list(stored.shape),
+        )

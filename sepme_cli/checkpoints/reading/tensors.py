@@ -1,0 +1,156 @@
+"""The files that a checkpoint's tensors lie in, and the tensors in them."""
+
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from patch_spec.compose import cast_once
+from patch_spec.header import Header, TensorEntry
+from sepme_cli.checkpoints.disk.failures import reading
+from sepme_cli.checkpoints.disk.files import copy_all, read_exactly
+from sepme_cli.checkpoints.structure.dtypes import FP8, NAMES, numpy_dtype, readable
+from sepme_cli.errors import MalformedError, UnsupportedError
+
+Array = npt.NDArray[Any]
+
+ZIP = b"PK\x03\x04"
+"""How a file begins that torch has saved, but for its oldest format, which is a bare pickle."""
+_SCALES = (".scale_weight", ".weight_scale")
+"""What follows a layer's name in the name of its weight's scale: of older and newer files."""
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """An open safetensors file; close it.
+
+    place: where it lies in a model folder ("unet/diffusion_pytorch_model.safetensors"), "" for a
+    checkpoint that is one file. header_bytes: the length and the JSON as they are in the file.
+    """
+
+    path: Path
+    place: str
+    header: Header = field(repr=False)
+    header_bytes: bytes = field(repr=False)
+    file: BinaryIO = field(repr=False, compare=False)
+
+    @property
+    def written_place(self) -> str:
+        """Where a patched copy of it lies in its folder."""
+        return self.place
+
+    def close(self) -> None:
+        self.file.close()
+
+    def read(self, entry: TensorEntry) -> Array:
+        """A floating tensor in the dtype it is stored in; the array is read-only."""
+        data = self.read_range(entry.begin, entry.end, entry.name)
+        return np.frombuffer(data, numpy_dtype(entry.dtype)).reshape(entry.shape)
+
+    def read_range(self, begin: int, end: int, name: str) -> bytes:
+        """Bytes [begin, end) of the data section; name: the tensor that an error names.
+
+        Raises MalformedError if the file has become shorter meanwhile.
+        """
+        with reading(self.path):
+            data = read_exactly(self.file.fileno(), end - begin, self.header.data_start + begin)
+        if len(data) != end - begin:
+            raise MalformedError(
+                f"{self.path}: the file ends inside {name}; something else is writing to it",
+                file=self.path,
+                expected=f"{end - begin} bytes",
+                found=f"{len(data)} bytes",
+            )
+        return data
+
+    def copy_range(self, begin: int, count: int, target: int, offset: int) -> None:
+        """Copy bytes of the data section to an open file, within the kernel where it can."""
+        start = self.header.data_start + begin
+        copy_all(self.file.fileno(), start, target, offset, count, self.path)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor and where it lies.
+
+    scale: in scaled fp8, the tensor that what is stored is multiplied by: one number, or one for
+    each row.
+    """
+
+    file: WeightsFile
+    entry: TensorEntry
+    scale: TensorEntry | None = None
+
+    @property
+    def name(self) -> str:
+        """What its file calls it."""
+        return self.entry.name
+
+    @property
+    def dtype(self) -> str:
+        """As the header says it: "F16"."""
+        return self.entry.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.entry.shape
+
+    def read(self) -> Array:
+        """The values: in the dtype they are stored in, or in float64 where that takes a scale."""
+        return dequantised(self.file.read(self.entry), self.scales())
+
+    def scales(self) -> Array | None:
+        """What the stored numbers are multiplied by, so shaped that it broadcasts; None for 1."""
+        if self.scale is None:
+            return None
+        scales = self.file.read(self.scale).astype(np.float64)
+        return scales.reshape((-1, *[1] * (len(self.shape) - 1)) if scales.size > 1 else ())
+
+
+def stored_in(file: WeightsFile) -> dict[str, Stored]:
+    """Every tensor of a file by its name, with its scale if it has one.
+
+    Raises UnsupportedError for a scale that is neither one number nor one for each row.
+    """
+    return {entry.name: Stored(file, entry, _scale(file, entry)) for entry in file.header.tensors}
+
+
+def _scale(file: WeightsFile, entry: TensorEntry) -> TensorEntry | None:
+    layer = entry.name.removesuffix(".weight")
+    if entry.dtype not in FP8 or layer == entry.name:
+        return None
+    found = (file.header.by_name.get(layer + suffix) for suffix in _SCALES)
+    scale = next((candidate for candidate in found if candidate is not None), None)
+    if scale is None:
+        return None
+    count = prod(scale.shape)
+    if scale.dtype not in NAMES.keys() - FP8.keys() or count not in (1, *entry.shape[:1]):
+        raise UnsupportedError(
+            f"{file.path}: {scale.name} scales {entry.name} in a way that sepme does not know",
+            file=file.path,
+            expected="one floating number, or one for each row",
+            found=f"{readable(scale.dtype)} {list(scale.shape)}",
+        )
+    return scale
+
+
+def dequantised(values: Array, scales: Array | None) -> Array:
+    """Stored numbers times their scales, exact in float64; unchanged without scales."""
+    return values if scales is None else values.astype(np.float64) * scales
+
+
+def quantised(values: npt.NDArray[np.float64], scales: Array | None, dtype: str) -> Array:
+    """Numbers as they are stored: divided by their scales and rounded once to `dtype`.
+
+    With scales, what leaves the dtype's range becomes its largest number: a scale is chosen so
+    that the largest weight just fits, and what goes beyond it is lost as rounding loses it there.
+    """
+    wanted = numpy_dtype(dtype)
+    if scales is None:
+        return cast_once(values, wanted)
+    largest = float(ml_dtypes.finfo(wanted).max)  # type: ignore[no-untyped-call]
+    return cast_once(np.clip(values / scales, -largest, largest), wanted)

@@ -1,0 +1,1 @@
+"""What a checkpoint is: dtypes, families, names, folders, headers."""

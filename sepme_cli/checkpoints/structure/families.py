@@ -1,0 +1,157 @@
+"""Which model a checkpoint is, told by its tensors' names and shapes and never by their number.
+
+Distilled models have fewer blocks, inpainting models more input channels and scaled-down models
+other widths; the names stay.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeVar
+
+from patch_spec.manifest import Family as FamilyName
+from sepme_cli.checkpoints.structure.layout import Layout
+from sepme_cli.errors import UnsupportedError
+
+
+class Shaped(Protocol):
+    """What has a shape: all that is looked at of a tensor here."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+Tensor = TypeVar("Tensor", bound=Shaped)
+
+
+@dataclass(frozen=True)
+class TextStream:
+    """One text encoder.
+
+    name: what a patch calls it. folder: where it is in a model folder. prefix: what its tensors'
+    names begin with in a single file; naming: whose names follow there. unused_layers: how many
+    of the last layers in a single file no prompt passes through.
+    """
+
+    name: str
+    folder: str
+    prefix: str
+    naming: Literal["transformers", "openclip"]
+    unused_layers: int = 0
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of models that share names and text encoders. title: what people call it."""
+
+    name: FamilyName
+    title: str
+    streams: tuple[TextStream, ...]
+
+
+SD1 = Family(
+    "sd1",
+    "Stable Diffusion 1.x",
+    (TextStream("clip_l", "text_encoder", "cond_stage_model.transformer.", "transformers"),),
+)
+SD2 = Family(
+    "sd2",
+    "Stable Diffusion 2.x",
+    # The UNet reads the last layer but one; diffusers' copies do not even hold the last.
+    (TextStream("clip_h", "text_encoder", "cond_stage_model.model.", "openclip", 1),),
+)
+SDXL = Family(
+    "sdxl",
+    "Stable Diffusion XL",
+    (
+        TextStream(
+            "clip_l", "text_encoder", "conditioner.embedders.0.transformer.", "transformers"
+        ),
+        TextStream("clip_g", "text_encoder_2", "conditioner.embedders.1.model.", "openclip"),
+    ),
+)
+REFINER = Family(
+    "sdxl-refiner",
+    "the refiner of Stable Diffusion XL",
+    (TextStream("clip_g", "text_encoder_2", "conditioner.embedders.0.model.", "openclip"),),
+)
+
+_STRANGERS: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile(r"(.*\.)?double_blocks\.\d|single_transformer_blocks\.\d"), "a Flux model"),
+    (
+        re.compile(r"(.*\.)?joint_blocks\.\d|transformer_blocks\.\d+\.attn\.add_k_proj\."),
+        "a Stable Diffusion 3 model",
+    ),
+    (re.compile(r".*\.(time_stack|motion_modules)\."), "a video model"),
+    (re.compile(r"control_model\.|controlnet_cond_embedding\."), "a ControlNet"),
+    (re.compile(r"lora_(unet|te\d?)_|.*\.lora(_[AB]|_up|_down|\.up|\.down)\."), "a LoRA"),
+)
+"""What is met where a Stable Diffusion checkpoint is expected: a name of its, and what it is."""
+
+_EXPECTED = "tensors named model.diffusion_model.input_blocks or down_blocks"
+
+# What tells families apart, in either naming: how attention is entered, what embeds sizes and
+# crops, and the lowest level's attention.
+_ENTRANCE = {"ldm": ".1.proj_in.weight", "diffusers": ".proj_in.weight"}
+_CONDITION = {"ldm": "label_emb.0.0.weight", "diffusers": "add_embedding.linear_1.weight"}
+_LOWEST = {
+    "ldm": (r"input_blocks\.(\d+)\.", "input_blocks.{}.1.norm.weight"),
+    "diffusers": (r"down_blocks\.(\d+)\.", "down_blocks.{}.attentions.0.norm.weight"),
+}
+
+
+def detect(tensors: Mapping[str, Tensor]) -> tuple[Family, Layout]:
+    """The family and layout of a checkpoint, or of a UNet alone, with these tensors.
+
+    Raises UnsupportedError for every other kind of file, saying which kind where that is known.
+    """
+    for pattern, title in _STRANGERS:
+        if met := next((name for name in tensors if pattern.match(name)), None):
+            raise UnsupportedError(
+                f"this is {title} ({met}), and sepme patches the cross-attention of "
+                "Stable Diffusion checkpoints (1.x, 2.x, XL)",
+                expected=_EXPECTED,
+                found=title,
+            )
+    layout = Layout.of(tensors)
+    if layout is None:
+        raise UnsupportedError(
+            "there is no Stable Diffusion UNet here",
+            expected=_EXPECTED,
+            found=f"{len(tensors)} other tensors",
+        )
+    return _family(tensors, layout), layout
+
+
+def _family(tensors: Mapping[str, Tensor], layout: Layout) -> Family:
+    if _is_xl(tensors, layout):
+        return REFINER if _is_refiner(tensors, layout) else SDXL
+    # SD 1.x enters its attention through a 1x1 convolution, SD 2.x through a matrix.
+    entrance = (
+        tensor
+        for name, tensor in tensors.items()
+        if name.startswith(layout.prefix) and name.endswith(_ENTRANCE[layout.naming])
+    )
+    first = next(entrance, None)
+    return SD2 if first is not None and len(first.shape) == 2 else SD1
+
+
+def _is_xl(tensors: Mapping[str, Tensor], layout: Layout) -> bool:
+    """Whether sizes and crops condition the UNet; SD 2.1 unclip has those names for an image."""
+    if f"{layout.prefix}{_CONDITION[layout.naming]}" not in tensors:
+        return False
+    if any(name.startswith("cond_stage_model.") for name in tensors):
+        return False
+    text = any(name.startswith("conditioner.") for name in tensors)
+    return text or any(".transformer_blocks.1." in name for name in tensors)
+
+
+def _is_refiner(tensors: Mapping[str, Tensor], layout: Layout) -> bool:
+    """By the only text encoder; in a UNet alone by the lowest level, which has no attention."""
+    if any(name.startswith("conditioner.") for name in tensors):
+        return any(name.startswith(REFINER.streams[0].prefix) for name in tensors)
+    blocks, attention = _LOWEST[layout.naming]
+    pattern = re.compile(re.escape(layout.prefix) + blocks)
+    blocks_there = [int(found[1]) for name in tensors if (found := pattern.match(name))]
+    last = max(blocks_there, default=0)
+    return f"{layout.prefix}{attention.format(last)}" not in tensors

@@ -1,0 +1,1 @@
+"""Writing checkpoints: to a file, a folder, a stream, or in place."""

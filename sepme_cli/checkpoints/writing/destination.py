@@ -1,0 +1,229 @@
+"""Where a written checkpoint goes: to a file, to a stream, or over the checkpoint it came from."""
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from sepme_cli.checkpoints.disk.failures import reading, writing
+from sepme_cli.checkpoints.disk.files import check_own, check_writable, only_writer, resolved
+from sepme_cli.checkpoints.disk.interrupts import uninterrupted
+from sepme_cli.checkpoints.journals.in_place import undo_interrupted
+from sepme_cli.checkpoints.journals.pending import pending_path
+from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
+from sepme_cli.checkpoints.reading.opening import PICKLED
+from sepme_cli.checkpoints.reading.patches import keep_patches, kept_folder, kept_patches
+from sepme_cli.checkpoints.writing.companions import Kept, keep_undo, put_away, settle
+from sepme_cli.checkpoints.writing.folder import check_new_folder, write_folder
+from sepme_cli.checkpoints.writing.writer import Rewrite, write_copy, write_in_place, write_stream
+from sepme_cli.errors import RefusedError, SepmeError, UsageError
+from sepme_cli.places import HubPlace, Place
+from sepme_cli.progress import Progress
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where to write.
+
+    output: a file or a stream; None with in_place, or where nothing is to be written.
+    force: an existing file may be replaced.
+    """
+
+    output: Path | BinaryIO | None
+    in_place: bool
+    force: bool
+
+    def check_ways(self, model: Place, *, needed: bool) -> None:
+        """UsageError unless exactly one way to write is named, or none where none is needed.
+
+        Nothing is written in place that is on the hub: its cache is everybody's.
+        """
+        ways = (self.output is not None) + self.in_place
+        if ways > 1 or (needed and not ways):
+            raise UsageError("name an output, or write in place: one of the two")
+        if self.in_place and isinstance(model, HubPlace):
+            raise UsageError(
+                f"{model}: what is on the hub cannot be written in place, and its cache on this "
+                "machine is shared with other programs; write a new one with -o",
+                expected="a model of your own, or -o",
+                found=model,
+            )
+
+    def check(self, model: Path) -> None:
+        """What writing would raise, as far as it can be told before the model is opened."""
+        if not isinstance(self.output, Path) or is_special(self.output):
+            return
+        if model.is_dir():
+            check_new_folder(self.output, model, force=self.force)
+            return
+        check_suffix(self.output)
+        check_writable(self.output, 0, force=self.force)
+
+    def check_against(self, checkpoint: Checkpoint) -> None:
+        """Whether a checkpoint of this shape can be written so; UsageError, RefusedError."""
+        streams = not isinstance(self.output, Path) or is_special(self.output)
+        if checkpoint.folder is not None and self.output is not None and streams:
+            raise UsageError("a model's folder cannot be written to a stream; name a folder")
+        if not self.in_place:
+            return
+        for file in checkpoint.files:
+            if file.path.suffix.lower() in PICKLED:
+                raise UsageError(
+                    f"{file.path}: a pickle cannot be written in place; write a safetensors file "
+                    "with -o"
+                )
+            if checkpoint.folder is not None and file.path.is_symlink():
+                raise RefusedError(
+                    f"{file.path} is a link, as in a download cache, and other models may share "
+                    "what it points to; write to another folder with -o",
+                    file=file.path,
+                    expected="a file of the folder's own",
+                    found=f"a link to {os.readlink(file.path)}",
+                )
+
+    def tidy(self, checkpoint: Checkpoint) -> None:
+        """In place: put away what a run that was killed has left beside the checkpoint."""
+        if self.in_place:
+            put_away(checkpoint)
+
+    def check_space(self, checkpoint: Checkpoint, rewrites: Sequence[Rewrite]) -> None:
+        """SystemFailure if what is to be written does not fit on the disk."""
+        output = checkpoint.path if self.in_place else self.output
+        if not isinstance(output, Path) or is_special(output):
+            return
+        size = sum(rewrite.file_size for rewrite in rewrites)
+        if checkpoint.folder is None:
+            check_writable(output, size, force=self.force or self.in_place)
+        elif not self.in_place:
+            check_new_folder(output, checkpoint.path, force=self.force, size=size)
+
+    def path(self, model: Place) -> Path | None:
+        """The file or folder that is written; None for a stream, and for nowhere."""
+        path = model if self.in_place else self.output
+        return path if isinstance(path, Path) and not is_special(path) else None
+
+    def name(self, model: Path) -> str | None:
+        """How results call it: the file's path, "-" for a stream, None for nowhere."""
+        if self.in_place:
+            return str(model)
+        if self.output is None:
+            return None
+        return str(self.output) if isinstance(self.output, Path) else "-"
+
+    @contextmanager
+    def held(self, model: Path, progress: Progress) -> Iterator[None]:
+        """The destination is ours alone meanwhile, so that what is read stays true.
+
+        An in-place write of it that was cut short is undone first.
+        """
+        path = self.path(model)
+        if path is None:
+            yield
+            return
+        with only_writer(path):
+            if resolved(path) == resolved(model):
+                undo_interrupted(model, progress)
+            yield
+
+    def write(
+        self,
+        checkpoint: Checkpoint,
+        rewrites: Sequence[Rewrite],
+        kept: Kept,
+        progress: Progress,
+    ) -> None:
+        """Write all of the checkpoint to where it goes. kept: what stays beside it in place."""
+        if self.in_place:
+            write_over(checkpoint, rewrites, kept, progress)
+        elif not isinstance(self.output, Path):
+            assert self.output is not None  # `check` has seen to it
+            write_stream(rewrites[0], self.output, progress)
+        elif is_special(self.output):
+            with writing(self.output), self.output.open("wb") as stream:
+                write_stream(rewrites[0], stream, progress)
+        elif checkpoint.folder is not None:
+            write_folder(
+                checkpoint.folder, rewrites, self.output, force=self.force, progress=progress
+            )
+        else:
+            write_copy(rewrites[0], self.output, force=self.force, progress=progress)
+
+
+def check_suffix(output: Path) -> None:
+    """UsageError for a name that says the file is something that sepme does not write."""
+    if output.suffix.lower() in PICKLED:
+        raise UsageError(
+            f"{output}: sepme writes safetensors only, and no file should pretend to be "
+            "something else",
+            expected="a name that ends in .safetensors",
+            found=output.suffix,
+        )
+
+
+def is_special(path: Path) -> bool:
+    """Whether the path is a pipe or a device, which is written as it comes."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
+def write_over(
+    checkpoint: Checkpoint, rewrites: Sequence[Rewrite], kept: Kept, progress: Progress
+) -> None:
+    """Write over the checkpoint's files, with their undo journals and its patches beside them.
+
+    Where a new header does not fit into the old one's place the file is written anew, whole. The
+    caller is its only writer. What stays beside it is written before and removed after, so that
+    whatever happens in between it is there for what needs it.
+    """
+    # Patches that are not in the checkpoint are removed from there: not from a folder elsewhere.
+    check_own(kept_folder(checkpoint.path), checkpoint.path)
+    before = Kept(checkpoint.stack, kept_patches(checkpoint.path))
+    old = [(rewrite.source, rewrite.source.header_bytes) for rewrite in rewrites]
+    new = [(rewrite.source, rewrite.header_bytes) for rewrite in rewrites]
+    for path in checkpoint.folder.unpatched() if checkpoint.folder else ():
+        progress.warn(f"{path} holds the same weights in another shape and stays as it is")
+    with uninterrupted():
+        try:
+            if kept.record is not None:
+                for rewrite in rewrites:
+                    keep_undo(checkpoint, rewrite.source, kept.record, rewrite.header_bytes)
+                keep_patches(checkpoint.path, (*kept.patches, *before.patches))
+            _write_over(checkpoint, rewrites, progress)
+        except BaseException:
+            with suppress(SepmeError):
+                if _is_written(checkpoint, rewrites):
+                    settle(checkpoint, kept, new, was=checkpoint.stack)
+                else:
+                    settle(checkpoint, before, old, was=kept.record)
+            raise
+        settle(checkpoint, kept, new, was=checkpoint.stack)
+
+
+def _is_written(checkpoint: Checkpoint, rewrites: Sequence[Rewrite]) -> bool:
+    """Whether the files are the new ones, and stay so, though something failed after that."""
+    if pending_path(checkpoint.path).exists():
+        return False
+    with reading(checkpoint.path):
+        return all(
+            rewrite.source.path.open("rb").read(len(rewrite.header_bytes)) == rewrite.header_bytes
+            for rewrite in rewrites
+        )
+
+
+def _write_over(checkpoint: Checkpoint, rewrites: Sequence[Rewrite], progress: Progress) -> None:
+    if all(rewrite.fits_in_place for rewrite in rewrites):
+        write_in_place(checkpoint.path, rewrites, progress)
+    elif len(rewrites) == 1:
+        write_copy(rewrites[0], rewrites[0].source.path, force=True, progress=progress)
+    else:
+        raise RefusedError(
+            f"{checkpoint.path}: there is no room for the record in its headers, and this file "
+            "system cannot make any; write to another folder with -o",
+            file=checkpoint.path,
+        )

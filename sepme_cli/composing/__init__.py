@@ -1,0 +1,1 @@
+"""Patches and checkpoints together: whether they fit, and what comes of them."""

@@ -1,0 +1,149 @@
+"""What was brought in from elsewhere, as a patch: its manifest, and what there is to say of it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from patch_spec.base import Base, Family
+from patch_spec.container import patch_bytes
+from patch_spec.increment import Increment, Kind
+from patch_spec.manifest import Patch
+from patch_spec.provenance import Measured, Method, Setting
+from patch_spec.text import slugify
+from sepme_cli.checkpoints.disk.files import check_writable
+from sepme_cli.checkpoints.disk.output import moment_of_making, output_name, write_output
+from sepme_cli.composing.composition import TOOL
+from sepme_cli.composing.fitting import Fit
+from sepme_cli.erasure.prompts import AsKind, phrases
+
+UNKNOWN = (
+    "what this increment leaves alone is not known: it was not made to be separable from any "
+    "prompt, so see what else it changes before combining it (sepme evaluate, sepme diff)"
+)
+
+
+@dataclass(frozen=True)
+class Residual:
+    """What an increment does not follow of one target's change: |difference| / |change|."""
+
+    name: str
+    residual: float
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A part of what was imported that a patch cannot hold.
+
+    what: which part. count: of its modules or tensors. share: of the sum of squares of all that
+    a LoRA adds; None where that was not computed.
+    """
+
+    what: str
+    count: int
+    share: float | None = None
+
+
+@dataclass(frozen=True)
+class ImportResult:
+    """What was written.
+
+    patch: where, "-" for a stream. source: "kohya", "peft" or "checkpoints". targets: weights
+    that the increment changes. relative_error: of the increment's dW against what was imported,
+    Frobenius over all targets; residuals: the same by target, worst first. left_out: what the
+    patch does not do that the source did.
+    """
+
+    patch: str
+    bytes: int
+    source: Literal["kohya", "peft", "checkpoints"]
+    family: Family
+    concept: str
+    slug: str
+    kind: Kind
+    rank: int
+    targets: int
+    relative_error: float
+    residuals: tuple[Residual, ...]
+    left_out: tuple[LeftOut, ...]
+    warnings: tuple[str, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Naming:
+    """What the concept is called and where its patch goes.
+
+    output: the concept's slug with .sepme in the current folder if None.
+    """
+
+    concept: str
+    kind: AsKind
+    output: Path | BinaryIO | None
+    force: bool
+
+    @property
+    def target(self) -> Path | BinaryIO:
+        return Path(f"{slugify(self.concept)}.sepme") if self.output is None else self.output
+
+    def check(self) -> None:
+        """SystemFailure if the patch cannot be written, as far as that can be told."""
+        if isinstance(self.target, Path):
+            check_writable(self.target, 0, force=self.force)
+
+
+def write_patch(
+    fit: Fit, base: Base, naming: Naming, method: str, settings: Mapping[str, Setting]
+) -> tuple[Increment, int]:
+    """Write the patch of one imported increment; the increment, and the bytes of the file."""
+    increment = Increment(
+        concept=naming.concept,
+        slug=slugify(naming.concept),
+        kind=fit.kind,
+        rank=fit.rank,
+        prompts=tuple(phrase.text for phrase in phrases(naming.concept, naming.kind)),
+        method=Method(method, {**settings, "relative_error": fit.relative_error}),
+        measured=Measured(),
+        exponents=fit.exponents,
+        shift_exponent=fit.shift_exponent,
+        basis=fit.basis,
+        up=fit.up,
+        shift=fit.shift,
+        down=fit.down,
+    )
+    patch = Patch(base=base, increments=(increment,), tool=TOOL, created=moment_of_making())
+    data = patch_bytes(patch)
+    write_output(naming.target, data, force=naming.force)
+    return increment, len(data)
+
+
+def summed_up(
+    fit: Fit,
+    base: Base,
+    naming: Naming,
+    written: tuple[Increment, int],
+    *,
+    source: Literal["kohya", "peft", "checkpoints"],
+    left_out: Sequence[LeftOut],
+    warnings: Sequence[str],
+    seconds: float,
+) -> ImportResult:
+    """The result of an import."""
+    increment, size = written
+    worst = sorted(fit.residuals.items(), key=lambda item: -item[1])
+    return ImportResult(
+        patch=output_name(naming.target),
+        bytes=size,
+        source=source,
+        family=base.family,
+        concept=increment.concept,
+        slug=increment.slug,
+        kind=increment.kind,
+        rank=increment.rank,
+        targets=len(fit.residuals),
+        relative_error=fit.relative_error,
+        residuals=tuple(Residual(name, residual) for name, residual in worst),
+        left_out=tuple(left_out),
+        warnings=(*warnings, UNKNOWN),
+        seconds=seconds,
+    )

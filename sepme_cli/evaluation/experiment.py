@@ -1,0 +1,141 @@
+"""Which pictures are drawn under which weights, and what they show."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from patch_spec.increment import Increment
+from patch_spec.text import slugify
+from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
+from sepme_cli.diffusion.weights import patched_weights
+from sepme_cli.erasure.prompts import other
+from sepme_cli.evaluation.figures import Looked, album
+from sepme_cli.evaluation.gallery import BATCH, Gallery, State
+from sepme_cli.evaluation.judges import Judge
+from sepme_cli.evaluation.protocol import Question, Subject, questions
+from sepme_cli.increments import compose
+from sepme_cli.progress import Progress
+
+Questions = tuple[Question, ...]
+
+_ORIGINAL = State("original", dict)
+_LONG = 60.0
+"""Seconds of drawing that are announced."""
+
+
+@dataclass(frozen=True)
+class Studio:
+    """What there is to draw. subjects: with the questions that each is asked for by. back: the
+    erased ones that are put back, each alone while the others stay out."""
+
+    gallery: Gallery
+    increments: Sequence[Increment]
+    subjects: Mapping[Subject, Questions]
+    back: Sequence[Subject]
+
+    @classmethod
+    def plan(
+        cls,
+        gallery: Gallery,
+        increments: Sequence[Increment],
+        subjects: Sequence[Subject],
+    ) -> "Studio":
+        """Ask for each subject beside the retained ones of the other kind."""
+        drawing = gallery.drawing
+        stay = [subject for subject in subjects if subject.role == "retained"]
+        asked = {}
+        for number, subject in enumerate(subjects):
+            beside = [s.name for s in stay if s.kind == other(subject.kind)]
+            # Each starts with another companion: two of them rarely ask for the same picture.
+            start = number % len(beside) if beside else 0
+            beside = beside[start:] + beside[:start]
+            asked[subject] = questions(subject, beside, drawing.pictures, drawing.seed)
+        gone = [subject for subject in subjects if subject.role == "erased"]
+        return cls(gallery, increments, asked, gone[: drawing.restore])
+
+    def draw(self, progress: Progress) -> int:
+        """Draw what is missing; returns how many pictures that was."""
+        missing: dict[State, dict[Questions, None]] = {}
+        for state, asked in self._work():
+            missing.setdefault(state, {}).update(dict.fromkeys(self.gallery.missing(state, asked)))
+        count = sum(len(batch) for batches in missing.values() for batch in batches)
+        if not count:
+            return 0
+        progress.stage("getting ready to draw")
+        seconds = self.gallery.seconds_a_picture() * count
+        if seconds > _LONG:
+            progress.say(
+                f"drawing {count} pictures is likely to take no more than {_minutes(seconds)}; "
+                "fewer --pictures or --steps, or a faster --device, make it shorter. It can be "
+                "interrupted: the same command goes on where it stopped"
+            )
+        progress.stage("drawing", count)
+        for state, batches in missing.items():
+            if batches:
+                self.gallery.draw(state, list(batches), progress.advance)
+        return count
+
+    def look(self, judge: Judge, progress: Progress) -> tuple[Looked, ...]:
+        """What was drawn of each subject, and what the judge takes it for."""
+        progress.stage("judging", len(self.subjects))
+        found = []
+        for subject, asked in self.subjects.items():
+            before, after = (
+                album(judge, self.gallery.pictures(state, asked))
+                for state in (_ORIGINAL, self._without())
+            )
+            restored = None
+            if subject in self.back:
+                restored = album(judge, self.gallery.pictures(self._without(subject), asked))
+            found.append(Looked(subject, asked, before, after, restored))
+            progress.advance()
+        return tuple(found)
+
+    def restores_pictures(self) -> bool:
+        """Whether weights composed without the increments draw the original's pictures."""
+        return all(
+            self.gallery.pictures(_ORIGINAL, asked).equal(
+                self.gallery.pictures(self._nothing(), asked)
+            )
+            for asked in self._checked()
+        )
+
+    def _work(self) -> list[tuple[State, Questions]]:
+        return [
+            *((_ORIGINAL, asked) for asked in self.subjects.values()),
+            *((self._without(), asked) for asked in self.subjects.values()),
+            *((self._without(subject), self.subjects[subject]) for subject in self.back),
+            *((self._nothing(), asked) for asked in self._checked()),
+        ]
+
+    def _checked(self) -> list[Questions]:
+        """What is drawn again with everything restored: whole batches, as the original's were."""
+        subjects = self.back or list(self.subjects)[:1]
+        return [self.subjects[subject][:BATCH] for subject in subjects]
+
+    def _without(self, back: Subject | None = None) -> State:
+        """The weights with all increments, but for those of a concept that is put back."""
+        slug = None if back is None else slugify(back.name)
+        return self._state([part for part in self.increments if slugify(part.concept) != slug])
+
+    def _nothing(self) -> State:
+        return self._state([])
+
+    def _state(self, increments: Sequence[Increment]) -> State:
+        """Composed weights, also where nothing is added to them."""
+        checkpoint: Checkpoint = self.gallery.model.checkpoint
+        stack = [(part, 1.0) for part in increments]
+        name = "+".join(sorted(part.digest for part in increments)) or "restored"
+        return State(name, lambda: patched_weights(checkpoint, stack))
+
+
+def restores_weights(checkpoint: Checkpoint) -> bool:
+    """Whether weights composed without any increment are the checkpoint's, byte for byte."""
+    return all(
+        compose(target.read(), (), target.name).tobytes() == target.read().tobytes()
+        for target in checkpoint.targets
+    )
+
+
+def _minutes(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min"

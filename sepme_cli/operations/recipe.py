@@ -1,0 +1,61 @@
+"""Recipes as files: one to begin with, and what one says."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from sepme_cli.arguments import FilePath, as_path
+from sepme_cli.checkpoints.disk.failures import writing
+from sepme_cli.checkpoints.disk.files import new_file, only_writer, write_all
+from sepme_cli.erasure.words import Item
+from sepme_cli.recipe import TEMPLATE, as_recipe
+from sepme_cli.strict_yaml import Scalar
+
+
+@dataclass(frozen=True)
+class InitResult:
+    """recipe: where it was written, "-" for a stream."""
+
+    recipe: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class RecipeInfo:
+    """What a recipe says. digest: of what it says, whatever its layout. method: None leaves it
+    open."""
+
+    file: str
+    digest: str
+    concepts: tuple[Item, ...]
+    protect: tuple[str, ...]
+    method: str | None
+    settings: Mapping[str, Scalar]
+
+
+def init(output: FilePath | BinaryIO, *, force: bool = False) -> InitResult:
+    """Write a recipe to begin with. Raises SystemFailure, also for a file that is there already."""
+    output = as_path(output)
+    data = TEMPLATE.encode()
+    if not isinstance(output, Path):
+        with writing(Path("-")):
+            output.write(data)
+            output.flush()
+        return InitResult("-", len(data))
+    with only_writer(output), new_file(output, len(data), force=force) as descriptor:
+        write_all(descriptor, data, 0)
+    return InitResult(str(output), len(data))
+
+
+def check(path: FilePath) -> RecipeInfo:
+    """Read a recipe. Raises MalformedError, with the line, and SystemFailure."""
+    recipe = as_recipe(path)
+    return RecipeInfo(
+        str(path),
+        recipe.digest,
+        recipe.concepts,
+        recipe.protect,
+        recipe.method,
+        recipe.settings,
+    )

@@ -1,0 +1,106 @@
+"""The background of a model's text encoders: computed once, and kept in the user's cache folder."""
+
+import json
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import torch
+from platformdirs import user_cache_path
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from patch_spec.base import Base
+from sepme_cli.checkpoints.disk.output import write_output
+from sepme_cli.diffusion.models import StableDiffusion
+from sepme_cli.erasure.background import VERSION, Background, Captions, captions, steps
+from sepme_cli.errors import SystemFailure
+from sepme_cli.planning.vocabulary import caption_words, everything
+from sepme_cli.progress import SILENT, Progress
+
+
+def background_of(
+    model: StableDiffusion, base: Base, *, cached: bool = True, progress: Progress = SILENT
+) -> Background:
+    """What the model's text encoders make of the sample, from the cache if it is there.
+
+    cached: look for it in the cache folder, and leave it there. A file there that is damaged, or
+    of another sample, is made anew; where the folder cannot be written, nothing is kept.
+    """
+    sample = captions(caption_words())
+    words = everything()
+    path = cache_folder() / f"{_key(model, base, sample, words)}.safetensors"
+    if cached and (found := _read(path, sample, words, base.width)) is not None:
+        return found
+    progress.stage(
+        "looking at ordinary captions (once per text encoder)" if cached else "ordinary captions",
+        steps(sample, words),
+    )
+    background = Background.of(model, sample, words, progress.advance)
+    if cached:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_output(path, _bytes(background), force=True)
+        except (OSError, SystemFailure) as error:
+            progress.say(f"the captions cannot be kept for the next time: {error}")
+    return background
+
+
+def cache_folder() -> Path:
+    """Where backgrounds are kept; safe to delete."""
+    return user_cache_path("sepme") / "backgrounds"
+
+
+def _key(model: StableDiffusion, base: Base, sample: Captions, words: tuple[str, ...]) -> str:
+    """What a background depends on, and nothing else, in 40 hexadecimal digits."""
+    tokens = model.tokens((*sample.protected, *sample.held_out, *words))
+    told = {
+        "version": VERSION,
+        "torch": torch.__version__,
+        "text_encoders": dict(base.text_encoders),
+        "words": words,
+        "sample": [sample.protected, sample.held_out],
+        "tokens": sha256(tokens.numpy().tobytes()).hexdigest(),
+    }
+    return sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:40]
+
+
+def _bytes(background: Background) -> bytes:
+    tensors = _tensors(background)
+    return save(tensors, metadata={"sha256": _digest(tensors)})
+
+
+def _tensors(background: Background) -> dict[str, Tensor]:
+    return {
+        "moment": background.moment,
+        "ends": background.ends,
+        "word_ends": background.word_ends,
+    }
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    whole = sha256()
+    for name in sorted(tensors):
+        whole.update(np.ascontiguousarray(tensors[name].numpy()).tobytes())
+    return whole.hexdigest()
+
+
+def _read(path: Path, sample: Captions, words: tuple[str, ...], width: int) -> Background | None:
+    """The background in a file; None if it is not there, or not whole."""
+    shapes = {
+        "moment": [width, width],
+        "ends": [len(sample.held_out), width],
+        "word_ends": [len(words), width],
+    }
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            said = (file.metadata() or {}).get("sha256")
+    except (OSError, SafetensorError):
+        return None
+    if {name: list(value.shape) for name, value in tensors.items()} != shapes:
+        return None
+    if _digest(tensors) != said:
+        return None
+    return Background(captions=sample.held_out, words=words, **tensors)

@@ -1,0 +1,316 @@
+"""Results as a person reads them: names and values below each other, and tables."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from sepme_cli.render.tables import add_row, cell_text, counted, fields, new_table
+from sepme_cli.render.wording import duration, printable, size
+
+if TYPE_CHECKING:
+    from sepme_cli.operations.apply import ApplyResult
+    from sepme_cli.operations.card import CardResult
+    from sepme_cli.operations.diff import DiffResult
+    from sepme_cli.operations.erase import EraseResult
+    from sepme_cli.operations.evaluate import EvaluateResult
+    from sepme_cli.operations.example import ExampleResult
+    from sepme_cli.operations.inspect import CheckpointInfo, InspectResult, PatchInfo
+    from sepme_cli.operations.recipe import InitResult, RecipeInfo
+    from sepme_cli.operations.revert import RevertResult
+    from sepme_cli.operations.sample import SampleResult
+
+BASE_MATCHES = {
+    "exact": "the very weights that the patch was made from",
+    "same-values": "the weights that the patch was made from, in another dtype",
+    "family": "another model of the family",
+}
+_ROLES = {True: "erased", False: "NOT erased", None: "not judged"}
+#: A list longer than this is cut, unless the user asked for the whole.
+LISTED = 12
+
+
+def erase(result: "EraseResult") -> RenderableType:
+    """The increments, one a row, and where the patch is."""
+    table = new_table(
+        *("concept", "taken for", "acts like", "separability", "leakage"),
+        *("rank", "steps", "stopped", "correlation", "time"),
+    )
+    for increment in result.increments:
+        correlation = increment.correlation
+        add_row(
+            table,
+            increment.concept,
+            increment.taken_for,
+            increment.like,
+            increment.separability,
+            increment.leakage,
+            increment.rank,
+            increment.steps,
+            increment.stopped,
+            None
+            if correlation.end is None
+            else f"{cell_text(correlation.start)} to {cell_text(correlation.end)}",
+            duration(increment.seconds),
+        )
+    beside = result.collateral
+    written = fields(
+        (
+            "collateral",
+            None
+            if beside is None
+            else f"captions that name no concept move by {beside.median:.0%}, 19 in 20 of them by "
+            f"at most {beside.p95:.0%}",
+        ),
+        ("patch", f"{result.patch}, {size(result.bytes)}"),
+        ("for", f"{result.base.family}, {counted(result.base.targets, 'weight')}"),
+        ("recipe", result.recipe),
+        ("applied", result.applied),
+        ("time", duration(result.seconds)),
+    )
+    return Group(table, "", written)
+
+
+def apply(result: "ApplyResult") -> RenderableType:
+    """What was done, or would be."""
+    others = [concept for concept in result.applied if concept not in result.concepts]
+    return fields(
+        ("output", "nothing is written: this is a check" if result.checked else result.output),
+        ("model", result.model),
+        ("would take out" if result.checked else "taken out", ", ".join(result.concepts)),
+        ("out before", ", ".join(others) or None),
+        ("changed", counted(result.tensors_changed, "tensor")),
+        ("base", BASE_MATCHES[result.base_match]),
+        ("revert", "exact, given the base" if result.exact else "not exact"),
+        ("statement", result.statement),
+        ("time", duration(result.seconds)),
+    )
+
+
+def revert(result: "RevertResult") -> RenderableType:
+    """What is back, what is still out, and how exactly."""
+    bound = result.max_abs_error
+    error = "by an unknown amount" if bound is None else f"by at most {cell_text(bound)} a weight"
+    return fields(
+        ("output", result.output),
+        ("model", result.model),
+        ("put back", ", ".join(result.restored)),
+        ("still out", ", ".join(result.remaining) or "nothing"),
+        ("exact", "yes" if result.exact else f"no, off {error}"),
+        ("time", duration(result.seconds)),
+    )
+
+
+def diff(result: "DiffResult", *, whole: bool) -> RenderableType:
+    """What differs; whole: every tensor, not only those that changed most."""
+    parts: list[RenderableType] = [printable(_verdict(result))]
+    if result.increments:
+        parts += ["", _increment_differences(result)]
+    if result.interference:
+        parts += ["", "interference: how much of a row's increment acts on a column's concept"]
+        parts.append(_matrix(result.interference))
+    if result.tensors:
+        parts += ["", *_tensor_differences(result, whole)]
+    for side, names in (("a", result.only_in_a), ("b", result.only_in_b)):
+        if names and not result.increments:
+            shown = names if whole else names[:LISTED]
+            parts += ["", f"only in {side}:", printable("\n".join(f"  {n}" for n in shown))]
+            parts += _cut(len(names) - len(shown))
+    if result.metadata:
+        parts += ["", printable(f"metadata that differs: {', '.join(result.metadata)}")]
+    return Group(*parts)
+
+
+def inspect(result: "InspectResult", *, whole: bool) -> RenderableType:
+    """What the file is, and the concepts in it; whole: the prompts and the metadata too."""
+    if result.kind == "checkpoint":
+        return _checkpoint(result, whole)
+    if result.kind == "patch":
+        return _patch(result, whole)
+    return fields(
+        ("file", f"{result.file}, {size(result.bytes)}"),
+        ("kind", "undo journal"),
+        ("tensors", str(result.tensors)),
+        ("base", result.base),
+    )
+
+
+def sample(result: "SampleResult") -> RenderableType:
+    """Where the pictures are."""
+    return fields(
+        ("output", result.output),
+        ("pictures", cell_text(result.images)),
+        ("time", duration(result.seconds)),
+    )
+
+
+def evaluate(result: "EvaluateResult") -> RenderableType:
+    """The concepts, one a row, the figures of all of them, and where the report is."""
+    table = new_table("concept", "", "before", "after", "95%", "n", "pixels", "put back")
+    for name, concept in result.concepts.items():
+        add_row(
+            table,
+            f"{name} ({concept.kind})",
+            _ROLES[concept.erased] if concept.role == "erased" else "retained",
+            _percent(concept.before),
+            _percent(concept.after),
+            _range(concept.interval),
+            concept.n,
+            f"{concept.pixel_distance:.1f}",
+            _percent(concept.restored.after) if concept.restored else None,
+        )
+    figures = fields(
+        ("UA", _percent(result.ua) + "  of what was asked for and erased is gone"),
+        ("IRA", _percent(result.ira) + "  of what stays is recognised, of the same kind"),
+        ("CRA", _percent(result.cra) + "  of the other kind"),
+        ("H", _percent(result.harmonic_mean) + "  harmonic mean of the three"),
+        ("beside", _percent(result.drawn_with_erased.after) + "  of what it was drawn with"),
+        ("FID, KID", None if result.reference is None else str(result.reference)),
+        ("restored", "identical to the original" if result.restored_identical else "NOT identical"),
+        ("report", result.page),
+        ("time", duration(result.seconds)),
+    )
+    return Group(table, "", figures)
+
+
+def example(result: "ExampleResult") -> RenderableType:
+    """Where the model is."""
+    return fields(("model", f"{result.model}, {size(result.bytes)}"), ("judge", result.judge))
+
+
+def card(result: "CardResult") -> RenderableType:
+    """The card as it is."""
+    return Text(result.card)
+
+
+def recipe_init(result: "InitResult") -> RenderableType:
+    """Where the recipe is."""
+    return fields(("recipe", f"{result.recipe}, {size(result.bytes)}"))
+
+
+def recipe_check(result: "RecipeInfo") -> RenderableType:
+    """What the recipe says, a concept a row."""
+    table = new_table("concept", "kind", "aliases", "prompts", "like")
+    for item in result.concepts:
+        aliases = ", ".join(item.aliases) or None
+        add_row(table, item.name, item.kind, aliases, len(item.prompts), item.like)
+    said = fields(
+        ("recipe", result.file),
+        ("protect", ", ".join(result.protect) or None),
+        ("method", result.method),
+        ("settings", ", ".join(f"{k} {v}" for k, v in result.settings.items()) or None),
+        ("digest", result.digest),
+    )
+    return Group(table, "", said)
+
+
+def _verdict(result: "DiffResult") -> str:
+    what = {
+        "checkpoints": ("the same tensors", counted(result.changed, "tensor") + " changed"),
+        "patches": ("the same increments", counted(result.changed, "increment") + " changed"),
+        "checkpoint and patch": (
+            "applied",
+            f"not applied; would change {counted(result.changed, 'tensor')}",
+        ),
+    }
+    return what[result.kind][not result.same]
+
+
+def _increment_differences(result: "DiffResult") -> Table:
+    table = new_table("concept", "status", "distance", "digest")
+    for part in result.increments:
+        add_row(table, part.concept, part.status, part.distance, part.digest[:12])
+    return table
+
+
+def _matrix(rows: Mapping[str, Mapping[str, float]]) -> Table:
+    table = new_table("", *next(iter(rows.values())))
+    for name, cells in rows.items():
+        add_row(table, name, *cells.values())
+    return table
+
+
+def _tensor_differences(result: "DiffResult", whole: bool) -> list[RenderableType]:
+    table = new_table("tensor", "relative norm", "max abs", "rank")
+    most = sorted(result.tensors, key=lambda t: -(t.relative_norm or math.inf))
+    shown = most if whole else most[:LISTED]
+    for tensor in shown:
+        add_row(table, tensor.name, tensor.relative_norm, tensor.max_abs, tensor.rank)
+    return [table, *_cut(len(most) - len(shown))]
+
+
+def _cut(count: int) -> list[RenderableType]:
+    return [f"  and {count} more: -v lists them all"] if count else []
+
+
+def _checkpoint(result: "CheckpointInfo", whole: bool) -> RenderableType:
+    # What the entry of our own says stands below, under its concepts.
+    others = {key: value for key, value in result.metadata.items() if key != "sepme"}
+    metadata = (("", f"{key}: {value}") for key, value in others.items())
+    twins = ", each with an EMA twin" if result.ema else ""
+    parts: list[RenderableType] = [
+        fields(
+            ("file", f"{result.file}, {size(result.bytes)}"),
+            ("kind", f"checkpoint, {result.title}, {result.layout}"),
+            ("dtype", result.dtype),
+            ("targets", f"{result.targets} of {result.tensors} tensors{twins}"),
+            ("text", f"{result.width} wide, {', '.join(result.text_encoders) or 'no encoder'}"),
+            ("base", result.base),
+            ("undo", result.undo),
+            *((("metadata", ""), *metadata) if whole and others else ()),
+        )
+    ]
+    if result.applied:
+        table = new_table("taken out", "scale", "digest")
+        for entry in result.applied:
+            add_row(table, entry.concept, entry.scale, entry.digest[:12])
+        parts += ["", table]
+    return Group(*parts)
+
+
+def _patch(result: "PatchInfo", whole: bool) -> RenderableType:
+    manifest = result.manifest
+    base = manifest["base"]
+    amount = "" if result.bytes is None else f", {size(result.bytes)}"
+    table = new_table("concept", "kind", "rank", "method", "leakage", "separability", "digest")
+    for part in manifest["increments"]:
+        measured = part["measured"]
+        add_row(
+            table,
+            part["concept"],
+            part["kind"],
+            part["rank"],
+            part["method"]["name"],
+            measured["leakage"],
+            measured["separability"],
+            part["digest"][:12],
+        )
+    prompts = [prompt for part in manifest["increments"] for prompt in part["prompts"]]
+    return Group(
+        fields(
+            ("file", f"{result.file}{amount}"),
+            ("kind", f"patch, by {manifest['tool']}"),
+            ("for", f"{base['family']}, {counted(len(base['targets']), 'weight')}"),
+            ("recipe", manifest["recipe"]),
+            ("prompts", _below_each_other(prompts) if whole else None),
+            ("separable from", _below_each_other(manifest["separable_from"]) if whole else None),
+            ("protected", _below_each_other(manifest["protected"]) if whole else None),
+        ),
+        "",
+        table,
+    )
+
+
+def _below_each_other(prompts: Sequence[str]) -> str | None:
+    return "\n".join(prompt or "the blank prompt" for prompt in prompts) or None
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.0%}"
+
+
+def _range(interval: tuple[float, float] | None) -> str | None:
+    return None if interval is None else f"{interval[0]:.0%} to {interval[1]:.0%}"

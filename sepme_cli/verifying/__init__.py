@@ -1,0 +1,1 @@
+"""Whether what files say of themselves is true."""
