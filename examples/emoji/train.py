@@ -55,7 +55,7 @@ class Run:
     ) -> None:
         self.path = folder / f"{name}.pt"
         self.name, self.module, self.steps = name, module.to(DEVICE), steps
-        self.optimiser = torch.optim.AdamW(module.parameters(), rate, weight_decay=0.01)
+        self.optimiser = torch.optim.AdamW(module.parameters(), rate, weight_decay=0.01, fused=True)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimiser, rate, total_steps=steps, pct_start=0.05
         )

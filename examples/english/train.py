@@ -34,7 +34,7 @@ from sepme_cli.diffusion.tokenizer import tokenize
 
 FIRST = Path("examples/emoji-sd.safetensors")
 SHIPPED = Path("examples/english-sd.safetensors")
-STEPS = 5000
+STEPS = 3600
 
 
 def pictures() -> Tensor:
