@@ -24,7 +24,7 @@ from sepme_cli.increments import compose
 
 MODEL = Path("examples/english-sd.safetensors")
 JUDGE = Path("examples/english-judge.safetensors")
-STEPS, GUIDANCE = 20, 3.0
+STEPS, GUIDANCE = 10, 3.0
 _NAMED = 80
 """About how many pictures of erased objects are looked at."""
 STYLE_NAMES, OBJECT_NAMES = tuple(STYLES), tuple(OBJECTS)

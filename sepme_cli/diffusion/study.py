@@ -35,8 +35,8 @@ _FEWEST = 6
 
 
 #: How much more than its setting protection may cost, step by step, until the collateral holds.
-_PRICES = (1.0, 3.0, 10.0, 30.0, 100.0)
-_PROTECTED = 500
+_PRICES = (1.0, 3.0, 4.5, 10.0, 30.0)
+_PROTECTED = 200
 """About how many prompts of neighbours and named words are protected, beside the background."""
 
 

@@ -68,7 +68,7 @@ class Settings:
     protection: float = 10.0
     ridge: float = 1e-4
     background: float = 1.0
-    collateral: float = 0.65
+    collateral: float = 0.7
     erase_scale: float = 1.3
     neighbours: int = 8
     device: str | None = None
