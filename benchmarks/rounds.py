@@ -1,7 +1,7 @@
 """Every method on the English canvas, in two rounds: told nothing but the concepts, and told the
 same neighbours.
 
-    python -m benchmarks.rounds tune 1    # peers' settings, on concepts that are not reported
+    python -m benchmarks.rounds tune      # peers' settings, on concepts that are not reported
     python -m benchmarks.rounds run 1     # goes on where it was; run 1 10 is ten at once alone
     python -m benchmarks.rounds table
 
@@ -64,7 +64,7 @@ def states() -> Mapping[str, tuple[tuple[str, ...], ...]]:
         [name for name in order() if kind_of(name) == kind] for kind in ("style", "object")
     )
     return {
-        "1": tuple((name,) for name in (*styles[:2], *objects[:4])),
+        "1": tuple((name,) for name in (*styles[:2], *objects[:3])),
         "10": ((*styles[2:4], *objects[4:12]),),
         "50": ((*styles[2:4], *objects[12:60]),),
         "100": ((*styles[2:4], *objects[60:158]),),
@@ -73,7 +73,7 @@ def states() -> Mapping[str, tuple[tuple[str, ...], ...]]:
 
 def tuning() -> tuple[tuple[str, ...], ...]:
     """Of the concepts that sepme's defaults were chosen on, too."""
-    return ((CHOSEN_ON[0],), (CHOSEN_ON[-1],), CHOSEN_ON[1:5])
+    return ((CHOSEN_ON[-1],), CHOSEN_ON[:5])
 
 
 class Bench:
@@ -151,19 +151,20 @@ def methods(told: Round, state: str) -> tuple[str, ...]:
     return ("sepme", *SOLVING, *([*list(OURS)[1:], *TRAINING] if slow else ()))
 
 
-def tuned(name: str, told: Round) -> Peer | str:
+def tuned(name: str) -> Peer | str:
     """A method with its settings; for sepme, its --method."""
     if name in OURS:
         return OURS[name]
     if name in TRAINING:
         return replace(PEERS[name], **TRAINING[name])  # type: ignore[type-var]
     said = json.loads(SETTINGS.read_text()) if SETTINGS.exists() else {}
-    chosen = said.get(f"{told}/{name}", {}).get("chosen", {})
+    chosen = said.get(name, {}).get("chosen", {})
     return replace(PEERS[name], **chosen)  # type: ignore[type-var]
 
 
-def tune(told: Round) -> None:
-    """One setting at a time, from the paper's values; the best of each is kept for the next."""
+def tune(told: Round = ROUNDS[0]) -> None:
+    """One setting at a time, from the paper's values; the best of each is kept for the next. The
+    second round has the same."""
     settings, bench = Results(SETTINGS), Bench()
     for name in SOLVING:
 
@@ -183,7 +184,7 @@ def tune(told: Round) -> None:
                         best, peer, chosen = found, other, {**chosen, setting: value}
             return {"chosen": chosen, "score": round(best, 4), "tried": tried}
 
-        print(told, name, json.dumps(settings.get(f"{told}/{name}", choose)), flush=True)
+        print(name, json.dumps(settings.get(name, choose)), flush=True)
 
 
 def run(told: Round, *chosen: str) -> None:
@@ -191,7 +192,7 @@ def run(told: Round, *chosen: str) -> None:
     results, bench = Results(RESULTS), Bench()
     for state, sets in states().items():
         for name in methods(told, state) if not chosen or state in chosen else ():
-            peer = tuned(name, told)
+            peer = tuned(name)
             said = {} if isinstance(peer, str) else asdict(peer)  # type: ignore[call-overload]
 
             def make(
@@ -227,7 +228,7 @@ def main(stage: str = "run", number: str = "1", *chosen: str) -> None:
     if stage == "table":
         print(table())
     elif stage == "tune":
-        tune(told)
+        tune()
     else:
         run(told, *chosen)
 

@@ -76,7 +76,7 @@ protect:
 # settings:
 #   rank: 8
 #   neighbours: 8            # protect so many common words nearest to each concept
-#   collateral: 0.65         # how far 19 in 20 ordinary captions may move
+#   collateral: 0.7          # how far 19 in 20 ordinary captions may move
 """
 """What `sepme recipe init` writes."""
 
