@@ -7,7 +7,11 @@ READY := $(VENV)/.ready
 # One thread a process: the tests run side by side, and results must not depend on it.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: setup demo test lint types contract vectors site check clean
+# Most of what a change breaks, in a minute: the format, the method, checkpoints, recipes.
+QUICK := tests/patch_spec tests/erasure tests/checkpoints tests/test_increments.py \
+	tests/test_recipe.py tests/test_places.py tests/test_arguments.py tests/test_api.py
+
+.PHONY: setup demo test quick lint types contract vectors site check clean
 
 setup: $(READY)
 
@@ -21,6 +25,9 @@ demo: $(READY)
 
 test: $(READY)
 	$(PYTEST) $(ARGS)
+
+quick: $(READY)
+	$(PYTEST) -q -m "not slow" --durations=0 --durations-min=5 $(QUICK)
 
 lint: $(READY)
 	$(BIN)/ruff check .
