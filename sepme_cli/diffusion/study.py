@@ -35,7 +35,9 @@ _FEWEST = 6
 
 
 #: How much more than its setting protection may cost, step by step, until the collateral holds.
-_PRICES = (1.0, 3.0, 4.5, 10.0, 30.0)
+_PRICES = (1.0, 3.0, 10.0, 30.0, 100.0)
+_BETWEEN = 2
+"""How often a price is looked for between one that is too low and one that is high enough."""
 _PROTECTED = 200
 """About how many prompts of neighbours and named words are protected, beside the background."""
 
@@ -212,12 +214,12 @@ def _climb(
     attempt: Callable[[float], _Attempt], settings: Settings, thorough: bool
 ) -> tuple[_Attempt, list[_Attempt]]:
     """Raise the price of protection until the collateral holds, and no further than concepts can
-    still be told from what must stay. Returns the one that is meant and all that were looked at."""
+    still be told from what must stay. Returns the one that is meant and all that were looked at,
+    the least protection first."""
     found = [attempt(settings.protection)]
-    chosen = found[0]
+    low, chosen = None, found[0]
     for price in _PRICES[1:]:
-        before = chosen.strength.collateral
-        holds = before is None or before.p95 <= settings.collateral
+        holds = _excess(chosen, settings) <= 0
         if holds and not thorough:
             break
         try:
@@ -226,10 +228,34 @@ def _climb(
             break
         found.append(dearer)
         if not holds and dearer.strength.separability >= USEFUL_SEPARABILITY:
-            chosen = dearer
+            low, chosen = chosen, dearer
         elif not thorough:
             break
-    return chosen, found
+    for _ in range(_BETWEEN):
+        if low is None or _excess(chosen, settings) > 0:
+            break
+        between = attempt(_price_between(low, chosen, settings))
+        found.append(between)
+        if _excess(between, settings) <= 0:
+            chosen = between
+            break
+        low = between
+    return chosen, sorted(found, key=lambda one: one.strength.protection)
+
+
+def _excess(one: _Attempt, settings: Settings) -> float:
+    """By how much the collateral is above what it may be."""
+    collateral = one.strength.collateral
+    return 0.0 if collateral is None else collateral.p95 - settings.collateral
+
+
+def _price_between(low: _Attempt, high: _Attempt, settings: Settings) -> float:
+    """Where the collateral should be just what it may be, if it falls evenly with the logarithm of
+    the price; two digits of it."""
+    above, below = _excess(low, settings), -_excess(high, settings)
+    share = above / (above + below) if above + below > 0 else 1.0
+    prices = [one.strength.protection for one in (low, high)]
+    return float(f"{prices[0] * (prices[1] / prices[0]) ** share:.2g}")
 
 
 def _collateral(

@@ -47,12 +47,20 @@ def test_protection_grows_until_the_bound_holds(small_model: Path) -> None:
     assert [one.protection for one in free.strengths] == pytest.approx([0.1, 0.3, 1, 3, 10])
     kept = [one.separability for one in free.strengths]
     assert kept == sorted(kept, reverse=True)
-    # A bound that the second strength holds to.
-    bound = replace(EASY, collateral=(far[0] + far[1]) / 2)
-    held = plan_erasure(small_model, ["ink"], settings=bound)
-    assert held.protection == pytest.approx(0.3)
-    assert not held.refused
-    assert held.collateral is not None and held.collateral.p95 <= bound.collateral
+    # Bounds that the second and the fourth strength hold to, and no weaker one: no more is paid.
+    for place in (1, 3):
+        bound = replace(EASY, collateral=(far[place - 1] + far[place]) / 2)
+        held = plan_erasure(small_model, ["ink"], settings=bound)
+        weaker, enough = (free.strengths[i].protection for i in (place - 1, place))
+        assert weaker < held.protection <= enough
+        assert not held.refused
+        assert held.collateral is not None and held.collateral.p95 <= bound.collateral
+        # Something between the two was looked at, and taken if it holds.
+        between = [one for one in held.strengths if weaker < one.protection < enough]
+        assert between
+        assert any(one.protection == held.protection for one in between) or all(
+            one.collateral is not None and one.collateral.p95 > bound.collateral for one in between
+        )
 
 
 def test_it_stands_in_the_result_the_manifest_and_the_card(
