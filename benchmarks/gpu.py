@@ -19,6 +19,7 @@ import torch
 
 from benchmarks.results import Results
 from sepme_cli.diffusion.devices import Unit, units
+from sepme_cli.diffusion.options import ModelOptions
 from sepme_cli.erasure.settings import Settings
 from sepme_cli.operations.erase import erase
 from sepme_cli.planning.request import MethodName
@@ -47,8 +48,8 @@ def measured(model: Path, unit: Unit, method: MethodName, low_memory: bool) -> d
             kind="style",
             protect=["Van Gogh", "Picasso"],
             method=method,
-            settings=Settings(steps=_STEPS, device=unit.name, dtype="auto"),
-            low_memory=low_memory,
+            settings=Settings(steps=_STEPS),
+            options=ModelOptions(device=unit.name, low_memory=low_memory),
             output=BytesIO(),
         )
     except torch.OutOfMemoryError:

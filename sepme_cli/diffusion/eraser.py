@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -167,6 +167,6 @@ def _description(
         "slug": slugify(study.concept.name),
         "rank": len(study.space.basis),
         "prompts": study.concept.prompts,
-        "method": Method(method, {**settings.recorded(), **study.chosen}),
+        "method": Method(method, {**asdict(settings), **study.chosen}),
         "measured": measured,
     }

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
 from sepme_cli.diffusion.configs import SCHEDULE
-from sepme_cli.diffusion.devices import Residence
+from sepme_cli.diffusion.devices import DTYPES, Residence
 from sepme_cli.diffusion.loading import load_unet, load_vae, predicts_velocity
+from sepme_cli.diffusion.options import Prediction
 from sepme_cli.diffusion.text import Conditioning, TextEncoder, condition, padding_of
 from sepme_cli.diffusion.tokenizer import has_tokenizer
 from sepme_cli.diffusion.weights import to_torch
@@ -26,8 +27,6 @@ from sepme_cli.progress import SILENT, Progress
 # Both warn about what nothing here uses or does: image processors, a cast after loading.
 for library in ("transformers", "diffusers"):
     logging.getLogger(library).setLevel(logging.ERROR)
-
-Prediction = Literal["epsilon", "velocity"]
 
 _AESTHETICS = 6.0
 """How well made a picture the refiner is asked for, as its authors' pipeline asks."""
@@ -74,6 +73,11 @@ class StableDiffusion:
             if checkpoint.family.name != "sd1":
                 progress.say(f"taken to predict {prediction}; --prediction says otherwise")
         return cls(checkpoint, device, dtype, prediction, tokenizer, frugal)
+
+    @property
+    def dtype_name(self) -> str:
+        """What people call the dtype: "fp32"."""
+        return next(name for name, dtype in DTYPES.items() if dtype == self.dtype)
 
     @cached_property
     def _residence(self) -> Residence:

@@ -71,12 +71,13 @@ class Study:
     @property
     def chosen(self) -> dict[str, int | float | str | None]:
         """What was not set but found: what the concept acts like, what kind it is, the price of
-        protection, and the sample of captions."""
+        protection, the sample of captions, and the dtype that the UNet computes in."""
         return {
             "like": self.concept.like,
             "kind": self.concept.kind,
             "protection": self.shared.strength.protection,
             "captions": None if self.shared.bystanders is None else VERSION,
+            "dtype": self.shared.dtype,
         }
 
     @property
@@ -110,7 +111,7 @@ class Shared:
 
     gram: the sum of W^T W over all layers, [d, d]. witnesses: the blank, all concepts' prompts and
     those of concepts erased before. strength: the one that was chosen; tried: all that were looked
-    at, the least protection first. bystanders: None without a background.
+    at, the least protection first. bystanders: None without a background. dtype: of the UNet.
     """
 
     ground: Ground
@@ -119,6 +120,7 @@ class Shared:
     strength: Strength
     tried: tuple[Strength, ...]
     bystanders: Bystanders | None
+    dtype: str
 
 
 def study(
@@ -186,7 +188,8 @@ def study_concepts(
     chosen, attempts = _climb(attempt, settings, thorough)
     tried = tuple(one.strength for one in attempts)
     witnesses = Witnesses.of(apart, words.states(apart), gram)
-    shared = Shared(chosen.ground, gram, witnesses, chosen.strength, tried, bystanders)
+    dtype = model.dtype_name
+    shared = Shared(chosen.ground, gram, witnesses, chosen.strength, tried, bystanders, dtype)
     outside = _all([BLANK], *known)
     return [
         Study(

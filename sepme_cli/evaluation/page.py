@@ -9,8 +9,9 @@ from PIL import Image
 from torch import Tensor
 
 from patch_spec.text import slugify
-from sepme_cli.evaluation.figures import Album, ConceptFigures, Figure, Looked
+from sepme_cli.evaluation.figures import Album, Looked
 from sepme_cli.evaluation.report import Report
+from sepme_cli.evaluation.results import ConceptFigures, Figure
 from sepme_cli.evaluation.style import READING, STYLE
 
 _SIDE = 256
@@ -30,20 +31,20 @@ def page(report: Report) -> str:
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(verdict(report.concepts))}</title>
+<title>{escape(verdict(report.result.concepts))}</title>
 <style>{STYLE}</style>
 </head>
 <body>
 <header>
 <p class="eyebrow">sepme evaluate</p>
-<h1>{escape(verdict(report.concepts))}</h1>
+<h1>{escape(verdict(report.result.concepts))}</h1>
 <p class="lede">{escape(_lede(report))}</p>
 </header>
 {_tiles(report)}
-{_notes(report.warnings)}
+{_notes(report.result.warnings)}
 <section>
 <h2>Concept by concept</h2>
-{_concepts(report.concepts)}
+{_concepts(report.result.concepts)}
 </section>
 <section>
 <h2>What was to go</h2>
@@ -57,7 +58,7 @@ def page(report: Report) -> str:
 </section>
 <section>
 <h2>How it was made</h2>
-{f"<pre><code>{escape(report.command)}</code></pre>" if report.command else ""}
+{f"<pre><code>{escape(report.result.command)}</code></pre>" if report.result.command else ""}
 <dl>{_facts(report.facts)}</dl>
 </section>
 </body>
@@ -78,18 +79,18 @@ def verdict(concepts: Mapping[str, ConceptFigures]) -> str:
 
 
 def _lede(report: Report) -> str:
-    kept = [c for c in report.concepts.values() if c.role == "retained"]
+    kept = [c for c in report.result.concepts.values() if c.role == "retained"]
     beside = f"{len(kept)} neighbours that must stay were looked at too. " if kept else ""
     back = (
         "Without the increments, weights and pictures are the original's, bit for bit."
-        if report.restored_identical
+        if report.result.restored_identical
         else "Without the increments, the original did NOT come back exactly."
     )
     return beside + back
 
 
 def _tiles(report: Report) -> str:
-    s, r = report.summary, report.reference
+    s, r = report.result, report.result.reference
     tiles = [
         ("UA", _percent(s.ua), "unlearning accuracy", _beside(s.erased, inverted=True)),
         ("IRA", _percent(s.ira), "in-domain retention", _beside(s.retained_same_domain)),
@@ -101,7 +102,7 @@ def _tiles(report: Report) -> str:
             _beside(s.drawn_with_erased),
         ),
         ("H", _percent(s.harmonic_mean), "harmonic mean", "of UA, IRA, CRA"),
-        ("Restored", "same" if report.restored_identical else "differs", "as the original", ""),
+        ("Restored", "same" if s.restored_identical else "differs", "as the original", ""),
     ]
     if r is not None:
         tiles.append(("FID", f"{r.fid_after:.3g}", "after", f"{r.fid_before:.3g} before"))

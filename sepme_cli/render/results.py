@@ -12,11 +12,11 @@ from sepme_cli.render.tables import add_row, cell_text, counted, fields, new_tab
 from sepme_cli.render.wording import duration, printable, size
 
 if TYPE_CHECKING:
+    from sepme_cli.evaluation.results import EvaluateResult
     from sepme_cli.operations.apply import ApplyResult
     from sepme_cli.operations.card import CardResult
     from sepme_cli.operations.diff import DiffResult
     from sepme_cli.operations.erase import EraseResult
-    from sepme_cli.operations.evaluate import EvaluateResult
     from sepme_cli.operations.example import ExampleResult
     from sepme_cli.operations.inspect import CheckpointInfo, InspectResult, PatchInfo
     from sepme_cli.operations.recipe import InitResult, RecipeInfo
