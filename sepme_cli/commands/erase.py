@@ -1,7 +1,7 @@
 """sepme erase."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -35,12 +35,16 @@ from sepme_cli.commands.options import (
     output_for,
 )
 from sepme_cli.diffusion.options import ModelOptions
+from sepme_cli.erasure.methods import METHODS
 from sepme_cli.erasure.prompts import AsKind
 from sepme_cli.erasure.settings import Settings
 from sepme_cli.places import parse_output, parse_place
 from sepme_cli.render import plan, results
 
-Method = Literal["sepme", "closed-form"]
+if TYPE_CHECKING:
+    Method = str
+else:
+    Method = Literal[tuple(METHODS)]
 
 
 def erase(

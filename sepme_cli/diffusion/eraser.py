@@ -57,6 +57,17 @@ def closed_form_increment(study: Study, settings: Settings) -> Made:
     return Made(increment, study.concept.like, time.monotonic() - started)
 
 
+def closed_form_increments(
+    model: StableDiffusion,
+    studies: Sequence[Study],
+    settings: Settings,
+    pictures: Tensor | None = None,
+    progress: Progress = SILENT,
+) -> list[Made]:
+    """The same of several; nothing of the model is needed but what the studies hold."""
+    return [closed_form_increment(study, settings) for study in studies]
+
+
 def sepme_increments(
     model: StableDiffusion,
     studies: Sequence[Study],

@@ -13,13 +13,12 @@ from sepme_cli.checkpoints.hub.cache import local
 from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
 from sepme_cli.checkpoints.reading.kinds import kind_of
 from sepme_cli.checkpoints.reading.patches import PatchFile, read_patch_file
-from sepme_cli.checkpoints.structure.families import REFINER, SD1, SD2, SDXL
+from sepme_cli.checkpoints.structure.families import FAMILIES
 from sepme_cli.composing.matching import check_patched
 from sepme_cli.errors import UsageError
 from sepme_cli.evaluation.results import Measured, read_measured
 from sepme_cli.progress import SILENT, Progress
 
-_TITLES = {family.name: family.title for family in (SD1, SD2, SDXL, REFINER)}
 _LIMITS = """\
 ## Limits
 
@@ -121,7 +120,7 @@ def _taken_out(rows: Sequence[_Row], patches: Sequence[PatchFile]) -> Iterator[s
 def _from(family: FamilyName, base: str, base_model: str | None) -> Iterator[str]:
     yield "\n## From which model\n"
     named = f", {_plain(base_model)}" if base_model else ""
-    title = _TITLES[family]
+    title = FAMILIES[family].title
     yield f"{title[0].upper()}{title[1:]}{named}. Digest of its cross-attention weights: `{base}`."
 
 

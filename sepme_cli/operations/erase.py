@@ -13,7 +13,7 @@ from sepme_cli.arguments import FilePath, PlaceLike, Words, as_output, as_path
 from sepme_cli.checkpoints.disk.files import check_writable
 from sepme_cli.checkpoints.disk.output import moment_of_making, output_name, write_output
 from sepme_cli.checkpoints.hub.cache import check_publishable, publish
-from sepme_cli.diffusion.eraser import Made, closed_form_increment, sepme_increments
+from sepme_cli.diffusion.eraser import Made
 from sepme_cli.diffusion.pictures import load_pictures
 from sepme_cli.diffusion.study import Study
 from sepme_cli.erasure.collateral import Collateral
@@ -114,12 +114,12 @@ def erase(
         if survey.wrecks is not None and not force_collateral:
             raise survey.wrecks
         made = _made(survey, progress)
-    kept = survey.studies[0]  # what one keeps beside the others' prompts, all keep
+    shared = survey.studies[0].shared
     patch = Patch(
         base=survey.base,
         increments=tuple(m.increment for m in made),
-        separable_from=kept.separable,
-        protected=kept.protected,
+        separable_from=shared.separable,
+        protected=shared.protected,
         tool=f"sepme {__version__}",
         created=moment_of_making(),
         recipe=request.digest,
@@ -141,8 +141,8 @@ def erase(
             _summary(m, study, survey.around.neighbours.get(study.concept.name, ()))
             for m, study in zip(made, survey.studies, strict=True)
         ),
-        collateral=kept.shared.strength.collateral,
-        protection=kept.shared.strength.protection,
+        collateral=shared.strength.collateral,
+        protection=shared.strength.protection,
         seconds=time.monotonic() - started,
         applied=None if apply_to is None else str(apply_to),
         warnings=progress.warnings,
@@ -150,16 +150,15 @@ def erase(
 
 
 def _made(survey: Survey, progress: Progress) -> list[Made]:
-    request = survey.request
-    if request.method == "closed-form":
-        return [closed_form_increment(s, request.settings) for s in survey.studies]
-    size = survey.network.picture_size
-    pictures = None if request.images is None else load_pictures(request.images, size)
+    request, network = survey.request, survey.network
+    images = None
+    if request.images is not None:
+        images = load_pictures(request.images, network.picture_size)
     groups = [survey.studies] if request.joint else [(study,) for study in survey.studies]
     return [
         made
         for group in groups
-        for made in sepme_increments(survey.network, group, request.settings, pictures, progress)
+        for made in request.method.increments(network, group, request.settings, images, progress)
     ]
 
 

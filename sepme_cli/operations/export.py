@@ -29,6 +29,7 @@ from sepme_cli.checkpoints.reading.patches import (
     with_scales,
 )
 from sepme_cli.checkpoints.structure.dtypes import CASTS, header_dtype
+from sepme_cli.checkpoints.structure.families import FAMILIES
 from sepme_cli.checkpoints.structure.layout import span_of
 from sepme_cli.checkpoints.writing.destination import check_suffix
 from sepme_cli.composing.composition import TOOL, converted
@@ -148,7 +149,7 @@ def export(
         pairs = dict(_pairs(source, terms, wanted, to, loss, progress))
     rank = max(len(down) for _, down in pairs.values())
     name = target.stem if isinstance(target, Path) else terms[0][0].slug
-    told = lora_metadata(source.family, concepts, name, rank, TOOL, to)
+    told = lora_metadata(FAMILIES[source.family], concepts, name, rank, TOOL, to)
     data = lora_bytes(pairs, to, wanted, told)
     write_output(target, data, force=force)
     progress.warn(ONLY_ADDS)
@@ -216,7 +217,7 @@ def _pairs(
         up, down = _evened(*_no_wider(*whole))
         pair = converted(up, dtype, name), converted(down, dtype, name)
         loss.add(whole[0] @ whole[1], pair)
-        yield module_name(name, source.family, span, to), pair
+        yield module_name(name, FAMILIES[source.family], span, to), pair
         progress.advance()
 
 

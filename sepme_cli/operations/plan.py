@@ -119,12 +119,12 @@ def plan(request: EraseRequest, progress: Progress) -> ErasePlan:
         seconds = time.monotonic() - started
         if request.images is not None:  # which the run would fail on
             load_pictures(request.images, survey.network.picture_size)
-        if request.method == "sepme":
+        if request.method.learns:
             seconds += expected_seconds(survey.network, len(parts), request.settings)
     shared = survey.studies[0].shared
     between = {a.concept: {b.concept: interference(a, b) for b in parts} for a in parts}
     return ErasePlan(
-        method=request.method,
+        method=request.method.name,
         base=survey.summary,
         recipe=request.digest,
         width=survey.base.width,

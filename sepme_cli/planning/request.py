@@ -17,6 +17,7 @@ from sepme_cli.arguments import (
     several,
 )
 from sepme_cli.diffusion.options import ModelOptions
+from sepme_cli.erasure.methods import LEARNING, METHODS, PLAIN, Method
 from sepme_cli.erasure.prompts import AsKind
 from sepme_cli.erasure.settings import Settings
 from sepme_cli.erasure.words import Item, parse_word
@@ -25,7 +26,6 @@ from sepme_cli.places import Place
 from sepme_cli.recipe import Recipe, as_recipe
 from sepme_cli.strict_yaml import Scalar
 
-MethodName = Literal["sepme", "closed-form"]
 #: "auto" erases what is nearly the same as a concept with it; "none" leaves it as it falls.
 Aliases = Literal["none", "auto"]
 
@@ -36,8 +36,9 @@ class Wishes(TypedDict, total=False):
     recipe: a file or what was read from it, in place of concepts, kind, to and protect; its digest
     stands in the patch. kind: what the concepts are. to: the anchor, what they should act like.
     protect: words that must not change, "style:noto" or "object:cat" where they are of another
-    kind than `kind`. known: patches made before, whose concepts are left alone. method: the closed
-    form if left out, or SepME's optimisation where images or joint ask for it. images: a folder of
+    kind than `kind`. known: patches made before, whose concepts are left alone. method: one of
+    `METHODS`; the closed form if left out, or SepME's optimisation where images or joint ask for
+    it. images: a folder of
     images of the (one) concept, instead of ones that the model draws. joint: optimise the concepts
     together. aliases: "auto" also erases the words that are nearly the same as a concept.
     settings: hyper-parameters by name, which override the recipe's one by one; a `Settings` says
@@ -50,7 +51,7 @@ class Wishes(TypedDict, total=False):
     to: str | None
     protect: Words
     known: Places
-    method: MethodName | None
+    method: str | None
     images: FilePath | None
     joint: bool
     aliases: Aliases
@@ -71,7 +72,7 @@ class EraseRequest:
     recipe: Recipe
     digest: str | None
     name: str
-    method: MethodName
+    method: Method
     settings: Settings
     options: ModelOptions
     known: tuple[Place, ...]
@@ -137,17 +138,18 @@ def _check(items: Sequence[Item]) -> None:
             )
 
 
-def _method(
-    method: MethodName | None, recipe: Recipe, images: Path | None, *, joint: bool
-) -> MethodName:
+def _method(name: str | None, recipe: Recipe, images: Path | None, *, joint: bool) -> Method:
     """The method asked for, else the recipe's, else what images and joint work need."""
     if images is not None and len(recipe.concepts) > 1:
         raise UsageError("--images shows one concept; erase several in several runs, with --known")
-    method = method or cast(MethodName | None, recipe.method)
     optimises = joint or images is not None
-    if optimises and method == "closed-form":
+    name = name or recipe.method or (LEARNING if optimises else PLAIN)
+    if name not in METHODS:
+        raise UsageError(f"no method {name!r}", expected=" or ".join(METHODS), found=name)
+    method = METHODS[name]
+    if optimises and not method.images:
         raise UsageError("--images and --joint are for --method sepme; the closed form needs none")
-    return method or ("sepme" if optimises else "closed-form")
+    return method
 
 
 def _settings(recipe: Recipe, wishes: Wishes) -> tuple[Settings, ModelOptions]:

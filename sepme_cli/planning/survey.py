@@ -90,7 +90,7 @@ def surveyed(
     with opened_model(
         request.model,
         request.options,
-        "learning" if request.method == "sepme" else "closed form",
+        "learning" if request.method.learns else "closed form",
         images=settings.batch_size,
         check=lambda found: check_unpatched(found, "erase from its base, and apply both patches"),
         progress=progress,
