@@ -10,6 +10,7 @@ from torch import Tensor
 
 from patch_spec.text import slugify
 from sepme_cli.evaluation.figures import Album, Looked
+from sepme_cli.evaluation.intervals import percent
 from sepme_cli.evaluation.report import Report
 from sepme_cli.evaluation.results import ConceptFigures, Figure
 from sepme_cli.evaluation.style import READING, STYLE
@@ -92,16 +93,16 @@ def _lede(report: Report) -> str:
 def _tiles(report: Report) -> str:
     s, r = report.result, report.result.reference
     tiles = [
-        ("UA", _percent(s.ua), "unlearning accuracy", _beside(s.erased, inverted=True)),
-        ("IRA", _percent(s.ira), "in-domain retention", _beside(s.retained_same_domain)),
-        ("CRA", _percent(s.cra), "cross-domain retention", _beside(s.retained_other_domain)),
+        ("UA", percent(s.ua), "unlearning accuracy", _beside(s.erased, inverted=True)),
+        ("IRA", percent(s.ira), "in-domain retention", _beside(s.retained_same_domain)),
+        ("CRA", percent(s.cra), "cross-domain retention", _beside(s.retained_other_domain)),
         (
             "Beside",
-            _percent(s.drawn_with_erased.after),
+            percent(s.drawn_with_erased.after),
             "what it was drawn with",
             _beside(s.drawn_with_erased),
         ),
-        ("H", _percent(s.harmonic_mean), "harmonic mean", "of UA, IRA, CRA"),
+        ("H", percent(s.harmonic_mean), "harmonic mean", "of UA, IRA, CRA"),
         ("Restored", "same" if s.restored_identical else "differs", "as the original", ""),
     ]
     if r is not None:
@@ -122,7 +123,7 @@ def _beside(figure: Figure, *, inverted: bool = False) -> str:
     low, high = figure.interval
     if inverted:
         low, high = 1 - high, 1 - low
-    return f"{_percent(low)} to {_percent(high)}, n = {figure.n}"
+    return f"{percent(low)} to {percent(high)}, n = {figure.n}"
 
 
 def _notes(warnings: Sequence[str]) -> str:
@@ -149,18 +150,18 @@ def _row(name: str, c: ConceptFigures, columns: Iterable[str]) -> str:
 def _columns(c: ConceptFigures) -> dict[str, str]:
     """What the table says of a concept, by column."""
     cells = {
-        "before": _percent(c.before),
-        "after": _percent(c.after),
+        "before": percent(c.before),
+        "after": percent(c.after),
         "after, with its interval": _bar(c),
         "n": str(c.n),
-        "unseen": _percent(c.unseen.after),
+        "unseen": percent(c.unseen.after),
         "pixels": f"{c.pixel_distance:.1f}",
         "latents": f"{c.latent_distance:.3f}",
     }
     if c.perceptual_distance is not None:
         cells["LPIPS"] = f"{c.perceptual_distance:.3f}"
     if c.restored is not None:
-        cells["put back"] = _percent(c.restored.after)
+        cells["put back"] = percent(c.restored.after)
     return cells
 
 
@@ -249,10 +250,6 @@ def _image(prompt: str, picture: Tensor) -> str:
 
 def _facts(facts: Sequence[tuple[str, str]]) -> str:
     return "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts)
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.0f}%"
 
 
 def data_uri(picture: Tensor) -> str:

@@ -16,6 +16,7 @@ from sepme_cli.checkpoints.reading.patches import PatchFile, read_patch_file
 from sepme_cli.checkpoints.structure.families import FAMILIES
 from sepme_cli.composing.matching import check_patched
 from sepme_cli.errors import UsageError
+from sepme_cli.evaluation.intervals import percent
 from sepme_cli.evaluation.results import Measured, read_measured
 from sepme_cli.progress import SILENT, Progress
 
@@ -136,10 +137,10 @@ def _collateral(rows: Sequence[_Row]) -> Iterator[str]:
     yield "|---|---|---|---|---|"
     for row, found in known:
         words = ", ".join(
-            f"{_plain(word)} {_percent(far)}"
+            f"{_plain(word)} {percent(far)}"
             for word, far in sorted(found.worst.items(), key=lambda pair: -pair[1])
         )
-        shares = f"{_percent(found.median)} | {_percent(found.p95)} | {found.captions}"
+        shares = f"{percent(found.median)} | {percent(found.p95)} | {found.captions}"
         yield f"| {_plain(row.concept)} | {shares} | {words} |"
 
 
@@ -154,8 +155,8 @@ def _measured(report: Measured) -> Iterator[str]:
     yield "| concept | meant to be | before | after | 95% interval | pictures |"
     yield "|---|---|---|---|---|---|"
     for name, (role, found) in report.concepts.items():
-        low, high = (_percent(end) for end in found.interval or (None, None))
-        before, after = _percent(found.before), _percent(found.after)
+        low, high = (percent(end) for end in found.interval or (None, None))
+        before, after = percent(found.before), percent(found.after)
         shares = f"{before} | {after} | {low} to {high} | {found.n}"
         yield f"| {_plain(name)} | {_plain(role)} | {shares} |"
     identical = "is" if report.restored_identical else "is NOT"
@@ -173,10 +174,6 @@ def _commands(models: Sequence[Path], base_model: str | None) -> Iterator[str]:
         yield f"    sepme verify PATCH --model {base}"
         yield f"    sepme apply {base} PATCH -o clean.safetensors"
         yield f"    sepme revert clean.safetensors PATCH --base {base} -o back.safetensors\n"
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0%}"
 
 
 def _plain(text: str) -> str:

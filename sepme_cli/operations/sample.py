@@ -10,7 +10,8 @@ import torch
 
 from patch_spec.increment import Increment
 from sepme_cli.arguments import FilePath, PlaceLike, Words, as_path, as_place, several
-from sepme_cli.checkpoints.disk.files import check_writable, new_file, only_writer, write_all
+from sepme_cli.checkpoints.disk.files import check_writable
+from sepme_cli.checkpoints.disk.output import write_output
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
 from sepme_cli.checkpoints.reading.patches import Patches, PatchFile, read_patch_files, select
 from sepme_cli.composing.matching import ROUNDS_TWICE, applied_already, both_act, fit, split_applied
@@ -120,6 +121,4 @@ def _check(
 def _write(rows: torch.Tensor, labels: Sequence[str], output: Path, force: bool) -> None:
     memory = io.BytesIO()
     contact_sheet(rows, memory, rows=labels)
-    data = memory.getvalue()
-    with only_writer(output), new_file(output, len(data), force=force) as descriptor:
-        write_all(descriptor, data, 0)
+    write_output(output, memory.getvalue(), force=force)
