@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from typing import TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -42,50 +43,65 @@ from sepme_cli.progress import SILENT, Collector, Progress
 from sepme_cli.recipe import Recipe, as_recipe
 
 
+class Scope(TypedDict, total=False):
+    """What is looked at, and by what beside the judge.
+
+    only: of the patches, these concepts. retain: words that must not change, "style:noto"; some of
+    what `recipe` protects or the judge knows if left out. kind: of the erased concepts, where
+    neither `recipe` nor the patch says it. reference: images to compute FID and KID from, on what
+    the vision model `features` sees. lpips: measure that too.
+    """
+
+    only: Words
+    retain: Words
+    recipe: Recipe | FilePath | None
+    kind: AsKind
+    reference: FilePath | None
+    features: str | None
+    lpips: bool
+
+
 def evaluate(
     model: PlaceLike,
     patches: Patches,
     *,
     judge: str,
     report: FilePath,
-    only: Words = (),
-    retain: Words = (),
-    recipe: Recipe | FilePath | None = None,
-    kind: AsKind = "any",
     drawing: Drawing = Drawing(),
-    reference: FilePath | None = None,
-    features: str | None = None,
-    lpips: bool = False,
     options: ModelOptions = ModelOptions(),
     command: str = "",
     force: bool = False,
     progress: Progress = SILENT,
+    **scope: Unpack[Scope],
 ) -> EvaluateResult:
     """Draw with the original weights and with the patched ones, judge, and write a report.
 
     Nothing but the folder `report` is written; pictures that lie there from a run before, with
     everything that decides them the same, are not drawn again. judge: see `load_judge`.
-    only: of the patches, these concepts. retain: words that must stay, "style:noto"; some of what
-    `recipe` protects or the judge knows if left out. kind: of the erased concepts, where neither
-    `recipe` nor the patch says it. reference: pictures to tell FID and KID from, on what the
-    vision model `features` sees. lpips: measure that too. options: see
-    `ModelOptions`. command: what to say made the report.
+    scope: see `Scope`. options: see `ModelOptions`. command: what to say made the report.
     Raises UsageError (no judge, a word both erased and retained), RefusedError (a model that is
     patched already), and what opening the checkpoint and the patches and writing raises.
     """
     started, progress = time.monotonic(), Collector(progress)
     place, report = as_place(model), as_path(report)
+    recipe = scope.get("recipe")
     policy = None if recipe is None else as_recipe(recipe)
     check_folder(report, force=force)
     files = read_patch_files(patches)
-    chosen = select(files, only)
+    chosen = select(files, scope.get("only", ()))
     with ExitStack() as stack:
         network = stack.enter_context(opened_model(place, options, images=BATCH, progress=progress))
         checkpoint = network.checkpoint
-        measures = Measures.of(as_path(reference), features, network.device, lpips=lpips)
+        measures = Measures.of(
+            as_path(scope.get("reference")),
+            scope.get("features"),
+            network.device,
+            lpips=scope.get("lpips", False),
+        )
         check_unpatched(checkpoint, "evaluate its base with the patches")
         progress.warn_all(fit(checkpoint, files, chosen).compared(checkpoint).warnings)
-        words = _words(chosen, kind, several(retain), policy)
+        kind, retain = scope.get("kind", "any"), several(scope.get("retain", ()))
+        words = _words(chosen, kind, retain, policy)
         jury = load_judge(judge, [word for part in words for word in part], network.device)
         subjects, doubts = choose_subjects(*words, jury)
         progress.warn_all(doubts)

@@ -50,13 +50,6 @@ class Survey:
         return BaseSummary(self.base.family, len(self.base.targets))
 
     @property
-    def warnings(self) -> tuple[str, ...]:
-        """What a user should know before the work begins."""
-        found = (*self.around.warnings, *(w for s in self.studies if (w := s.warning)))
-        wrecks = self.wrecks
-        return found if wrecks is None else (*found, wrecks.message)
-
-    @property
     def wrecks(self) -> RefusedError | None:
         """What there is to say if the increments would change what nobody named beyond the bound;
         None where they do not."""
@@ -113,16 +106,16 @@ def surveyed(
         for concept, words in around.neighbours.items():
             progress.say(f"protecting the neighbours of {concept}: {', '.join(words) or 'none'}")
         # Before the study, which may refuse for the very reason that these give.
-        for warning in around.warnings:
-            progress.warn(warning)
+        progress.warn_all(around.warnings)
         prompts = [increment.prompts for increment in before]
         studies = study(
             network, around.concepts, around.protected, prompts, settings, background, thorough
         )
         named = fetched_from(request.model, network.checkpoint.path)
         survey = Survey(request, named, network, base, around, tuple(studies))
-        for warning in survey.warnings:
-            progress.warn(warning)
+        progress.warn_all(warning for one in studies if (warning := one.warning))
+        if survey.wrecks is not None:
+            progress.warn(survey.wrecks.message)
         yield survey
 
 
