@@ -34,7 +34,7 @@ from benchmarks.english import (
 )
 from benchmarks.results import Results, counts
 from patch_spec.container import read_patch
-from patch_spec.manifest import Increment
+from patch_spec.increment import Increment
 from sepme_cli.erasure.settings import Settings
 from sepme_cli.evaluation.intervals import Proportion
 from sepme_cli.operations.erase import EraseResult, erase

@@ -21,6 +21,7 @@ from sepme_cli.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from sepme_cli.composing.importing import ImportResult
+    from sepme_cli.diffusion.options import ModelOptions
     from sepme_cli.erasure.settings import Settings
     from sepme_cli.errors import (
         MalformedError,
@@ -32,12 +33,13 @@ if TYPE_CHECKING:
         UsageError,
     )
     from sepme_cli.evaluation.protocol import Drawing
+    from sepme_cli.evaluation.results import EvaluateResult
     from sepme_cli.operations.apply import ApplyResult, apply
     from sepme_cli.operations.card import CardResult, card
     from sepme_cli.operations.deltas import deltas
     from sepme_cli.operations.diff import DiffResult, diff
     from sepme_cli.operations.erase import EraseResult, erase
-    from sepme_cli.operations.evaluate import EvaluateResult, evaluate
+    from sepme_cli.operations.evaluate import evaluate
     from sepme_cli.operations.example import ExampleResult, example
     from sepme_cli.operations.export import ExportResult, export
     from sepme_cli.operations.extract import extract
@@ -66,6 +68,7 @@ __all__ = [
     "LivePatch",
     "MalformedError",
     "MismatchError",
+    "ModelOptions",
     "Progress",
     "RefusedError",
     "RevertResult",
@@ -97,6 +100,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "diffusion.options": ("ModelOptions",),
     "erasure.settings": ("Settings",),
     "errors": (
         "MalformedError",
@@ -108,12 +112,13 @@ _HOMES = {
         "UsageError",
     ),
     "evaluation.protocol": ("Drawing",),
+    "evaluation.results": ("EvaluateResult",),
     "operations.apply": ("ApplyResult", "apply"),
     "operations.card": ("CardResult", "card"),
     "operations.deltas": ("deltas",),
     "operations.diff": ("DiffResult", "diff"),
     "operations.erase": ("EraseResult", "erase"),
-    "operations.evaluate": ("EvaluateResult", "evaluate"),
+    "operations.evaluate": ("evaluate",),
     "operations.example": ("ExampleResult", "example"),
     "operations.export": ("ExportResult", "export"),
     "operations.extract": ("extract",),

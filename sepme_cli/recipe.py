@@ -11,6 +11,7 @@ from patch_spec import limits
 from patch_spec.errors import FormatError
 from patch_spec.text import slugify
 from sepme_cli.arguments import FilePath, as_path
+from sepme_cli.erasure.methods import METHODS
 from sepme_cli.erasure.prompts import AsKind
 from sepme_cli.erasure.settings import Allowed, Settings
 from sepme_cli.erasure.words import Item, parse_word
@@ -19,7 +20,6 @@ from sepme_cli.strict_yaml import Place, Scalar, read_node
 
 VERSION = 1
 KINDS = ("style", "object", "any")
-METHODS = ("closed-form", "sepme")
 _BYTES = 2**20
 _ALIASES = 32
 _PROMPTS = 256
@@ -118,7 +118,7 @@ def parse_recipe(text: bytes, path: Path, settings: Mapping[str, Allowed]) -> Re
     return Recipe(
         tuple(item for _, item in concepts),
         _protect(root["protect"]) if "protect" in root else (),
-        root["method"].choice(METHODS) if "method" in root else None,
+        root["method"].choice(tuple(METHODS)) if "method" in root else None,
         _settings(root["settings"], settings) if "settings" in root else {},
     )
 

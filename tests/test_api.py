@@ -28,7 +28,7 @@ OPERATIONS = {
 FROZEN = {
     *("ApplyResult", "CardResult", "DiffResult", "Drawing", "ErasePlan", "EraseResult"),
     *("EvaluateResult", "ExampleResult", "ExportResult", "ImportResult", "InspectResult"),
-    *("RevertResult", "SampleResult", "Settings", "SignResult", "VerifyResult"),
+    *("ModelOptions", "RevertResult", "SampleResult", "Settings", "SignResult", "VerifyResult"),
 }
 ERRORS = {
     *("MalformedError", "MismatchError", "RefusedError", "SepmeError", "SystemFailure"),
@@ -78,7 +78,7 @@ def test_a_patch_from_names_to_bytes_and_back(tmp_path: Path) -> None:
         "a garden by Monet",
         patches=f"{folder}/monet.sepme",
         output=f"{folder}/grid.png",
-        steps=1,
+        drawing=sepme.Drawing(pictures=1, steps=1),
     )
     assert (drawn.prompts, drawn.images) == (("a garden by Monet",), 2)
 

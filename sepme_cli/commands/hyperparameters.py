@@ -9,7 +9,7 @@ from patch_spec import limits
 #: Their names, as `Settings` has them.
 HYPERPARAMETERS = (
     *("steps", "lr", "threshold", "rank", "seed", "batch_size", "pictures", "sampling_steps"),
-    *("neighbours", "dtype"),
+    "neighbours",
 )
 
 Steps = Annotated[int, typer.Option(min=1, metavar="N", help="At most so many steps.")]

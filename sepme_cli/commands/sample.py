@@ -22,7 +22,9 @@ from sepme_cli.commands.options import (
     is_stream,
     output_for,
 )
+from sepme_cli.diffusion.options import ModelOptions
 from sepme_cli.errors import UsageError
+from sepme_cli.evaluation.protocol import Drawing
 from sepme_cli.places import parse_place
 from sepme_cli.render import results
 
@@ -105,19 +107,12 @@ def sample(
             prompts,
             patches=patches or (),
             output=output,
-            seed=seed,
-            count=count,
-            steps=steps,
-            guidance=guidance,
+            drawing=Drawing(count, seed, steps, guidance, size),
             scale=scale,
             only=only or (),
-            device=device,
-            dtype=dtype,
-            low_memory=low_memory,
-            size=size,
-            text_encoders=text_encoders or (),
-            tokenizer=tokenizer,
-            prediction=prediction,
+            options=ModelOptions(
+                text_encoders or (), tokenizer, prediction, device, dtype, low_memory
+            ),
             force=force,
             progress=out.progress,
         )

@@ -125,7 +125,7 @@ def summed_up(
     *,
     source: Literal["kohya", "peft", "checkpoints"],
     left_out: Sequence[LeftOut],
-    warnings: Sequence[str],
+    warnings: tuple[str, ...],
     seconds: float,
 ) -> ImportResult:
     """The result of an import."""
@@ -144,6 +144,6 @@ def summed_up(
         relative_error=fit.relative_error,
         residuals=tuple(Residual(name, residual) for name, residual in worst),
         left_out=tuple(left_out),
-        warnings=(*warnings, UNKNOWN),
+        warnings=warnings,
         seconds=seconds,
     )

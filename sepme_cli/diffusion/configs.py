@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from patch_spec.manifest import Family
+from sepme_cli.checkpoints.structure.families import Family
 
 Shapes = Mapping[str, tuple[int, ...]]
 Config = dict[str, Any]
@@ -20,18 +20,8 @@ SCHEDULE: Config = {
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
 }
-#: What latents are multiplied by, by family.
-LATENT_SCALE: Mapping[Family, float] = {
-    "sd1": 0.18215,
-    "sd2": 0.18215,
-    "sdxl": 0.13025,
-    "sdxl-refiner": 0.13025,
-}
-
-_HEADS = 8  # SD 1.x has eight heads at every level
-_HEAD_WIDTH = 64  # SD 2.x and XL have heads of one width
-_SIZES: Mapping[Family, int] = {"sdxl": 6, "sdxl-refiner": 5}
-"""How many numbers XL embeds beside the pooled text: sizes and crops."""
+_HEAD_WIDTH = 64
+"""Of the attention of families that do not say how many heads they have."""
 
 
 def _indices(shapes: Shapes, pattern: str) -> list[int]:
@@ -64,9 +54,7 @@ def unet_config(shapes: Shapes, family: Family, pooled: int = 1280) -> Config:
         "transformer_layers_per_block": [
             _depth(shapes, f"down_blocks.{i}") or middle for i in levels
         ],
-        "attention_head_dim": _HEADS
-        if family == "sd1"
-        else [max(c // _HEAD_WIDTH, 1) for c in channels],
+        "attention_head_dim": family.heads or [max(c // _HEAD_WIDTH, 1) for c in channels],
         "cross_attention_dim": keys[1],
         "use_linear_projection": len(proj_in) == 2,
     }
@@ -74,8 +62,8 @@ def unet_config(shapes: Shapes, family: Family, pooled: int = 1280) -> Config:
         config["mid_block_type"] = None
     if (distilled := shapes.get("time_embedding.cond_proj.weight")) is not None:
         config["time_cond_proj_dim"] = distilled[1]
-    if family in _SIZES:
-        config |= _added(shapes, _SIZES[family], pooled)
+    if family.pools:
+        config |= _added(shapes, family.sizes, pooled)
     return config
 
 
@@ -117,5 +105,5 @@ def vae_config(shapes: Shapes, family: Family) -> Config:
         "latent_channels": shapes["post_quant_conv.weight"][0],
         "in_channels": shapes["encoder.conv_in.weight"][1],
         "out_channels": shapes["decoder.conv_out.weight"][0],
-        "scaling_factor": LATENT_SCALE[family],
+        "scaling_factor": family.latent_scale,
     }

@@ -2,14 +2,16 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from patch_spec.manifest import Increment, Measured, Method, slugify
+from patch_spec.increment import Increment
 from patch_spec.provenance import Collateral as Recorded
+from patch_spec.provenance import Measured, Method
+from patch_spec.text import slugify
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.moments import pictured_moments, sampled_moments
 from sepme_cli.diffusion.predictor import EditedPredictor
@@ -55,6 +57,17 @@ def closed_form_increment(study: Study, settings: Settings) -> Made:
         shift=shift,
     )
     return Made(increment, study.concept.like, time.monotonic() - started)
+
+
+def closed_form_increments(
+    model: StableDiffusion,
+    studies: Sequence[Study],
+    settings: Settings,
+    pictures: Tensor | None = None,
+    progress: Progress = SILENT,
+) -> list[Made]:
+    """The same of several; nothing of the model is needed but what the studies hold."""
+    return [closed_form_increment(study, settings) for study in studies]
 
 
 def sepme_increments(
@@ -167,6 +180,6 @@ def _description(
         "slug": slugify(study.concept.name),
         "rank": len(study.space.basis),
         "prompts": study.concept.prompts,
-        "method": Method(method, {**settings.recorded(), **study.chosen}),
+        "method": Method(method, {**asdict(settings), **study.chosen}),
         "measured": measured,
     }

@@ -7,17 +7,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
+from sepme_cli.checkpoints.structure.families import TextStream
 from sepme_cli.diffusion.configs import SCHEDULE
-from sepme_cli.diffusion.devices import Residence
+from sepme_cli.diffusion.devices import DTYPES, Residence
 from sepme_cli.diffusion.loading import load_unet, load_vae, predicts_velocity
-from sepme_cli.diffusion.text import Conditioning, TextEncoder, condition, padding_of
+from sepme_cli.diffusion.options import Prediction
+from sepme_cli.diffusion.text import Conditioning, TextEncoder, condition
 from sepme_cli.diffusion.tokenizer import has_tokenizer
 from sepme_cli.diffusion.weights import to_torch
 from sepme_cli.errors import UnsupportedError
@@ -27,15 +29,8 @@ from sepme_cli.progress import SILENT, Progress
 for library in ("transformers", "diffusers"):
     logging.getLogger(library).setLevel(logging.ERROR)
 
-Prediction = Literal["epsilon", "velocity"]
-
-_AESTHETICS = 6.0
-"""How well made a picture the refiner is asked for, as its authors' pipeline asks."""
-_LATENT_SIDES = {"sd1": 64, "sd2": 64, "sdxl": 128, "sdxl-refiner": 128}
 _FEW = 2
 """Pictures at once where memory is to be spared."""
-_VELOCITY_SIDE = 96
-"""The models of SD 2.x that predict velocity draw pictures of 768 pixels, the others of 512."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +66,14 @@ class StableDiffusion:
         """The networks of an open checkpoint. prediction: told from the checkpoint if None."""
         if prediction is None:
             prediction = "velocity" if predicts_velocity(checkpoint) else "epsilon"
-            if checkpoint.family.name != "sd1":
+            if not checkpoint.family.only_epsilon:
                 progress.say(f"taken to predict {prediction}; --prediction says otherwise")
         return cls(checkpoint, device, dtype, prediction, tokenizer, frugal)
+
+    @property
+    def dtype_name(self) -> str:
+        """What people call the dtype: "fp32"."""
+        return next(name for name, dtype in DTYPES.items() if dtype == self.dtype)
 
     @cached_property
     def _residence(self) -> Residence:
@@ -87,24 +87,24 @@ class StableDiffusion:
     def encoders(self) -> tuple[TextEncoder, ...]:
         """The text encoders of the family, in order; UnsupportedError if one is not there."""
         streams = self.checkpoint.family.streams
-        return tuple(self._encoder(stream.name) for stream in streams)
+        return tuple(self._encoder(stream) for stream in streams)
 
-    def _encoder(self, stream: str) -> TextEncoder:
-        network = self.checkpoint.network(stream)
+    def _encoder(self, stream: TextStream) -> TextEncoder:
+        network = self.checkpoint.network(stream.name)
         if network is None:
             raise UnsupportedError(
-                f"{self.checkpoint.path} does not hold its text encoder ({stream}), which erasing "
-                "and drawing need; name a model that does with --text-encoder",
+                f"{self.checkpoint.path} does not hold its text encoder ({stream.name}), which "
+                "erasing and drawing need; name a model that does with --text-encoder",
                 file=self.checkpoint.path,
-                expected=f"a text encoder ({stream})",
+                expected=f"a text encoder ({stream.name})",
                 found=self.checkpoint.title,
             )
         own = network.tokenizer if network.tokenizer and has_tokenizer(network.tokenizer) else None
         return TextEncoder(
             network,
             self._residence,
-            penultimate=self.checkpoint.family.name in ("sdxl", "sdxl-refiner"),
-            pads=padding_of(stream),
+            penultimate=self.checkpoint.family.penultimate,
+            pads=stream.pads,
             tokenizer=self.tokenizer or own,
         )
 
@@ -164,8 +164,7 @@ class StableDiffusion:
 
     def condition(self, prompts: Sequence[str]) -> Conditioning:
         """All that the UNet reads of prompts."""
-        added = self.checkpoint.family.name in ("sdxl", "sdxl-refiner")
-        return condition(self.encoders, prompts, pooled=added)
+        return condition(self.encoders, prompts, pooled=self.checkpoint.family.pools)
 
     def predict(self, noisy: Tensor, steps: Tensor | int, asked: Conditioning) -> Tensor:
         """eps(x_t, c) [n, c, h, w] for noisy x_t [n, c, h, w] and t in 0 to 999.
@@ -186,8 +185,8 @@ class StableDiffusion:
     def _added(self, noisy: Tensor, pooled: Tensor) -> dict[str, Tensor]:
         """What XL embeds beside the time step: sizes, crops, and the pooled text."""
         side = [size * self._reduction for size in noisy.shape[-2:]]
-        refines = self.checkpoint.family.name == "sdxl-refiner"
-        sizes = [*side, 0, 0, *([_AESTHETICS] if refines else side)]
+        aesthetics = self.checkpoint.family.aesthetics
+        sizes = [*side, 0, 0, *(side if aesthetics is None else [aesthetics])]
         times = torch.tensor([sizes], dtype=pooled.dtype, device=pooled.device)
         return {"text_embeds": pooled, "time_ids": times.expand(len(noisy), -1)}
 
@@ -250,9 +249,10 @@ class StableDiffusion:
 
     @property
     def _usual_side(self) -> int:
-        family = self.checkpoint.family.name
-        velocity = family == "sd2" and self.prediction == "velocity"
-        return _VELOCITY_SIDE if velocity else _LATENT_SIDES[family]
+        family = self.checkpoint.family
+        if family.velocity_side is not None and self.prediction == "velocity":
+            return family.velocity_side
+        return family.latent_side
 
     @cached_property
     def _reduction(self) -> int:

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patch_spec.manifest import Increment, slugify
+from patch_spec.increment import Increment
+from patch_spec.text import slugify
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.erasure.background import VERSION, Background
 from sepme_cli.erasure.collateral import Bystanders, Collateral
@@ -46,14 +47,11 @@ _PROTECTED = 200
 class Study:
     """A concept, and where what must stay leaves its increment room to act.
 
-    separable: prompts outside of the patch that it does not change. protected: prompts it changes
-    little. collateral: what its closed form does to words that nobody named; None without a
+    collateral: what its closed form does to words that nobody named; None without a
     background. shared: what it has in common with the concepts that are erased beside it.
     """
 
     concept: Concept
-    separable: tuple[str, ...]
-    protected: tuple[str, ...]
     space: Admissible
     collateral: Collateral | None
     shared: "Shared" = field(repr=False)
@@ -73,12 +71,13 @@ class Study:
     @property
     def chosen(self) -> dict[str, int | float | str | None]:
         """What was not set but found: what the concept acts like, what kind it is, the price of
-        protection, and the sample of captions."""
+        protection, the sample of captions, and the dtype that the UNet computes in."""
         return {
             "like": self.concept.like,
             "kind": self.concept.kind,
             "protection": self.shared.strength.protection,
             "captions": None if self.shared.bystanders is None else VERSION,
+            "dtype": self.shared.dtype,
         }
 
     @property
@@ -110,17 +109,22 @@ class Strength:
 class Shared:
     """What all concepts of a study have in common.
 
+    separable: prompts outside of the patch that none of them changes. protected: prompts that they
+    change little.
     gram: the sum of W^T W over all layers, [d, d]. witnesses: the blank, all concepts' prompts and
     those of concepts erased before. strength: the one that was chosen; tried: all that were looked
-    at, the least protection first. bystanders: None without a background.
+    at, the least protection first. bystanders: None without a background. dtype: of the UNet.
     """
 
+    separable: tuple[str, ...]
+    protected: tuple[str, ...]
     ground: Ground
     gram: Tensor
     witnesses: Witnesses
     strength: Strength
     tried: tuple[Strength, ...]
     bystanders: Bystanders | None
+    dtype: str
 
 
 def study(
@@ -186,15 +190,20 @@ def study_concepts(
         return _Attempt(ground, spaces, Strength(protection, worst, collateral))
 
     chosen, attempts = _climb(attempt, settings, thorough)
-    tried = tuple(one.strength for one in attempts)
-    witnesses = Witnesses.of(apart, words.states(apart), gram)
-    shared = Shared(chosen.ground, gram, witnesses, chosen.strength, tried, bystanders)
-    outside = _all([BLANK], *known)
+    shared = Shared(
+        separable=_all([BLANK], *known),
+        protected=dear,
+        ground=chosen.ground,
+        gram=gram,
+        witnesses=Witnesses.of(apart, words.states(apart), gram),
+        strength=chosen.strength,
+        tried=tuple(one.strength for one in attempts),
+        bystanders=bystanders,
+        dtype=model.dtype_name,
+    )
     return [
         Study(
             concept,
-            outside,
-            dear,
             space,
             None if bystanders is None else _collateral([space], [concept], bystanders, gram),
             shared,

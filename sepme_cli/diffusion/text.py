@@ -18,7 +18,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from sepme_cli.checkpoints.reading.networks import Network
 from sepme_cli.diffusion.devices import Residence
 from sepme_cli.diffusion.packing import Packed, pack, sees
-from sepme_cli.diffusion.tokenizer import END, tokenize
+from sepme_cli.diffusion.tokenizer import tokenize
 from sepme_cli.diffusion.weights import clip_tensors, count_layers
 from sepme_cli.errors import UnsupportedError
 
@@ -234,11 +234,6 @@ def condition(
         torch.cat([states for states, _ in found], dim=-1),
         encoders[-1].projected(ends) if pooled else None,
     )
-
-
-def padding_of(stream: str) -> int:
-    """The id that fills up a prompt for a text encoder: CLIP's end for CLIP-L, 0 for OpenCLIP."""
-    return END if stream == "clip_l" else 0
 
 
 def _ends(ids: Tensor) -> Tensor:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import torch
 
+from sepme_cli.checkpoints.structure.families import CLIP_END
 from sepme_cli.errors import UnsupportedError
 
 START = 49406
-END = 49407
+END = CLIP_END
 
 
 def tokenize(

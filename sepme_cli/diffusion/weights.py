@@ -33,7 +33,7 @@ def tensors_of(
     return {
         name: to_torch(stored.read(), dtype)
         for name, stored in network.tensors.items()
-        if stored.dtype in NAMES and wanted(name) and not name.endswith(_COMPANIONS)
+        if stored.dtype in NAMES and wanted(name) and not name.endswith(_NO_WEIGHTS)
     }
 
 
@@ -54,7 +54,7 @@ def clip_tensors(network: Network, dtype: torch.dtype) -> dict[str, Tensor]:
     return _without_unused_layers(found, network.unused_layers)
 
 
-_COMPANIONS = (".scale_weight", ".weight_scale", ".scale_input", "scaled_fp8")
+_NO_WEIGHTS = (".scale_weight", ".weight_scale", ".scale_input", "scaled_fp8")
 _PROJECTIONS = ("text_projection", "text_projection.weight")
 
 

@@ -6,6 +6,11 @@ from math import sqrt
 _Z = 1.959963984540054  # the normal distribution's 97.5% point
 
 
+def percent(share: float | None) -> str:
+    """A share as a person reads it; "-" where there is none."""
+    return "-" if share is None else f"{share:.0%}"
+
+
 @dataclass(frozen=True)
 class Proportion:
     """hits out of n judged samples."""

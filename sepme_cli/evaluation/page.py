@@ -9,8 +9,10 @@ from PIL import Image
 from torch import Tensor
 
 from patch_spec.text import slugify
-from sepme_cli.evaluation.figures import Album, ConceptFigures, Figure, Looked
+from sepme_cli.evaluation.figures import Album, Looked
+from sepme_cli.evaluation.intervals import percent
 from sepme_cli.evaluation.report import Report
+from sepme_cli.evaluation.results import ConceptFigures, Figure
 from sepme_cli.evaluation.style import READING, STYLE
 
 _SIDE = 256
@@ -30,20 +32,20 @@ def page(report: Report) -> str:
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(verdict(report.concepts))}</title>
+<title>{escape(verdict(report.result.concepts))}</title>
 <style>{STYLE}</style>
 </head>
 <body>
 <header>
 <p class="eyebrow">sepme evaluate</p>
-<h1>{escape(verdict(report.concepts))}</h1>
+<h1>{escape(verdict(report.result.concepts))}</h1>
 <p class="lede">{escape(_lede(report))}</p>
 </header>
 {_tiles(report)}
-{_notes(report.warnings)}
+{_notes(report.result.warnings)}
 <section>
 <h2>Concept by concept</h2>
-{_concepts(report.concepts)}
+{_concepts(report.result.concepts)}
 </section>
 <section>
 <h2>What was to go</h2>
@@ -57,7 +59,7 @@ def page(report: Report) -> str:
 </section>
 <section>
 <h2>How it was made</h2>
-{f"<pre><code>{escape(report.command)}</code></pre>" if report.command else ""}
+{f"<pre><code>{escape(report.result.command)}</code></pre>" if report.result.command else ""}
 <dl>{_facts(report.facts)}</dl>
 </section>
 </body>
@@ -78,30 +80,30 @@ def verdict(concepts: Mapping[str, ConceptFigures]) -> str:
 
 
 def _lede(report: Report) -> str:
-    kept = [c for c in report.concepts.values() if c.role == "retained"]
+    kept = [c for c in report.result.concepts.values() if c.role == "retained"]
     beside = f"{len(kept)} neighbours that must stay were looked at too. " if kept else ""
     back = (
         "Without the increments, weights and pictures are the original's, bit for bit."
-        if report.restored_identical
+        if report.result.restored_identical
         else "Without the increments, the original did NOT come back exactly."
     )
     return beside + back
 
 
 def _tiles(report: Report) -> str:
-    s, r = report.summary, report.reference
+    s, r = report.result, report.result.reference
     tiles = [
-        ("UA", _percent(s.ua), "unlearning accuracy", _beside(s.erased, inverted=True)),
-        ("IRA", _percent(s.ira), "in-domain retention", _beside(s.retained_same_domain)),
-        ("CRA", _percent(s.cra), "cross-domain retention", _beside(s.retained_other_domain)),
+        ("UA", percent(s.ua), "unlearning accuracy", _beside(s.erased, inverted=True)),
+        ("IRA", percent(s.ira), "in-domain retention", _beside(s.retained_same_domain)),
+        ("CRA", percent(s.cra), "cross-domain retention", _beside(s.retained_other_domain)),
         (
             "Beside",
-            _percent(s.drawn_with_erased.after),
+            percent(s.drawn_with_erased.after),
             "what it was drawn with",
             _beside(s.drawn_with_erased),
         ),
-        ("H", _percent(s.harmonic_mean), "harmonic mean", "of UA, IRA, CRA"),
-        ("Restored", "same" if report.restored_identical else "differs", "as the original", ""),
+        ("H", percent(s.harmonic_mean), "harmonic mean", "of UA, IRA, CRA"),
+        ("Restored", "same" if s.restored_identical else "differs", "as the original", ""),
     ]
     if r is not None:
         tiles.append(("FID", f"{r.fid_after:.3g}", "after", f"{r.fid_before:.3g} before"))
@@ -121,7 +123,7 @@ def _beside(figure: Figure, *, inverted: bool = False) -> str:
     low, high = figure.interval
     if inverted:
         low, high = 1 - high, 1 - low
-    return f"{_percent(low)} to {_percent(high)}, n = {figure.n}"
+    return f"{percent(low)} to {percent(high)}, n = {figure.n}"
 
 
 def _notes(warnings: Sequence[str]) -> str:
@@ -148,18 +150,18 @@ def _row(name: str, c: ConceptFigures, columns: Iterable[str]) -> str:
 def _columns(c: ConceptFigures) -> dict[str, str]:
     """What the table says of a concept, by column."""
     cells = {
-        "before": _percent(c.before),
-        "after": _percent(c.after),
+        "before": percent(c.before),
+        "after": percent(c.after),
         "after, with its interval": _bar(c),
         "n": str(c.n),
-        "unseen": _percent(c.unseen.after),
+        "unseen": percent(c.unseen.after),
         "pixels": f"{c.pixel_distance:.1f}",
         "latents": f"{c.latent_distance:.3f}",
     }
     if c.perceptual_distance is not None:
         cells["LPIPS"] = f"{c.perceptual_distance:.3f}"
     if c.restored is not None:
-        cells["put back"] = _percent(c.restored.after)
+        cells["put back"] = percent(c.restored.after)
     return cells
 
 
@@ -248,10 +250,6 @@ def _image(prompt: str, picture: Tensor) -> str:
 
 def _facts(facts: Sequence[tuple[str, str]]) -> str:
     return "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts)
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.0f}%"
 
 
 def data_uri(picture: Tensor) -> str:

@@ -20,6 +20,7 @@ from sepme_cli.checkpoints.structure.dtypes import NAMES, numpy_dtype
 from sepme_cli.composing.comparison import rounding, same_bytes
 from sepme_cli.composing.fitting import Change, fit
 from sepme_cli.composing.importing import (
+    UNKNOWN,
     ImportResult,
     LeftOut,
     Naming,
@@ -29,7 +30,7 @@ from sepme_cli.composing.importing import (
 from sepme_cli.composing.matching import check_unpatched
 from sepme_cli.erasure.prompts import AsKind
 from sepme_cli.errors import MismatchError, RefusedError
-from sepme_cli.progress import SILENT, Progress
+from sepme_cli.progress import SILENT, Collector, Progress
 
 ERROR = 0.05
 """What may be left of a weight's change, relative: a four-hundredth of its square."""
@@ -58,7 +59,7 @@ def extract(
     MismatchError for models of two kinds; MalformedError, UnsupportedError and SystemFailure for
     files.
     """
-    started = time.monotonic()
+    started, progress = time.monotonic(), Collector(progress)
     base, edited = as_place(base), as_place(edited)
     named = clean_text(edited.stem if concept is None else concept, limits.CONCEPT_BYTES)
     naming = Naming(named, kind, as_path(output), force)
@@ -76,6 +77,7 @@ def extract(
                 found="the same",
             )
         left_out, warnings = _left_out(before, after, progress)
+        progress.warn_all((*warnings, UNKNOWN))
         described = before.base(text_encoders=True)
         settings: dict[str, Setting] = {"edited": after.base().digest, "rank": rank, "error": error}
         written = write_patch(found, described, naming, "extraction", settings)
@@ -86,7 +88,7 @@ def extract(
         written,
         source="checkpoints",
         left_out=left_out,
-        warnings=warnings,
+        warnings=progress.warnings,
         seconds=time.monotonic() - started,
     )
 

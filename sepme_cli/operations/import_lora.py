@@ -18,6 +18,7 @@ from sepme_cli.checkpoints.lora.reader import PEFT_CONFIG, LoraFile, LoraModule,
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint, open_checkpoint
 from sepme_cli.composing.fitting import Change, fit
 from sepme_cli.composing.importing import (
+    UNKNOWN,
     ImportResult,
     LeftOut,
     Naming,
@@ -28,7 +29,7 @@ from sepme_cli.composing.matching import check_unpatched
 from sepme_cli.erasure.prompts import AsKind
 from sepme_cli.errors import MismatchError, RefusedError, SepmeError
 from sepme_cli.places import HubPlace, Place
-from sepme_cli.progress import SILENT, Progress
+from sepme_cli.progress import SILENT, Collector, Progress
 
 ERROR = 0.01
 """What may be left of a weight's change, relative: factors are of low rank to begin with."""
@@ -58,7 +59,7 @@ def import_lora(
     MismatchError for another model's LoRA; UnsupportedError for what is no plain LoRA;
     MalformedError and SystemFailure for files.
     """
-    started = time.monotonic()
+    started, progress = time.monotonic(), Collector(progress)
     place, base = as_place(lora), as_place(base)
     path = local(place, progress)
     fetch_beside(place, path, PEFT_CONFIG, progress)
@@ -72,6 +73,7 @@ def import_lora(
         if found is None:
             raise _nothing(file, others)
         left_out, warnings = _left_out(ours, others)
+        progress.warn_all((*warnings, UNKNOWN))
         described = checkpoint.base(text_encoders=True)
         settings: dict[str, Setting] = {
             "lora": file.digest,
@@ -86,7 +88,7 @@ def import_lora(
         written,
         source=file.format,
         left_out=left_out,
-        warnings=warnings,
+        warnings=progress.warnings,
         seconds=time.monotonic() - started,
     )
 

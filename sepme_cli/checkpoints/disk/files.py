@@ -200,6 +200,12 @@ def remove(path: Path) -> None:
         sync_folder(path)
 
 
+def write_file(path: Path, data: bytes, *, force: bool = False) -> None:
+    """A whole file, or none; see `new_file`. force: an existing one may be replaced."""
+    with new_file(path, len(data), force=force) as descriptor:
+        write_all(descriptor, data, 0)
+
+
 def write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
     """All of `data` at `offset`; a single write may take less."""
     view = memoryview(data).cast("B")
