@@ -1,4 +1,4 @@
-"""Counts with their uncertainty."""
+"""Counts with their uncertainty, and how shares are shown."""
 
 from dataclasses import dataclass
 from math import sqrt
@@ -33,3 +33,8 @@ class Proportion:
     def __str__(self) -> str:
         low, high = self.interval
         return f"{100 * self.share:.1f}% [{100 * low:.1f}, {100 * high:.1f}] of {self.n}"
+
+
+def percent(share: float | None) -> str:
+    """A share as text, "92%"; a dash for none."""
+    return "-" if share is None else f"{share:.0%}"
