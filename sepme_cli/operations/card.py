@@ -18,6 +18,7 @@ from sepme_cli.checkpoints.reading.patches import PatchFile, read_patch_file
 from sepme_cli.checkpoints.structure.families import REFINER, SD1, SD2, SDXL
 from sepme_cli.composing.matching import check_patched
 from sepme_cli.errors import MalformedError, UsageError
+from sepme_cli.evaluation.intervals import percent
 from sepme_cli.progress import SILENT, Progress
 
 _TITLES = {family.name: family.title for family in (SD1, SD2, SDXL, REFINER)}
@@ -94,12 +95,19 @@ def card(
 
 
 def _front(base_model: str | None, *, patched: bool) -> str:
-    """YAML as the hub's model cards have it; JSON's strings are YAML's."""
-    lines = ["---", "library_name: diffusers", "pipeline_tag: text-to-image"]
-    if base_model is not None:
-        relation = "finetune" if patched else "adapter"
-        lines += [f"base_model: {json.dumps(base_model)}", f"base_model_relation: {relation}"]
-    return "\n".join([*lines, "tags:", "- stable-diffusion", "- concept-erasure", "- sepme", "---"])
+    """The front matter, as the hub's own library writes it."""
+    # Takes a while, and no other operation needs it.
+    from huggingface_hub import ModelCardData
+
+    relation = "finetune" if patched else "adapter"
+    data = ModelCardData(
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        base_model=base_model,
+        base_model_relation=None if base_model is None else relation,
+        tags=["stable-diffusion", "concept-erasure", "sepme"],
+    )
+    return f"---\n{data.to_yaml()}\n---"
 
 
 def _taken_out(rows: Sequence[_Row], patches: Sequence[PatchFile]) -> Iterator[str]:
@@ -138,10 +146,10 @@ def _collateral(rows: Sequence[_Row]) -> Iterator[str]:
     yield "|---|---|---|---|---|"
     for row, found in known:
         words = ", ".join(
-            f"{_plain(word)} {_percent(far)}"
+            f"{_plain(word)} {percent(far)}"
             for word, far in sorted(found.worst.items(), key=lambda pair: -pair[1])
         )
-        shares = f"{_percent(found.median)} | {_percent(found.p95)} | {found.captions}"
+        shares = f"{percent(found.median)} | {percent(found.p95)} | {found.captions}"
         yield f"| {_plain(row.concept)} | {shares} | {words} |"
 
 
@@ -156,8 +164,8 @@ def _measured(report: Mapping[str, Any]) -> Iterator[str]:
     yield "| concept | meant to be | before | after | 95% interval | pictures |"
     yield "|---|---|---|---|---|---|"
     for name, found in report["concepts"].items():
-        low, high = (_percent(end) for end in found["interval"] or (None, None))
-        before, after = _percent(found["before"]), _percent(found["after"])
+        low, high = (percent(end) for end in found["interval"] or (None, None))
+        before, after = percent(found["before"]), percent(found["after"])
         role = _plain(str(found["role"]))
         count = int(found["n"])
         yield f"| {_plain(name)} | {role} | {before} | {after} | {low} to {high} | {count} |"
@@ -190,10 +198,6 @@ def _read(report: Path) -> Mapping[str, Any]:
             f"{path} is no report of sepme evaluate", file=path, expected="its report.json"
         ) from error
     return found
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0%}"
 
 
 def _plain(text: str) -> str:
