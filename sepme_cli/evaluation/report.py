@@ -12,7 +12,7 @@ import torch
 
 from patch_spec.text import slugify
 from sepme_cli.checkpoints.disk.failures import writing
-from sepme_cli.checkpoints.disk.files import new_file, resolved, write_all
+from sepme_cli.checkpoints.disk.files import resolved, write_file
 from sepme_cli.errors import SystemFailure
 from sepme_cli.evaluation.distances import Reference
 from sepme_cli.evaluation.figures import ConceptFigures, Looked, Summary
@@ -79,12 +79,12 @@ def write_report(folder: Path, report: Report, page: str, result: Mapping[str, A
         old.unlink()
     for looked in report.looked:
         name = f"{looked.subject.role}-{slugify(looked.subject.name)}.png"
-        _write(folder / _SHEETS / name, _sheet(looked))
-    _write(folder / "concepts.csv", _table(_concept_rows(report)))
-    _write(folder / "pictures.csv", _table(_picture_rows(report.looked)))
+        write_file(folder / _SHEETS / name, _sheet(looked), force=True)
+    write_file(folder / "concepts.csv", _table(_concept_rows(report)), force=True)
+    write_file(folder / "pictures.csv", _table(_picture_rows(report.looked)), force=True)
     text = json.dumps(result, allow_nan=False, indent=2)
-    _write(folder / "report.json", f"{text}\n".encode())
-    _write(folder / PAGE, page.encode())
+    write_file(folder / "report.json", f"{text}\n".encode(), force=True)
+    write_file(folder / PAGE, page.encode(), force=True)
 
 
 def _sheet(looked: Looked) -> bytes:
@@ -149,8 +149,3 @@ def _table(rows: Iterable[dict[str, object]]) -> bytes:
     writer.writeheader()
     writer.writerows(lines)
     return file.getvalue().encode()
-
-
-def _write(path: Path, data: bytes) -> None:
-    with new_file(path, len(data), force=True) as descriptor:
-        write_all(descriptor, data, 0)

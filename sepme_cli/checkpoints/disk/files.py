@@ -180,6 +180,12 @@ def new_file(path: Path, size: int, *, force: bool = False) -> Iterator[int]:
         sync_folder(path)
 
 
+def write_file(path: Path, data: bytes, *, force: bool = False) -> None:
+    """A small file, whole or not at all; the caller is the `only_writer`."""
+    with new_file(path, len(data), force=force) as descriptor:
+        write_all(descriptor, data, 0)
+
+
 def sync_folder(path: Path) -> None:
     """Make what was made, renamed or removed beside `path` last."""
     descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

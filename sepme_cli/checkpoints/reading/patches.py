@@ -14,7 +14,7 @@ from patch_spec.manifest import Patch
 from patch_spec.stack import StackEntry
 from sepme_cli.arguments import PlaceLike, Words, as_place, several
 from sepme_cli.checkpoints.disk.failures import reading, writing
-from sepme_cli.checkpoints.disk.files import check_own, new_file, resolved, sync_folder, write_all
+from sepme_cli.checkpoints.disk.files import check_own, resolved, sync_folder, write_file
 from sepme_cli.checkpoints.hub.cache import local
 from sepme_cli.errors import RefusedError, UsageError
 from sepme_cli.increments import Scaled
@@ -132,8 +132,7 @@ def keep_patches(path: Path, files: Iterable[PatchFile]) -> None:
             sync_folder(folder)
         for digest in wanted.keys() - present.keys():
             data = patch_bytes(wanted[digest].patch)
-            with new_file(folder / f"{digest}.sepme", len(data)) as descriptor:
-                write_all(descriptor, data, 0)
+            write_file(folder / f"{digest}.sepme", data)
         for digest in present.keys() - wanted.keys():
             present[digest].unlink()
         if not wanted and folder.is_dir() and not any(folder.iterdir()):
