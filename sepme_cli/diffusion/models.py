@@ -14,12 +14,12 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
+from sepme_cli.diffusion.arrays import to_torch
 from sepme_cli.diffusion.configs import SCHEDULE
 from sepme_cli.diffusion.devices import Residence
 from sepme_cli.diffusion.loading import load_unet, load_vae, predicts_velocity
 from sepme_cli.diffusion.text import Conditioning, TextEncoder, condition, padding_of
 from sepme_cli.diffusion.tokenizer import has_tokenizer
-from sepme_cli.diffusion.weights import to_torch
 from sepme_cli.errors import UnsupportedError
 from sepme_cli.progress import SILENT, Progress
 
