@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from patch_spec.manifest import Family
+from patch_spec.base import Family
 
 Shapes = Mapping[str, tuple[int, ...]]
 Config = dict[str, Any]

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patch_spec.manifest import Increment, Measured, Method, slugify
+from patch_spec.increment import Increment
 from patch_spec.provenance import Collateral as Recorded
+from patch_spec.provenance import Measured, Method
+from patch_spec.text import slugify
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.moments import pictured_moments, sampled_moments
 from sepme_cli.diffusion.predictor import EditedPredictor

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patch_spec.manifest import Increment, slugify
+from patch_spec.increment import Increment
+from patch_spec.text import slugify
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.erasure.background import VERSION, Background
 from sepme_cli.erasure.collateral import Bystanders, Collateral

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 
-from patch_spec.manifest import Family as FamilyName
+from patch_spec.base import Family as FamilyName
 from sepme_cli.checkpoints.structure.layout import Layout
 from sepme_cli.errors import UnsupportedError
 
