@@ -2,7 +2,7 @@
 
 Torch's weights-only loader builds tensors and plain containers and refuses everything else; the
 file is mapped into memory, so that tensors are read from it when they are asked for. The only
-module of this floor that needs torch.
+module of this floor that needs torch, beside the table of its dtypes.
 """
 
 import errno
