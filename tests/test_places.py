@@ -38,11 +38,11 @@ def test_what_is_on_the_hub(text: str, expected: HubPlace | None) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        *("-", "model", "model.safetensors", "./someone/model", "/someone/model", "a/b/c"),
-        *("someone/model.safetensors", "someone/monet.sepme", "someone/model.CKPT"),
-        *("models/missing", ".hidden/model", "../someone/model", "some one/model"),
+        "-", "model", "model.safetensors", "./someone/model", "/someone/model", "a/b/c",
+        "someone/model.safetensors", "someone/monet.sepme", "someone/model.CKPT",
+        "models/missing", ".hidden/model", "../someone/model", "some one/model",
     ],
-)
+)  # fmt: skip
 def test_what_is_a_path(text: str) -> None:
     assert parse_place(text) == Path(text)
 

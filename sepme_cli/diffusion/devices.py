@@ -7,6 +7,8 @@ from typing import Literal, TypeVar
 import torch
 from torch import nn
 
+from sepme_cli.checkpoints.structure.dtypes import CASTS
+from sepme_cli.checkpoints.structure.torch_dtypes import TORCH
 from sepme_cli.diffusion.options import ModelOptions
 from sepme_cli.errors import UsageError
 from sepme_cli.progress import SILENT, Progress
@@ -14,11 +16,7 @@ from sepme_cli.progress import SILENT, Progress
 Work = Literal["closed form", "drawing", "learning"]
 """What is to be done: no pass through the UNet, passes forwards, and backwards too."""
 
-DTYPES: Mapping[str, torch.dtype] = {
-    "fp32": torch.float32,
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
-}
+DTYPES: Mapping[str, torch.dtype] = {called: TORCH[name] for name, called in CASTS.items()}
 _ACTIVATIONS: Mapping[Work, float] = {"closed form": 0.0, "drawing": 0.2, "learning": 2.0}
 """What a picture takes while it passes, in UNets: roughly what Stable Diffusion 1.x takes."""
 _GIB = 2**30

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
 from sepme_cli.checkpoints.structure.families import TextStream
+from sepme_cli.diffusion.arrays import to_torch
 from sepme_cli.diffusion.configs import SCHEDULE
 from sepme_cli.diffusion.devices import DTYPES, Residence
 from sepme_cli.diffusion.loading import load_unet, load_vae, predicts_velocity
 from sepme_cli.diffusion.options import Prediction
 from sepme_cli.diffusion.text import Conditioning, TextEncoder, condition
 from sepme_cli.diffusion.tokenizer import has_tokenizer
-from sepme_cli.diffusion.weights import to_torch
 from sepme_cli.errors import UnsupportedError
 from sepme_cli.progress import SILENT, Progress
 

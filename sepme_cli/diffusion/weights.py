@@ -1,11 +1,7 @@
 """Tensors of an open checkpoint as torch has them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
-import ml_dtypes
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -13,17 +9,8 @@ from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
 from sepme_cli.checkpoints.reading.networks import Network
 from sepme_cli.checkpoints.reading.text_encoders import transformers_name, unfused
 from sepme_cli.checkpoints.structure.dtypes import NAMES
+from sepme_cli.diffusion.arrays import to_torch
 from sepme_cli.increments import Scaled, compose
-
-
-def to_torch(values: npt.NDArray[Any], dtype: torch.dtype) -> Tensor:
-    """An array of any float dtype as a tensor of `dtype`, its own memory."""
-    if values.dtype == ml_dtypes.bfloat16:
-        tensor = torch.from_numpy(values.view(np.uint16).astype(np.int32)) << 16
-        return tensor.view(torch.float32).to(dtype)
-    if values.dtype.name.startswith("float8"):
-        values = values.astype(np.float32)
-    return torch.from_numpy(np.array(values)).to(dtype)
 
 
 def tensors_of(
@@ -33,7 +20,7 @@ def tensors_of(
     return {
         name: to_torch(stored.read(), dtype)
         for name, stored in network.tensors.items()
-        if stored.dtype in NAMES and wanted(name) and not name.endswith(_NO_WEIGHTS)
+        if stored.dtype in NAMES and wanted(name) and not name.endswith(_SCALES)
     }
 
 
@@ -54,7 +41,8 @@ def clip_tensors(network: Network, dtype: torch.dtype) -> dict[str, Tensor]:
     return _without_unused_layers(found, network.unused_layers)
 
 
-_NO_WEIGHTS = (".scale_weight", ".weight_scale", ".scale_input", "scaled_fp8")
+_SCALES = (".scale_weight", ".weight_scale", ".scale_input", "scaled_fp8")
+"""How the tensors end that scale fp8 weights: what is read has them in it."""
 _PROJECTIONS = ("text_projection", "text_projection.weight")
 
 

@@ -12,11 +12,11 @@ if TYPE_CHECKING:  # whose YAML `sepme --help` can do without
 
 #: Numbers below these make no sense.
 _LEAST = {
-    **{"steps": 1, "rank": 1, "batch_size": 1, "pictures": 2, "sampling_steps": 1},
-    **{"neighbours": 0, "lr": 0, "norm": 0, "guidance": 0},
-    **{"insistence": 0, "protection": 0, "ridge": 0},
-    **{"background": 0, "collateral": 0, "erase_scale": 0},
-}
+    "steps": 1, "rank": 1, "batch_size": 1, "pictures": 2, "sampling_steps": 1,
+    "neighbours": 0, "lr": 0, "norm": 0, "guidance": 0,
+    "insistence": 0, "protection": 0, "ridge": 0,
+    "background": 0, "collateral": 0, "erase_scale": 0,
+}  # fmt: skip
 _MOST = {"rank": limits.RANK}
 _DTYPES = ("auto", "fp32", "fp16", "bf16")
 

@@ -1,4 +1,4 @@
-"""Counts with their uncertainty."""
+"""Counts with their uncertainty, and how shares are shown."""
 
 from dataclasses import dataclass
 from math import sqrt

@@ -1,6 +1,5 @@
 """A model card: what was taken out of a model, as people who find it on the hub should read it."""
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -93,12 +92,19 @@ def card(
 
 
 def _front(base_model: str | None, *, patched: bool) -> str:
-    """YAML as the hub's model cards have it; JSON's strings are YAML's."""
-    lines = ["---", "library_name: diffusers", "pipeline_tag: text-to-image"]
-    if base_model is not None:
-        relation = "finetune" if patched else "adapter"
-        lines += [f"base_model: {json.dumps(base_model)}", f"base_model_relation: {relation}"]
-    return "\n".join([*lines, "tags:", "- stable-diffusion", "- concept-erasure", "- sepme", "---"])
+    """The front matter, as the hub's own library writes it."""
+    # Takes a while, and no other operation needs it.
+    from huggingface_hub import ModelCardData
+
+    relation = "finetune" if patched else "adapter"
+    data = ModelCardData(
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        base_model=base_model,
+        base_model_relation=None if base_model is None else relation,
+        tags=["stable-diffusion", "concept-erasure", "sepme"],
+    )
+    return f"---\n{data.to_yaml()}\n---"
 
 
 def _taken_out(rows: Sequence[_Row], patches: Sequence[PatchFile]) -> Iterator[str]:

@@ -37,9 +37,9 @@ LISTED = 12
 def erase(result: "EraseResult") -> RenderableType:
     """The increments, one a row, and where the patch is."""
     table = new_table(
-        *("concept", "taken for", "acts like", "separability", "leakage"),
-        *("rank", "steps", "stopped", "correlation", "time"),
-    )
+        "concept", "taken for", "acts like", "separability", "leakage",
+        "rank", "steps", "stopped", "correlation", "time",
+    )  # fmt: skip
     for increment in result.increments:
         correlation = increment.correlation
         add_row(

@@ -306,10 +306,10 @@ class Tokenizers(Target):
 TARGETS: dict[str, Callable[[Path], Target]] = {
     target.name: target
     for target in (
-        *(Patches, Headers, Checkpoints, Loras, Folders, Recipes),
-        *(Records, Undo, Pending, Pickles, Tokenizers),
+        Patches, Headers, Checkpoints, Loras, Folders, Recipes,
+        Records, Undo, Pending, Pickles, Tokenizers,
     )
-}
+}  # fmt: skip
 
 
 def check_readable(path: Path) -> None:

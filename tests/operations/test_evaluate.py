@@ -6,6 +6,7 @@ import json
 import shutil
 from base64 import b64decode
 from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -105,7 +106,7 @@ def test_the_page_needs_nothing_else_and_has_every_picture(first: EvaluateResult
     assert all(link.startswith("data:image/png;base64,") for link in links.found)
     assert "url(" not in page
     assert "prefers-color-scheme: dark" in page
-    assert "sepme evaluate m.safetensors &#x27;two words.sepme&#x27;" in page
+    assert "sepme evaluate m.safetensors 'two words.sepme'" in unescape(page)
 
 
 def test_json_and_csv_say_the_same(first: EvaluateResult) -> None:

@@ -201,7 +201,7 @@ def remove(path: Path) -> None:
 
 
 def write_file(path: Path, data: bytes, *, force: bool = False) -> None:
-    """A whole file, or none; see `new_file`. force: an existing one may be replaced."""
+    """A small file, whole or not at all; see `new_file`. The caller is the `only_writer`."""
     with new_file(path, len(data), force=force) as descriptor:
         write_all(descriptor, data, 0)
 

@@ -2,7 +2,7 @@
 
 Torch's weights-only loader builds tensors and plain containers and refuses everything else; the
 file is mapped into memory, so that tensors are read from it when they are asked for. The only
-module of this floor that needs torch.
+module of this floor that needs torch, beside the table of its dtypes.
 """
 
 import errno
@@ -24,22 +24,10 @@ from sepme_cli.checkpoints.disk.failures import reading, system_failure
 from sepme_cli.checkpoints.disk.files import COPY_BYTES, read_exactly, write_all
 from sepme_cli.checkpoints.reading.opcodes import check_cost
 from sepme_cli.checkpoints.reading.tensors import ZIP, WeightsFile
+from sepme_cli.checkpoints.structure.torch_dtypes import TORCH
 from sepme_cli.errors import MalformedError
 
-_DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
+_DTYPES = {theirs: name for name, theirs in TORCH.items()}
 _PICKLE_BYTES = 8 * 2**20
 """A zip member that is no tensor; real ones have some hundred kilobytes."""
 
