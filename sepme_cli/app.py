@@ -25,6 +25,7 @@ from sepme_cli.commands.example import example
 from sepme_cli.commands.export import export
 from sepme_cli.commands.import_ import import_
 from sepme_cli.commands.inspect import inspect
+from sepme_cli.commands.options import is_output_stream
 from sepme_cli.commands.recipe import recipe
 from sepme_cli.commands.revert import revert
 from sepme_cli.commands.sample import sample
@@ -221,7 +222,7 @@ def _report(error: SepmeError, arguments: Sequence[str]) -> None:
 
 def _pipes_out(options: Sequence[str]) -> bool:
     """Whether standard output carries the file; told before parsing, which may have failed."""
-    after = itertools.pairwise(options)
-    return any(pair in (("-o", "-"), ("--output", "-")) for pair in after) or any(
-        option in ("-o-", "--output=-") for option in options
-    )
+    said = [value for option, value in itertools.pairwise(options) if option in ("-o", "--output")]
+    for short in ("-o", "--output="):
+        said += [option.removeprefix(short) for option in options if option.startswith(short)]
+    return any(is_output_stream(Path(value)) for value in said)

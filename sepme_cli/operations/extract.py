@@ -78,7 +78,7 @@ def extract(
         left_out, warnings = _left_out(before, after, progress)
         described = before.base(text_encoders=True)
         settings: dict[str, Setting] = {"edited": after.base().digest, "rank": rank, "error": error}
-        written = write_patch(found, described, naming, "extraction", settings)
+        written = write_patch(found, described, naming, "extraction", settings, progress)
     return summed_up(
         found,
         described,

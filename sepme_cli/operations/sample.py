@@ -19,7 +19,8 @@ from sepme_cli.arguments import (
     as_places,
     several,
 )
-from sepme_cli.checkpoints.disk.files import check_writable, new_file, only_writer, write_all
+from sepme_cli.checkpoints.disk.files import check_writable
+from sepme_cli.checkpoints.disk.output import write_output
 from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
 from sepme_cli.checkpoints.reading.lent import lend_text_encoders
 from sepme_cli.checkpoints.reading.patches import Patches, read_patch_files, select
@@ -126,13 +127,13 @@ def sample(
                 sheets.append(draw())
     labels = [label for p in prompts for label in ([p, "  patched"] if chosen else [p])]
     rows = torch.stack(sheets, 1).flatten(0, 1)
-    _write(rows, labels, output, force)
+    _write(rows, labels, output, force, progress)
     return SampleResult(str(output), prompts, rows.shape[0] * count, time.monotonic() - started)
 
 
-def _write(rows: torch.Tensor, labels: Sequence[str], output: Path, force: bool) -> None:
+def _write(
+    rows: torch.Tensor, labels: Sequence[str], output: Path, force: bool, progress: Progress
+) -> None:
     memory = io.BytesIO()
     contact_sheet(rows, memory, rows=labels)
-    data = memory.getvalue()
-    with only_writer(output), new_file(output, len(data), force=force) as descriptor:
-        write_all(descriptor, data, 0)
+    write_output(output, memory.getvalue(), force=force, progress=progress)

@@ -8,12 +8,18 @@ from typing import BinaryIO
 from sepme_cli.checkpoints.disk.failures import writing
 from sepme_cli.checkpoints.disk.files import new_file, only_writer, write_all
 from sepme_cli.errors import UsageError
+from sepme_cli.progress import SILENT, Progress
 
 
-def write_output(target: Path | BinaryIO, data: bytes, *, force: bool) -> None:
+def write_output(
+    target: Path | BinaryIO, data: bytes, *, force: bool, progress: Progress = SILENT
+) -> None:
     """Write a whole file, or to a stream. force: an existing file may be replaced."""
     if isinstance(target, Path):
-        with only_writer(target), new_file(target, len(data), force=force) as descriptor:
+        with (
+            only_writer(target, progress),
+            new_file(target, len(data), force=force, progress=progress) as descriptor,
+        ):
             write_all(descriptor, data, 0)
     else:
         with writing(Path("-")):
