@@ -1,6 +1,7 @@
 """The command `sepme`, and the one place that turns an error into a message and an exit status."""
 
 import contextlib
+import io
 import itertools
 import os
 import re
@@ -120,6 +121,9 @@ def main() -> NoReturn:
     # A stream that the caller closed is None: what would be said there is not heard.
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Windows has pipes without letters for every name, which must not cost the result.
+        sys.stdout.reconfigure(errors="backslashreplace")
     if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _terminate)
     sys.exit(run(sys.argv[1:]))

@@ -100,6 +100,14 @@ def test_whatever_writes_a_file_knows_them(line: str, here: Path, process: Run) 
     assert dash.out == named.out
 
 
+def test_a_name_that_the_stream_has_no_letters_for_is_escaped(here: Path) -> None:
+    line = "sepme apply model.safetensors monet.sepme -o 絵.safetensors"
+    done = shell(f"PYTHONIOENCODING=cp1252 {line}")
+    assert done.returncode == 0, done.stderr
+    assert b"\\u7d75.safetensors" in done.stdout
+    assert read("絵.safetensors") == read("clean.safetensors")
+
+
 def test_a_lora_goes_through_pipes_both_ways(here: Path, sepme: Run) -> None:
     sepme("export", "monet.sepme", "--to", "kohya")
     piped = sepme("export", "-", "--to", "kohya", "-o", "-", "-q", stdin=read("monet.sepme"))
