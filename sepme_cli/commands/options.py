@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal, TypeVar
 
 import typer
 
+from sepme_cli.checkpoints.disk.system import is_standard_output
 from sepme_cli.commands.completing import names_of_concepts
 from sepme_cli.errors import UsageError
 from sepme_cli.places import HubPlace, Place, parse_output, parse_place
@@ -134,7 +135,7 @@ PredictionOption = Annotated[
 
 def output_for(*, as_json: bool, quiet: bool, verbose: bool, output: Place | None = None) -> Output:
     """The output of a command that writes its file to `output`."""
-    return Output(as_json=as_json, quiet=quiet, verbose=verbose, piped=is_stream(output))
+    return Output(as_json=as_json, quiet=quiet, verbose=verbose, piped=is_output_stream(output))
 
 
 def is_stream(place: Place | None) -> bool:
@@ -142,10 +143,15 @@ def is_stream(place: Place | None) -> bool:
     return place is not None and str(place) == STREAM
 
 
+def is_output_stream(place: Place | None) -> bool:
+    """Whether what is written there goes to standard output, by whatever name."""
+    return is_stream(place) or (isinstance(place, Path) and is_standard_output(place))
+
+
 def destination(output: _Output, *, text: bool = False) -> _Output | BinaryIO:
     """What an operation writes to; raises UsageError where that would fill a terminal, unless it
     is text."""
-    if not is_stream(output):
+    if not is_output_stream(output):
         return output
     if sys.stdout.isatty() and not text:
         raise UsageError("-o - writes a binary file: send standard output to a file or a pipe")

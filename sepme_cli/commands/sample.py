@@ -19,7 +19,7 @@ from sepme_cli.commands.options import (
     TextEncoders,
     Tokenizer,
     Verbose,
-    is_stream,
+    is_output_stream,
     output_for,
 )
 from sepme_cli.diffusion.options import ModelOptions
@@ -97,7 +97,7 @@ def sample(
     \b
       sepme sample sd15.safetensors --patch monet.sepme --prompt "a garden by Monet" -o grid.png
     """
-    if is_stream(output):
+    if is_output_stream(output):
         raise UsageError("sample writes its picture to a file: give one with -o")
     from sepme_cli.operations.sample import sample as operation
 

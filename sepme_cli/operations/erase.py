@@ -128,7 +128,7 @@ def erase(
     if isinstance(target, HubPlace):
         _publish(target, data, patch, progress, force=force)
     else:
-        write_output(target, data, force=force)
+        write_output(target, data, force=force, progress=progress)
     if apply_to is not None:
         apply(request.model, [io.BytesIO(data)], apply_to, force=force, progress=progress)
     return EraseResult(

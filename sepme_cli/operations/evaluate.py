@@ -111,7 +111,7 @@ def evaluate(
         named = fetched if isinstance(place, HubPlace) else checkpoint.path.name
         facts = facts_of(named, network, judge, files, drawing)
         same_weights = restores_weights(checkpoint)
-        stack.enter_context(only_writer(report))
+        stack.enter_context(only_writer(report, progress))
         gallery = Gallery(make_folder(report), network, drawing, key_of(network, facts))
         studio = Studio.plan(gallery, chosen, subjects)
         drawn = studio.draw(progress)

@@ -151,7 +151,7 @@ def export(
     name = target.stem if isinstance(target, Path) else terms[0][0].slug
     told = lora_metadata(FAMILIES[source.family], concepts, name, rank, TOOL, to)
     data = lora_bytes(pairs, to, wanted, told)
-    write_output(target, data, force=force)
+    write_output(target, data, force=force, progress=progress)
     progress.warn(ONLY_ADDS)
     return ExportResult(
         output=output_name(target),

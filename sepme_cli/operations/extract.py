@@ -80,7 +80,7 @@ def extract(
         progress.warn_all((*warnings, UNKNOWN))
         described = before.base(text_encoders=True)
         settings: dict[str, Setting] = {"edited": after.base().digest, "rank": rank, "error": error}
-        written = write_patch(found, described, naming, "extraction", settings)
+        written = write_patch(found, described, naming, "extraction", settings, progress)
     return summed_up(
         found,
         described,

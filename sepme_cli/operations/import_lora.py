@@ -80,7 +80,7 @@ def import_lora(
             "format": file.format,
             "modules": len(ours),
         }
-        written = write_patch(found, described, naming, "lora-import", settings)
+        written = write_patch(found, described, naming, "lora-import", settings, progress)
     return summed_up(
         found,
         described,

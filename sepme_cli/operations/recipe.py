@@ -7,6 +7,7 @@ from typing import BinaryIO
 from sepme_cli.arguments import FilePath, as_path
 from sepme_cli.checkpoints.disk.output import output_name, write_output
 from sepme_cli.erasure.words import Item
+from sepme_cli.progress import SILENT, Progress
 from sepme_cli.recipe import TEMPLATE, as_recipe
 from sepme_cli.strict_yaml import Scalar
 
@@ -32,11 +33,13 @@ class RecipeInfo:
     settings: Mapping[str, Scalar]
 
 
-def init(output: FilePath | BinaryIO, *, force: bool = False) -> InitResult:
+def init(
+    output: FilePath | BinaryIO, *, force: bool = False, progress: Progress = SILENT
+) -> InitResult:
     """Write a recipe to begin with. Raises SystemFailure, also for a file that is there already."""
     output = as_path(output)
     data = TEMPLATE.encode()
-    write_output(output, data, force=force)
+    write_output(output, data, force=force, progress=progress)
     return InitResult(output_name(output), len(data))
 
 

@@ -92,7 +92,7 @@ def sample(
                 sheets.append(draw())
     labels = [label for p in prompts for label in ([p, "  patched"] if chosen else [p])]
     rows = torch.stack(sheets, 1).flatten(0, 1)
-    _write(rows, labels, output, force)
+    _write(rows, labels, output, force, progress)
     return SampleResult(
         str(output),
         prompts,
@@ -118,7 +118,9 @@ def _check(
     progress.warn_all(both_act(checkpoint, new))
 
 
-def _write(rows: torch.Tensor, labels: Sequence[str], output: Path, force: bool) -> None:
+def _write(
+    rows: torch.Tensor, labels: Sequence[str], output: Path, force: bool, progress: Progress
+) -> None:
     memory = io.BytesIO()
     contact_sheet(rows, memory, rows=labels)
-    write_output(output, memory.getvalue(), force=force)
+    write_output(output, memory.getvalue(), force=force, progress=progress)

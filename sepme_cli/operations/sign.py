@@ -63,7 +63,7 @@ def _sign(file: Path, key: Path, force: bool, progress: Progress) -> Signed:
     with reading(file), file.open("rb") as opened:
         signature = openssh.sign(opened, key, progress.say)
     path = sidecar(file)
-    write_output(path, signature.data, force=force)
+    write_output(path, signature.data, force=force, progress=progress)
     return Signed(str(file), str(path), signature.key)
 
 

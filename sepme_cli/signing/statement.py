@@ -15,11 +15,7 @@ from patch_spec.errors import FormatError
 from patch_spec.records import Fields, as_object, as_text
 from patch_spec.stack import StackRecord
 from sepme_cli.checkpoints.disk.failures import reading
-from sepme_cli.checkpoints.disk.files import (
-    COPY_BYTES,
-    check_writable,
-    resolved,
-)
+from sepme_cli.checkpoints.disk.files import COPY_BYTES, check_writable, resolved
 from sepme_cli.checkpoints.disk.output import write_output
 from sepme_cli.checkpoints.writing.folder import model_files
 from sepme_cli.errors import MalformedError, UnsupportedError, UsageError
@@ -125,7 +121,7 @@ def write_statement(
         data = statement.to_bytes()
     except FormatError as error:
         raise UnsupportedError(f"{model}: {error}", file=model) from error
-    write_output(path, data, force=force)
+    write_output(path, data, force=force, progress=progress)
 
 
 def digests(model: Path, progress: Progress = SILENT) -> dict[str, str]:

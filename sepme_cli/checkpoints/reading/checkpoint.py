@@ -162,6 +162,11 @@ def _open(path: Path, progress: Progress) -> Checkpoint:
         targets = find_targets(variants, layout, path)
         for note in _left_out(files):
             progress.say(note)
+        if any(getattr(file, "unmapped", False) for file in files):
+            progress.warn(
+                f"{path}: this file system maps no files into memory, so all of it was read, and "
+                "takes as much memory as it is long"
+            )
         return Checkpoint(
             path,
             files,

@@ -14,7 +14,13 @@ from patch_spec.manifest import Patch
 from patch_spec.stack import StackEntry
 from sepme_cli.arguments import PlaceLike, Words, as_place, several
 from sepme_cli.checkpoints.disk.failures import reading, writing
-from sepme_cli.checkpoints.disk.files import check_own, resolved, sync_folder, write_file
+from sepme_cli.checkpoints.disk.files import (
+    check_own,
+    companion,
+    resolved,
+    sync_folder,
+    write_file,
+)
 from sepme_cli.checkpoints.hub.cache import local
 from sepme_cli.errors import RefusedError, UsageError
 from sepme_cli.increments import Scaled
@@ -107,8 +113,7 @@ def named(part: Increment | StackEntry, name: str) -> bool:
 
 def kept_folder(path: Path) -> Path:
     """Where in-place commands keep the patches that are in a checkpoint, beside it."""
-    path = resolved(path)
-    return path.with_name(f"{path.name}.sepme-applied")
+    return companion(resolved(path), ".sepme-applied")
 
 
 def kept_patches(path: Path) -> tuple[PatchFile, ...]:

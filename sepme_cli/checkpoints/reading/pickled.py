@@ -22,6 +22,7 @@ from torch import Tensor
 from patch_spec.header import PREFIX_BYTES, TensorEntry, encode_header, parse_header
 from sepme_cli.checkpoints.disk.failures import reading, system_failure
 from sepme_cli.checkpoints.disk.files import COPY_BYTES, read_exactly, write_all
+from sepme_cli.checkpoints.disk.system import maps_files
 from sepme_cli.checkpoints.reading.opcodes import check_cost
 from sepme_cli.checkpoints.reading.tensors import ZIP, WeightsFile
 from sepme_cli.checkpoints.structure.torch_dtypes import TORCH
@@ -48,12 +49,14 @@ class PickledFile(WeightsFile):
     """A pickled file as if its tensors lay one after the other in a safetensors file.
 
     tensors: by name, mapped into memory. left_out: what else it holds (optimizer states and the
-    like). file_bytes: how long the file is.
+    like). file_bytes: how long the file is. unmapped: read into memory whole, as the file system
+    maps nothing.
     """
 
     tensors: Mapping[str, Tensor] = field(repr=False, default_factory=dict)
     left_out: tuple[str, ...] = ()
     file_bytes: int = 0
+    unmapped: bool = False
 
     @property
     def written_place(self) -> str:
@@ -93,7 +96,10 @@ def open_pickled(path: Path, place: str, file: BinaryIO) -> PickledFile:
     Raises MalformedError for what is no dictionary of tensors, what is compressed, and what would
     run code, naming what it would run.
     """
-    loaded = _load(path, file)
+    # By how it begins, as torch does: what is found from its end may be another archive.
+    archive = read_exactly(file.fileno(), len(ZIP), 0) == ZIP
+    unmapped = archive and not maps_files(file.fileno())
+    loaded = _load(path, file, archive=archive, mapped=archive and not unmapped)
     if not isinstance(loaded, dict):
         raise _no_weights(path, type(loaded).__name__)
     inner = loaded.get("state_dict", loaded)
@@ -110,14 +116,14 @@ def open_pickled(path: Path, place: str, file: BinaryIO) -> PickledFile:
         header_bytes = encode_header({}, list(_entries(tensors)))
         header = parse_header(header_bytes[:PREFIX_BYTES], header_bytes[PREFIX_BYTES:], None)
     size = os.fstat(file.fileno()).st_size
-    return PickledFile(path, place, header, header_bytes, file, tensors, tuple(rest), size)
+    return PickledFile(
+        path, place, header, header_bytes, file, tensors, tuple(rest), size, unmapped
+    )
 
 
-def _load(path: Path, file: BinaryIO) -> Any:
-    # By how it begins, as torch does: what is found from its end may be another archive.
-    mapped = read_exactly(file.fileno(), len(ZIP), 0) == ZIP
+def _load(path: Path, file: BinaryIO, *, archive: bool, mapped: bool) -> Any:
     try:
-        if mapped:
+        if archive:
             _check_archive(path, file)
         else:
             _check_pickles(path)

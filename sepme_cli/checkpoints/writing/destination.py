@@ -11,6 +11,7 @@ from typing import BinaryIO
 from sepme_cli.checkpoints.disk.failures import reading, writing
 from sepme_cli.checkpoints.disk.files import check_own, check_writable, only_writer, resolved
 from sepme_cli.checkpoints.disk.interrupts import uninterrupted
+from sepme_cli.checkpoints.disk.system import replaces_open_files
 from sepme_cli.checkpoints.hub.cache import local
 from sepme_cli.checkpoints.journals.in_place import undo_interrupted
 from sepme_cli.checkpoints.journals.pending import pending_path
@@ -86,6 +87,14 @@ class Destination:
             yield Target(self, checkpoint, progress)
 
     def _check(self, model: Path) -> None:
+        path = self.path
+        if path and resolved(path) == resolved(model) and not replaces_open_files():
+            raise UsageError(
+                f"{model}: this system replaces no file that is open, so a model cannot be written "
+                "over itself; write to another file with -o",
+                expected="another file",
+                found=path,
+            )
         if not isinstance(self.output, Path) or is_special(self.output):
             return
         if model.is_dir():
@@ -123,7 +132,7 @@ class Destination:
         if path is None:
             yield
             return
-        with only_writer(path):
+        with only_writer(path, progress):
             if resolved(path) == resolved(model):
                 undo_interrupted(model, progress)
             yield
