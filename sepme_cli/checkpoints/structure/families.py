@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 
 from patch_spec.manifest import Family as FamilyName
-from sepme_cli.checkpoints.structure.layout import Layout
+from sepme_cli.checkpoints.structure.layout import EMA, Layout
 from sepme_cli.errors import UnsupportedError
 
 
@@ -114,6 +114,13 @@ def detect(tensors: Mapping[str, Tensor]) -> tuple[Family, Layout]:
                 found=title,
             )
     layout = Layout.of(tensors)
+    if layout is None and any(name.startswith(f"{EMA}diffusion_model") for name in tensors):
+        raise UnsupportedError(
+            "this holds the moving average (EMA) of a UNet alone, under names without dots that "
+            "programs do not load; have it saved as the model's own weights first",
+            expected=_EXPECTED,
+            found=f"tensors named {EMA}…",
+        )
     if layout is None:
         raise UnsupportedError(
             "there is no Stable Diffusion UNet here",
@@ -140,16 +147,18 @@ def _is_xl(tensors: Mapping[str, Tensor], layout: Layout) -> bool:
     """Whether sizes and crops condition the UNet; SD 2.1 unclip has those names for an image."""
     if f"{layout.prefix}{_CONDITION[layout.naming]}" not in tensors:
         return False
-    if any(name.startswith("cond_stage_model.") for name in tensors):
+    outer = layout.outer or ""
+    if any(name.startswith(f"{outer}cond_stage_model.") for name in tensors):
         return False
-    text = any(name.startswith("conditioner.") for name in tensors)
+    text = any(name.startswith(f"{outer}conditioner.") for name in tensors)
     return text or any(".transformer_blocks.1." in name for name in tensors)
 
 
 def _is_refiner(tensors: Mapping[str, Tensor], layout: Layout) -> bool:
     """By the only text encoder; in a UNet alone by the lowest level, which has no attention."""
-    if any(name.startswith("conditioner.") for name in tensors):
-        return any(name.startswith(REFINER.streams[0].prefix) for name in tensors)
+    outer = layout.outer or ""
+    if any(name.startswith(f"{outer}conditioner.") for name in tensors):
+        return any(name.startswith(outer + REFINER.streams[0].prefix) for name in tensors)
     blocks, attention = _LOWEST[layout.naming]
     pattern = re.compile(re.escape(layout.prefix) + blocks)
     blocks_there = [int(found[1]) for name in tensors if (found := pattern.match(name))]
