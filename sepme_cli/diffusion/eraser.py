@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patch_spec.manifest import Increment, Measured, Method, slugify
+from patch_spec.manifest import Increment, Measured, Method
 from patch_spec.provenance import Collateral as Recorded
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.moments import pictured_moments, sampled_moments
@@ -164,7 +164,7 @@ def _description(
     """What a manifest tells of an increment whatever its kind."""
     return {
         "concept": study.concept.name,
-        "slug": slugify(study.concept.name),
+        "slug": study.slug,
         "rank": len(study.space.basis),
         "prompts": study.concept.prompts,
         "method": Method(method, {**settings.recorded(), **study.chosen}),

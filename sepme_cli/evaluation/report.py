@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from patch_spec.text import slugify
+from patch_spec.text import unique_slug
 from sepme_cli.checkpoints.disk.failures import writing
 from sepme_cli.checkpoints.disk.files import new_file, resolved, write_all
 from sepme_cli.errors import SystemFailure
@@ -77,9 +77,11 @@ def write_report(folder: Path, report: Report, page: str, result: Mapping[str, A
     """Write all of it; the page last, so that where it is the rest is too."""
     for old in (folder / _SHEETS).glob("*.png"):
         old.unlink()
+    slugs: dict[str, list[str]] = {}
     for looked in report.looked:
-        name = f"{looked.subject.role}-{slugify(looked.subject.name)}.png"
-        _write(folder / _SHEETS / name, _sheet(looked))
+        taken = slugs.setdefault(looked.subject.role, [])
+        taken.append(unique_slug(looked.subject.name, taken))
+        _write(folder / _SHEETS / f"{looked.subject.role}-{taken[-1]}.png", _sheet(looked))
     _write(folder / "concepts.csv", _table(_concept_rows(report)))
     _write(folder / "pictures.csv", _table(_picture_rows(report.looked)))
     text = json.dumps(result, allow_nan=False, indent=2)

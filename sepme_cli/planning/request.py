@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, cast
 
-from patch_spec.text import slugify
 from sepme_cli.erasure.prompts import AsKind
-from sepme_cli.erasure.words import Item, parse_word
+from sepme_cli.erasure.words import Item, parse_word, same_name
 from sepme_cli.errors import UsageError
 from sepme_cli.recipe import Recipe
 
@@ -37,13 +36,13 @@ def asked(
 
 
 def _check(items: Sequence[Item]) -> None:
-    slugs = [slug for item in items for slug in dict.fromkeys(map(slugify, item.names))]
-    if not slugs:
+    names = [name for item in items for name in dict.fromkeys(map(same_name, item.names))]
+    if not names:
         raise UsageError("name at least one --concept, or a --recipe")
-    if twice := sorted({slug for slug in slugs if slugs.count(slug) > 1}):
+    if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(f"named twice: {', '.join(twice)}", expected="distinct concepts")
     for item in items:
-        if item.like is not None and slugify(item.like) in slugs:
+        if item.like is not None and same_name(item.like) in names:
             raise UsageError(
                 f"{item.name!r} cannot act like {item.like!r}, which is to be erased",
                 expected="something that stays",
