@@ -10,6 +10,8 @@ from sepme_cli.errors import UnsupportedError
 
 START = 49406
 END = 49407
+_MANY = 2**20
+"""Tokens that no text encoder of CLIP's kind has, whatever was added to it."""
 
 
 def tokenize(
@@ -55,16 +57,18 @@ def _of_folder(folder: Path) -> Callable[[str], list[int]]:
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         special = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+        known = tokenizer.get_vocab().values()
+        least, most = min(known), max(known)
         tokenizer("a", add_special_tokens=False)
     # On files that make no sense its reader raises whatever they lead it to.
     except Exception as error:
         raise UnsupportedError(f"{folder} holds no tokenizer: {error}", file=folder) from error
-    # Words that textual inversion added have higher ids.
-    if special != (START, END):
+    # Words that textual inversion added have ids above the end's.
+    if special != (START, END) or least < 0 or most >= _MANY:
         raise UnsupportedError(
             f"{folder} holds the tokenizer of another text encoder",
             file=folder,
-            expected=f"start {START}, end {END}",
-            found=f"start {special[0]}, end {special[1]}",
+            expected=f"start {START}, end {END}, none above {_MANY}",
+            found=f"start {special[0]}, end {special[1]}, {least} to {most}",
         )
     return lambda text: list(tokenizer(text, add_special_tokens=False).input_ids)

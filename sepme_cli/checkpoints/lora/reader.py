@@ -82,7 +82,8 @@ class LoraModule:
         if (whole := self.parts.get("difference")) is not None:
             return _flat(whole)
         up, down = self._pair()
-        return up @ down
+        delta: Float64 = up @ down
+        return delta
 
     def energy(self) -> float:
         """|delta|^2, Frobenius, of a pair from the small matrices; raises what `delta` does."""

@@ -94,14 +94,15 @@ def _alone(
 
     The narrower of XL's two is CLIP-L. Both have a projection in the files of some programs.
     """
-    streams, taken = checkpoint.family.streams, set()
+    streams = checkpoint.family.streams
+    taken: set[str] = set()
     for name, token in tensors.items():
         known = _TOKENS.fullmatch(name)
         if known is None or len(token.shape) != 2:
             continue
         narrow = 2 * token.shape[1] < checkpoint.width
         stream = streams[0 if narrow else -1]
-        if stream in taken:
+        if stream.name in taken:
             raise UnsupportedError(
                 f"{path} holds several text encoders that could be {stream.name}; name a file with "
                 "one",
@@ -109,7 +110,7 @@ def _alone(
                 expected="one",
                 found="several",
             )
-        taken.add(stream)
+        taken.add(stream.name)
         place = known["place"]
         own = {n.removeprefix(place): s for n, s in tensors.items() if n.startswith(place)}
         fused = known["openclip"] is not None
