@@ -41,7 +41,8 @@ def import_(
         typer.Option(
             metavar="MODEL",
             parser=parse_place,
-            help="The same model after another method edited it, instead of a LoRA.",
+            help="The same model after another method edited it, or only the weights that it "
+            "edited (as UCE and ESD save them), instead of a LoRA.",
             show_default=False,
         ),
     ] = None,

@@ -11,7 +11,6 @@ from torch import Tensor
 from patch_spec.increment import Increment
 from patch_spec.provenance import Collateral as Recorded
 from patch_spec.provenance import Measured, Method
-from patch_spec.text import slugify
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.moments import pictured_moments, sampled_moments
 from sepme_cli.diffusion.predictor import EditedPredictor
@@ -177,7 +176,7 @@ def _description(
     """What a manifest tells of an increment whatever its kind."""
     return {
         "concept": study.concept.name,
-        "slug": slugify(study.concept.name),
+        "slug": study.slug,
         "rank": len(study.space.basis),
         "prompts": study.concept.prompts,
         "method": Method(method, {**asdict(settings), **study.chosen}),

@@ -39,16 +39,14 @@ def load_unet(checkpoint: Checkpoint, dtype: torch.dtype) -> UNet2DConditionMode
     if network.naming == "ldm":
         tensors = _in_diffusers_names(checkpoint, tensors)
     config: Mapping[str, Any] | None = network.config
-    if not config or "block_out_channels" not in config:
-        try:
-            config = unet_config(_shapes(tensors), checkpoint.family, _pooled(checkpoint))
-        except (KeyError, IndexError, StopIteration) as error:
-            raise _not_whole(checkpoint, "UNet", str(error), len(tensors)) from error
-    with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(dict(config))
     try:
+        if not config or "block_out_channels" not in config:
+            config = unet_config(_shapes(tensors), checkpoint.family, _pooled(checkpoint))
+        with torch.device("meta"):
+            unet = UNet2DConditionModel.from_config(dict(config))
         unet.load_state_dict(tensors, assign=True)
-    except RuntimeError as error:
+    # On shapes and configurations that make no sense diffusers raises whatever they lead it to.
+    except Exception as error:
         raise _not_whole(checkpoint, "UNet", _first(error), len(tensors)) from error
     return unet.requires_grad_(False).eval()
 
@@ -67,14 +65,15 @@ def load_vae(checkpoint: Checkpoint, dtype: torch.dtype) -> AutoencoderKL:
     tensors = tensors_of(network, dtype)
     config: Mapping[str, Any] | None = network.config
     try:
+        if not config or "block_out_channels" not in config:
+            config = vae_config(_shapes(tensors), checkpoint.family, network.naming)
         if network.naming == "ldm":
-            config = vae_config(_shapes(tensors), checkpoint.family)
             tensors = convert_ldm_vae_checkpoint(tensors, config)
         tensors = _with_new_attention(tensors)
         with torch.device("meta"):
-            vae = AutoencoderKL.from_config(dict(config or {}))
+            vae = AutoencoderKL.from_config(dict(config))
         vae.load_state_dict(tensors, assign=True)
-    except (KeyError, IndexError, RuntimeError) as error:
+    except Exception as error:
         raise _not_whole(checkpoint, "VAE", _first(error), len(tensors)) from error
     return vae.requires_grad_(False).eval()
 

@@ -20,8 +20,8 @@ from sepme_cli.diffusion.configs import SCHEDULE
 from sepme_cli.diffusion.devices import DTYPES, Residence
 from sepme_cli.diffusion.loading import load_unet, load_vae, predicts_velocity
 from sepme_cli.diffusion.options import Prediction
-from sepme_cli.diffusion.text import Conditioning, TextEncoder, condition
-from sepme_cli.diffusion.tokenizer import has_tokenizer
+from sepme_cli.diffusion.text import Conditioning, TextEncoder, check_together, condition
+from sepme_cli.diffusion.tokenizer import END, has_tokenizer
 from sepme_cli.errors import UnsupportedError
 from sepme_cli.progress import SILENT, Progress
 
@@ -29,6 +29,8 @@ from sepme_cli.progress import SILENT, Progress
 for library in ("transformers", "diffusers"):
     logging.getLogger(library).setLevel(logging.ERROR)
 
+_LARGEST_SIDE = 1024
+"""Of a latent; beyond it a configuration speaks of something else."""
 _FEW = 2
 """Pictures at once where memory is to be spared."""
 
@@ -85,9 +87,15 @@ class StableDiffusion:
 
     @cached_property
     def encoders(self) -> tuple[TextEncoder, ...]:
-        """The text encoders of the family, in order; UnsupportedError if one is not there."""
+        """The text encoders of the family, in order.
+
+        Raises UnsupportedError if one is not there or is none that can be used, MismatchError if
+        they are not this UNet's.
+        """
         streams = self.checkpoint.family.streams
-        return tuple(self._encoder(stream) for stream in streams)
+        encoders = tuple(self._encoder(stream) for stream in streams)
+        check_together(encoders, self.checkpoint.width, self.checkpoint.path)
+        return encoders
 
     def _encoder(self, stream: TextStream) -> TextEncoder:
         network = self.checkpoint.network(stream.name)
@@ -139,8 +147,12 @@ class StableDiffusion:
         return DDIMScheduler(**betas, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
 
     def tokens(self, prompts: Sequence[str]) -> Tensor:
-        """Token ids [len(prompts), positions] of the first text encoder, padded as it does."""
-        return self.encoders[0].tokens(prompts)
+        """Token ids [len(prompts), positions] of the first text encoder, padded as it does.
+
+        The end has the highest: words that were added to CLIP's have negative ones here.
+        """
+        ids = self.encoders[0].tokens(prompts)
+        return torch.where(ids > END, -ids, ids)
 
     def encode(
         self, prompts: Sequence[str], positions: int | None = None, paddings: int | None = None
@@ -239,13 +251,16 @@ class StableDiffusion:
     def picture_size(self) -> int:
         """The side in pixels that the model was trained at: what its metadata says (ModelSpec's
         `modelspec.resolution`) or its configuration, else what its family draws."""
-        said = re.match(r"(\d+)", self.checkpoint.metadata.get("modelspec.resolution", ""))
-        if said:
+        # Trainers write what they were told, and people edit it: no nonsense is believed.
+        resolution = self.checkpoint.metadata.get("modelspec.resolution", "")
+        said = re.match(r"([0-9]{1,4})(?![0-9])", resolution)
+        if said and int(said[1]) >= self._reduction:
             return int(said[1])
         unet = self.checkpoint.network("unet")
         configured = (unet.config or {}).get("sample_size") if unet is not None else None
-        side = configured if isinstance(configured, int) else self._usual_side
-        return side * self._reduction
+        if not isinstance(configured, int) or not 0 < configured <= _LARGEST_SIDE:
+            configured = self._usual_side
+        return configured * self._reduction
 
     @property
     def _usual_side(self) -> int:

@@ -11,6 +11,8 @@ from sepme_cli.errors import UnsupportedError
 
 START = 49406
 END = CLIP_END
+_MANY = 2**20
+"""Tokens that no text encoder of CLIP's kind has, whatever was added to it."""
 
 
 def tokenize(
@@ -56,17 +58,18 @@ def _of_folder(folder: Path) -> Callable[[str], list[int]]:
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         special = (tokenizer.bos_token_id, tokenizer.eos_token_id)
-        largest = max(tokenizer.get_vocab().values())
+        known = tokenizer.get_vocab().values()
+        least, most = min(known), max(known)
         tokenizer("a", add_special_tokens=False)
     # On files that make no sense its reader raises whatever they lead it to.
     except Exception as error:
         raise UnsupportedError(f"{folder} holds no tokenizer: {error}", file=folder) from error
-    # No text encoder of CLIP's has an embedding for a larger one.
-    if special != (START, END) or largest > END:
+    # Words that textual inversion added have ids above the end's.
+    if special != (START, END) or least < 0 or most >= _MANY:
         raise UnsupportedError(
             f"{folder} holds the tokenizer of another text encoder",
             file=folder,
-            expected=f"start {START}, end {END}, none larger",
-            found=f"start {special[0]}, end {special[1]}, largest {largest}",
+            expected=f"start {START}, end {END}, none above {_MANY}",
+            found=f"start {special[0]}, end {special[1]}, {least} to {most}",
         )
     return lambda text: list(tokenizer(text, add_special_tokens=False).input_ids)

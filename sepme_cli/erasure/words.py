@@ -1,11 +1,23 @@
 """Concepts and words as users name them."""
 
+import re
+import unicodedata
 from dataclasses import dataclass
 from typing import cast
 
 from patch_spec import limits
 from patch_spec.text import clean_text, slugify
 from sepme_cli.erasure.prompts import AsKind
+
+_ACCENTS = re.compile("[\u0300-\u036f]")
+_JOINTS = re.compile(r"[\s_-]+")
+
+
+def same_name(name: str) -> str:
+    """What two spellings of one name have in common: no case, no accents on Latin letters, and any
+    joint for a space. "C++" and "C#" are two names, though their slugs are one."""
+    bare = _ACCENTS.sub("", unicodedata.normalize("NFKD", name))
+    return _JOINTS.sub(" ", unicodedata.normalize("NFC", bare)).strip().casefold()
 
 
 def parse_word(word: str, kind: AsKind) -> tuple[str, AsKind]:

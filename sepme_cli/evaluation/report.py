@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from patch_spec.text import slugify
+from patch_spec.text import unique_slug
 from sepme_cli.checkpoints.disk.failures import writing
 from sepme_cli.checkpoints.disk.files import resolved, write_file
 from sepme_cli.errors import SystemFailure
@@ -71,8 +71,11 @@ def write_report(folder: Path, report: Report, page: str) -> None:
     """Write all of it; the page last, so that where it is the rest is too."""
     for old in (folder / _SHEETS).glob("*.png"):
         old.unlink()
+    slugs: dict[str, list[str]] = {}
     for looked in report.looked:
-        name = f"{looked.subject.role}-{slugify(looked.subject.name)}.png"
+        taken = slugs.setdefault(looked.subject.role, [])
+        taken.append(unique_slug(looked.subject.name, taken))
+        name = f"{looked.subject.role}-{taken[-1]}.png"
         write_file(folder / _SHEETS / name, _sheet(looked), force=True)
     write_file(folder / "concepts.csv", _table(_concept_rows(report)), force=True)
     write_file(folder / "pictures.csv", _table(_picture_rows(report.looked)), force=True)

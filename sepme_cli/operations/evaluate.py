@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from patch_spec.increment import Increment
-from patch_spec.text import slugify
 from sepme_cli.arguments import (
     FilePath,
     PlaceLike,
@@ -26,7 +25,7 @@ from sepme_cli.composing.matching import check_unpatched, fit
 from sepme_cli.diffusion.opening import opened_model
 from sepme_cli.diffusion.options import ModelOptions
 from sepme_cli.erasure.prompts import AsKind, kind_told
-from sepme_cli.erasure.words import parse_word
+from sepme_cli.erasure.words import parse_word, same_name
 from sepme_cli.evaluation.distances import Measures
 from sepme_cli.evaluation.experiment import Studio, restores_weights
 from sepme_cli.evaluation.facts import facts_of, key_of
@@ -149,12 +148,12 @@ def _words(
 
     Of an erased concept the recipe says it, or the patch's own prompts, or else `kind`.
     """
-    said: dict[str, AsKind] = {slugify(i.name): i.kind for i in recipe.concepts} if recipe else {}
+    said: dict[str, AsKind] = {same_name(i.name): i.kind for i in recipe.concepts} if recipe else {}
     erased: dict[str, Word] = {}
     for part in chosen:
-        slug = slugify(part.concept)
-        kinds = (said.get(slug, "any"), kind_told(part.concept, part.prompts), kind)
-        erased[slug] = part.concept, next((each for each in kinds if each != "any"), "any")
+        name = same_name(part.concept)
+        kinds = (said.get(name, "any"), kind_told(part.concept, part.prompts), kind)
+        erased[name] = part.concept, next((each for each in kinds if each != "any"), "any")
     protect = recipe.protect if recipe else ()
     return (
         list(erased.values()),

@@ -4,8 +4,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import BinaryIO
 
-import numpy as np
-
 from patch_spec import limits
 from patch_spec.errors import FormatError
 from patch_spec.grid import Float64
@@ -50,9 +48,9 @@ def import_lora(
 ) -> ImportResult:
     """Write what a LoRA does to the keys and values of the cross-attention as a patch.
 
-    lora: a file in kohya's, PEFT's or diffusers' format, or PEFT's folder. base: the model that
-    it is for: a patch names the weights that it was made for. concept, kind: what its increment
-    is called and is, for its prompts; the LoRA's title or name if left out. rank: of the
+    lora: a file in kohya's, PEFT's or diffusers' format, or a folder of theirs. base: the model
+    that it is for: a patch names the weights that it was made for. concept, kind: what its
+    increment is called and is, for its prompts; the LoRA's title or name if left out. rank: of the
     increment, whatever that leaves; else the least that leaves at most `error` of every weight's
     change. All that the LoRA does elsewhere is left out, and said.
     Raises RefusedError where nothing remains, or no rank is enough, and for a patched base;
@@ -142,15 +140,14 @@ def _delta(module: LoraModule, checkpoint: Checkpoint, name: str) -> Callable[[]
     path, shape = checkpoint.path, checkpoint.by_name[name].shape
 
     def read() -> Float64:
-        up, down = module.pair()
-        if (len(up), down.shape[1]) != shape:
+        delta = module.delta()
+        if delta.shape != shape:
             raise MismatchError(
                 f"{module.name} does not have the shape of the weight in {path}",
                 file=path,
                 expected=list(shape),
-                found=[len(up), down.shape[1]],
+                found=list(delta.shape),
             )
-        delta: Float64 = up @ down
         return delta
 
     return read
@@ -184,12 +181,11 @@ def _left_out(
 
 
 def _energy(module: LoraModule) -> float | None:
-    """|up @ down|^2, from the small matrices; None for what is not that."""
+    """|delta|^2; None for what has none that is known."""
     try:
-        up, down = module.pair()
+        return module.energy()
     except SepmeError:
         return None
-    return float(np.sum((up.T @ up) * (down @ down.T)))
 
 
 def _nothing(file: LoraFile, others: Sequence[LoraModule]) -> RefusedError:

@@ -117,9 +117,7 @@ def _checkpoint(checkpoint: Checkpoint) -> CheckpointInfo:
         width=checkpoint.width,
         targets=len(checkpoint.targets),
         tensors=sum(len(file.header.tensors) for file in files),
-        ema=any(
-            copy.name.startswith(EMA) for target in checkpoint.targets for copy in target.copies
-        ),
+        ema=any(EMA in copy.name for target in checkpoint.targets for copy in target.copies),
         text_encoders=encoders,
         applied=stack.entries if stack is not None else (),
         base=stack.base if stack is not None else None,

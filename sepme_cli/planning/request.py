@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Self, TypedDict, Unpack, cast
 
-from patch_spec.text import slugify
 from sepme_cli.arguments import (
     FilePath,
     PlaceLike,
@@ -20,7 +19,7 @@ from sepme_cli.diffusion.options import ModelOptions
 from sepme_cli.erasure.methods import LEARNING, METHODS, PLAIN, Method
 from sepme_cli.erasure.prompts import AsKind
 from sepme_cli.erasure.settings import Settings
-from sepme_cli.erasure.words import Item, parse_word
+from sepme_cli.erasure.words import Item, parse_word, same_name
 from sepme_cli.errors import UsageError
 from sepme_cli.places import Place
 from sepme_cli.recipe import Recipe, as_recipe
@@ -124,13 +123,13 @@ def _recipe(concepts: Sequence[str], policy: Recipe | None, wishes: Wishes) -> R
 
 
 def _check(items: Sequence[Item]) -> None:
-    slugs = [slug for item in items for slug in dict.fromkeys(map(slugify, item.names))]
-    if not slugs:
+    names = [name for item in items for name in dict.fromkeys(map(same_name, item.names))]
+    if not names:
         raise UsageError("name at least one --concept, or a --recipe")
-    if twice := sorted({slug for slug in slugs if slugs.count(slug) > 1}):
+    if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(f"named twice: {', '.join(twice)}", expected="distinct concepts")
     for item in items:
-        if item.like is not None and slugify(item.like) in slugs:
+        if item.like is not None and same_name(item.like) in names:
             raise UsageError(
                 f"{item.name!r} cannot act like {item.like!r}, which is to be erased",
                 expected="something that stays",

@@ -10,7 +10,7 @@ from sepme_cli.checkpoints.reading.checkpoint import Checkpoint, open_checkpoint
 from sepme_cli.checkpoints.reading.patches import PatchFile
 from sepme_cli.composing.matching import Fit, fit
 from sepme_cli.erasure.prompts import with_articles
-from sepme_cli.erasure.words import Item
+from sepme_cli.erasure.words import Item, same_name
 from sepme_cli.errors import MismatchError, UnsupportedError
 from sepme_cli.places import Place
 from sepme_cli.progress import Progress
@@ -38,15 +38,15 @@ def made_by(file: PatchFile, recipe: Recipe) -> Iterator[Check]:
     told = "made without a recipe" if said is None else f"made by another, digest {said}"
     same = said == recipe.digest
     yield Check(f"{file.name}: recipe", same, f"digest {said}" if same else told)
-    parts = {part.slug: part for part in file.patch.increments}
-    items = {item.slug: item for item in recipe.concepts}
-    wrong = [f"without {item.name}" for slug, item in items.items() if slug not in parts]
-    wrong += [f"with {part.concept}" for slug, part in parts.items() if slug not in items]
+    parts = {same_name(part.concept): part for part in file.patch.increments}
+    items = {same_name(item.name): item for item in recipe.concepts}
+    wrong = [f"without {item.name}" for name, item in items.items() if name not in parts]
+    wrong += [f"with {part.concept}" for name, part in parts.items() if name not in items]
     wrong += [
         f"{item.name} without {prompt!r}"
-        for slug, item in items.items()
-        if slug in parts
-        for prompt in _missing(item, parts[slug])
+        for name, item in items.items()
+        if name in parts
+        for prompt in _missing(item, parts[name])
     ]
     detail = "; ".join(wrong) or "every concept of the recipe, and no other"
     yield Check(f"{file.name}: concepts", not wrong, detail)

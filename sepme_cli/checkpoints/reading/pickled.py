@@ -37,11 +37,33 @@ class _ModelCheckpoint:
     """Stands for the class of PyTorch Lightning's whose name the original v1 files hold."""
 
 
+class _OfNumpy:
+    """Stands for all of numpy's that is met beside weights: scalars, dtypes and arrays.
+
+    Nothing of it is wanted, and numpy's own would build what a hostile file says.
+    """
+
+    def __init__(self, *args: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
 _UNSAFE = re.compile(r"GLOBAL ([\w.]*\w)")
 """What a refusal by torch says it would have had to call."""
 _HARMLESS: list[Any] = [
     (_ModelCheckpoint, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
+    (_OfNumpy, "numpy.dtype"),
+    (_OfNumpy, "numpy.ndarray"),
+    *(
+        (_OfNumpy, f"numpy.{core}.multiarray.{name}")
+        for core in ("core", "_core")  # before and since numpy 2
+        for name in ("scalar", "_reconstruct")
+    ),
 ]
+_WRAPPERS = ("model_state_dict", "model", "module")
+"""What training programs put a dictionary of weights under, beside Lightning's `state_dict`."""
 
 
 @dataclass(frozen=True)
@@ -102,16 +124,19 @@ def open_pickled(path: Path, place: str, file: BinaryIO) -> PickledFile:
     loaded = _load(path, file, archive=archive, mapped=archive and not unmapped)
     if not isinstance(loaded, dict):
         raise _no_weights(path, type(loaded).__name__)
-    inner = loaded.get("state_dict", loaded)
-    outer = loaded if "state_dict" in loaded else {}
+    inside = _wrapper(path, loaded)
+    inner = loaded if inside is None else loaded[inside]
+    outer = {} if inside is None else loaded
     if not isinstance(inner, dict):
         raise _no_weights(path, type(inner).__name__)
+    if inside is None:
+        inner = _joined(inner)
     tensors = {name: value for name, value in inner.items() if _is_weight(name, value)}
     _check_sizes(path, file, tensors)
     if not tensors:
         raise _no_weights(path, f"{len(inner)} other things")
     rest = [str(name) for name in inner if name not in tensors]
-    rest += [str(name) for name in outer if name != "state_dict"]
+    rest += [str(name) for name in outer if name != inside]
     with reading(path):
         header_bytes = encode_header({}, list(_entries(tensors)))
         header = parse_header(header_bytes[:PREFIX_BYTES], header_bytes[PREFIX_BYTES:], None)
@@ -119,6 +144,44 @@ def open_pickled(path: Path, place: str, file: BinaryIO) -> PickledFile:
     return PickledFile(
         path, place, header, header_bytes, file, tensors, tuple(rest), size, unmapped
     )
+
+
+def _wrapper(path: Path, loaded: Mapping[Any, Any]) -> str | None:
+    """Under which of its names a dictionary has its weights; None where it is they.
+
+    Raises MalformedError where that could be any of several.
+    """
+    if "state_dict" in loaded:
+        return "state_dict"
+    if any(_is_weight(name, value) for name, value in loaded.items()):
+        return None
+    found = [name for name in _WRAPPERS if _holds_weights(loaded.get(name))]
+    if len(found) > 1:
+        raise MalformedError(
+            f"{path} holds several models ({', '.join(found)}); save the one that is meant alone",
+            file=path,
+            expected="one dictionary of tensors",
+            found=", ".join(found),
+        )
+    return found[0] if found else None
+
+
+def _joined(loaded: Mapping[Any, Any]) -> dict[Any, Any]:
+    """A dictionary of dictionaries of weights, such as one for each network or module, as one of
+    weights; as it is where it holds weights itself."""
+    if any(_is_weight(name, value) for name, value in loaded.items()):
+        return dict(loaded)
+    joined: dict[Any, Any] = {}
+    for name, value in loaded.items():
+        if isinstance(name, str) and _holds_weights(value):
+            joined |= {f"{name}.{part}": weight for part, weight in value.items()}
+        else:
+            joined[name] = value
+    return joined
+
+
+def _holds_weights(value: object) -> bool:
+    return isinstance(value, dict) and any(_is_weight(*item) for item in value.items())
 
 
 def _load(path: Path, file: BinaryIO, *, archive: bool, mapped: bool) -> Any:
@@ -236,6 +299,6 @@ def _no_weights(path: Path, found: str) -> MalformedError:
     return MalformedError(
         f"{path} holds no weights by name",
         file=path,
-        expected="a dictionary of tensors, or one under 'state_dict'",
+        expected="a dictionary of tensors, or one under 'state_dict', 'model' and the like",
         found=found,
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, TypeVar
 
 from patch_spec.base import Family as FamilyName
-from sepme_cli.checkpoints.structure.layout import Layout
+from sepme_cli.checkpoints.structure.layout import EMA, Layout
 from sepme_cli.errors import UnsupportedError
 
 
@@ -101,9 +101,10 @@ def _is_xl(tensors: Names, layout: Layout) -> bool:
     """Whether sizes and crops condition the UNet; SD 2.1 unclip has those names for an image."""
     if f"{layout.prefix}{_CONDITION[layout.naming]}" not in tensors:
         return False
-    if any(name.startswith("cond_stage_model.") for name in tensors):
+    outer = layout.outer or ""
+    if any(name.startswith(f"{outer}cond_stage_model.") for name in tensors):
         return False
-    text = any(name.startswith("conditioner.") for name in tensors)
+    text = any(name.startswith(f"{outer}conditioner.") for name in tensors)
     return text or any(".transformer_blocks.1." in name for name in tensors)
 
 
@@ -111,8 +112,9 @@ def _is_refiner(tensors: Names, layout: Layout) -> bool:
     """By the only text encoder; in a UNet alone by the lowest level, which has no attention."""
     if not _is_xl(tensors, layout):
         return False
-    if any(name.startswith("conditioner.") for name in tensors):
-        return any(name.startswith(_REFINERS_TEXT) for name in tensors)
+    outer = layout.outer or ""
+    if any(name.startswith(f"{outer}conditioner.") for name in tensors):
+        return any(name.startswith(outer + _REFINERS_TEXT) for name in tensors)
     blocks, attention = _LOWEST[layout.naming]
     pattern = re.compile(re.escape(layout.prefix) + blocks)
     blocks_there = [int(found[1]) for name in tensors if (found := pattern.match(name))]
@@ -224,6 +226,13 @@ def detect(tensors: Mapping[str, Tensor]) -> tuple[Family, Layout]:
                 found=title,
             )
     layout = Layout.of(tensors)
+    if layout is None and any(name.startswith(f"{EMA}diffusion_model") for name in tensors):
+        raise UnsupportedError(
+            "this holds the moving average (EMA) of a UNet alone, under names without dots that "
+            "programs do not load; have it saved as the model's own weights first",
+            expected=_EXPECTED,
+            found=f"tensors named {EMA}…",
+        )
     if layout is None:
         raise UnsupportedError(
             "there is no Stable Diffusion UNet here",
