@@ -10,19 +10,9 @@ from sepme_cli.erasure.background import Background
 from sepme_cli.erasure.concept import Protected
 from sepme_cli.erasure.nearness import EndEncoder, Nearness
 from sepme_cli.erasure.prompts import Kind, kinds
-<<<<<<< HEAD:sepme_cli/operations/neighbourhood.py
-from sepme_cli.operations.vocabulary import (
-    everything,
-    objects_and_styles,
-    related,
-    vocabulary,
-)
-from sepme_cli.recipe import Item, Recipe
-=======
 from sepme_cli.erasure.words import Item
-from sepme_cli.planning.vocabulary import everything, objects_and_styles, vocabulary
+from sepme_cli.planning.vocabulary import everything, objects_and_styles, related, vocabulary
 from sepme_cli.recipe import Recipe
->>>>>>> house:sepme_cli/planning/neighbourhood.py
 
 #: "auto" erases what is nearly the same as a concept with it; "none" leaves it as it falls.
 Aliases = Literal["none", "auto"]
