@@ -8,7 +8,7 @@ L = layers_per_block + 1, ``input_blocks.{i}.1`` is
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -50,16 +50,20 @@ class Layout:
     @classmethod
     def of(cls, names: Iterable[str]) -> Self | None:
         """The layout of a file with these tensor names; None if it has no such UNet."""
+        return next(cls.all_of(names), None)
+
+    @classmethod
+    def all_of(cls, names: Iterable[str]) -> Iterator[Self]:
+        """Every layout that a file with these tensor names may have, the likeliest first."""
         known = frozenset(names)
         for prefix in (UNET, ""):
             if f"{prefix}input_blocks.0.0.weight" in known:
-                return cls(prefix, _span(known, prefix))
+                yield cls(prefix, _span(known, prefix))
         for prefix in ("", "unet."):
             if f"{prefix}conv_in.weight" in known and any(
                 name.startswith(f"{prefix}down_blocks.") for name in known
             ):
-                return cls(prefix, naming="diffusers")
-        return None
+                yield cls(prefix, naming="diffusers")
 
     def target(self, name: str) -> str | None:
         """What a patch calls the tensor `name`; None if it is no target."""
