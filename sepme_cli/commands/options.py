@@ -126,7 +126,9 @@ PredictionOption = Annotated[
     Literal["epsilon", "velocity"] | None,
     typer.Option(
         "--prediction",
-        help="What the UNet was trained to predict; told from MODEL if left out, and said.",
+        help="What the UNet was trained to predict. If left out, the first that says it is "
+        "believed, and named: the folder's scheduler, the metadata, a .yaml beside the file, a "
+        "tensor v_pred, one bias in SD 2.x; epsilon if none does.",
         show_default=False,
     ),
 ]

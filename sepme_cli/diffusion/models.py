@@ -7,16 +7,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
+from sepme_cli.checkpoints.reading.prediction import Prediction as Prediction
+from sepme_cli.checkpoints.reading.prediction import told_prediction
 from sepme_cli.diffusion.configs import SCHEDULE
 from sepme_cli.diffusion.devices import Residence
-from sepme_cli.diffusion.loading import load_unet, load_vae, predicts_velocity
+from sepme_cli.diffusion.loading import load_unet, load_vae
 from sepme_cli.diffusion.text import Conditioning, TextEncoder, condition, padding_of
 from sepme_cli.diffusion.tokenizer import has_tokenizer
 from sepme_cli.diffusion.weights import to_torch
@@ -26,8 +28,6 @@ from sepme_cli.progress import SILENT, Progress
 # Both warn about what nothing here uses or does: image processors, a cast after loading.
 for library in ("transformers", "diffusers"):
     logging.getLogger(library).setLevel(logging.ERROR)
-
-Prediction = Literal["epsilon", "velocity"]
 
 _AESTHETICS = 6.0
 """How well made a picture the refiner is asked for, as its authors' pipeline asks."""
@@ -68,11 +68,17 @@ class StableDiffusion:
         frugal: bool = False,
         progress: Progress = SILENT,
     ) -> Self:
-        """The networks of an open checkpoint. prediction: told from the checkpoint if None."""
+        """The networks of an open checkpoint. prediction: told from the checkpoint if None, see
+        `told_prediction`."""
         if prediction is None:
-            prediction = "velocity" if predicts_velocity(checkpoint) else "epsilon"
-            if checkpoint.family.name != "sd1":
-                progress.say(f"taken to predict {prediction}; --prediction says otherwise")
+            told = told_prediction(checkpoint)
+            prediction = told.prediction
+            for said in told.unknown:
+                progress.warn(f"{said}, which sepme does not know; --prediction says what it is")
+            # Of SD 1.x hardly any predict velocity, and none is worth a word that says nothing.
+            if told.source is not None or checkpoint.family.name != "sd1":
+                source = told.source or "nothing says otherwise"
+                progress.say(f"taken to predict {prediction} ({source}); --prediction overrides")
         return cls(checkpoint, device, dtype, prediction, tokenizer, frugal)
 
     @cached_property
