@@ -8,10 +8,8 @@ from typing import BinaryIO
 import ml_dtypes
 import numpy as np
 
-from patch_spec import limits
 from patch_spec.grid import Float64
 from patch_spec.provenance import Setting
-from patch_spec.text import clean_text
 from sepme_cli.arguments import FilePath, PlaceLike, as_path, as_place
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint, open_checkpoint
 from sepme_cli.checkpoints.reading.targets import Target
@@ -28,6 +26,7 @@ from sepme_cli.composing.importing import (
 )
 from sepme_cli.composing.matching import check_unpatched
 from sepme_cli.erasure.prompts import AsKind
+from sepme_cli.erasure.words import given_name
 from sepme_cli.errors import MismatchError, RefusedError
 from sepme_cli.progress import SILENT, Progress
 
@@ -60,12 +59,13 @@ def extract(
     """
     started = time.monotonic()
     base, edited = as_place(base), as_place(edited)
-    named = clean_text(edited.stem if concept is None else concept, limits.CONCEPT_BYTES)
+    named = given_name(edited.stem if concept is None else concept, "--concept")
     naming = Naming(named, kind, as_path(output), force)
     naming.check()
     with open_checkpoint(base, progress) as before, open_checkpoint(edited, progress) as after:
         check_unpatched(before, "extract with the file from before any patch")
         _check_alike(before, after)
+        _check_edited(before, after)
         changes = [_change(target, after.by_name[target.name]) for target in before.targets]
         found = fit(changes, rank=rank, error=error, progress=progress)
         if found is None:
@@ -102,6 +102,21 @@ def _check_alike(before: Checkpoint, after: Checkpoint) -> None:
             file=after.path,
             expected=f"{before.family.title}, {len(shapes[0])} weights, {before.width} wide",
             found=f"{after.family.title}, {len(shapes[1])} weights, {after.width} wide",
+        )
+
+
+def _check_edited(before: Checkpoint, after: Checkpoint) -> None:
+    """RefusedError where the two are one model in two dtypes: what is between them is rounding."""
+    pairs = [(target.copies[0], after.by_name[target.name].copies[0]) for target in before.targets]
+    if all(a.dtype == b.dtype for a, b in pairs):
+        return
+    if all(same_bytes(a, b) or _same_but_rounding(a, b) for a, b in pairs):
+        raise RefusedError(
+            f"{after.path} has the keys and values of {before.path} in another dtype, and what is "
+            "between them is rounding: there is nothing to extract",
+            file=after.path,
+            expected="another cross-attention",
+            found=f"the same in {after.dtype} and {before.dtype}",
         )
 
 
@@ -185,7 +200,11 @@ def _same_but_rounding(a: Stored, b: Stored) -> bool:
         ml_dtypes.finfo(numpy_dtype(stored.dtype))  # type: ignore[no-untyped-call]
         for stored in (a, b)
     ]
-    step, least = (
-        max(float(getattr(info, name)) for info in infos) for name in ("eps", "smallest_subnormal")
+    step = max(float(info.eps) for info in infos)
+    # What is stored with a scale is rounded before it is multiplied by that.
+    least = max(
+        float(info.smallest_subnormal)
+        * (1.0 if (scale := stored.scales()) is None else scale.max())
+        for info, stored in zip(infos, (a, b), strict=True)
     )
     return bool((np.abs(left - right) <= step * np.abs(left) + least).all())
