@@ -148,6 +148,15 @@ class StableDiffusion:
         """Token ids [len(prompts), positions] of the first text encoder, padded as it does."""
         return self.encoders[0].tokens(prompts)
 
+    @property
+    def room(self) -> int:
+        """How many tokens of a prompt are read: all positions but those of its start and end."""
+        return self.encoders[0].positions - 2
+
+    def unread(self, prompt: str) -> str:
+        """The words at a prompt's end that there is no room for."""
+        return self.encoders[0].unread(prompt)
+
     def encode(
         self, prompts: Sequence[str], positions: int | None = None, paddings: int | None = None
     ) -> Tensor:

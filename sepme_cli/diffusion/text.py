@@ -18,7 +18,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from sepme_cli.checkpoints.reading.networks import Network
 from sepme_cli.diffusion.devices import Residence
 from sepme_cli.diffusion.packing import Packed, pack, sees
-from sepme_cli.diffusion.tokenizer import END, tokenize
+from sepme_cli.diffusion.tokenizer import END, tokenize, unread
 from sepme_cli.diffusion.weights import clip_tensors, count_layers
 from sepme_cli.errors import UnsupportedError
 
@@ -129,6 +129,10 @@ class TextEncoder:
     def tokens(self, prompts: Sequence[str]) -> Tensor:
         """Token ids [len(prompts), positions], padded as the family does."""
         return tokenize(prompts, self.positions, padding=self.pads, folder=self.tokenizer)
+
+    def unread(self, prompt: str) -> str:
+        """The words at a prompt's end that it has no positions for."""
+        return unread(prompt, self.positions, self.tokenizer)
 
     def states(self, ids: Tensor) -> Tensor:
         """e(c) [n, positions, width] of token ids."""

@@ -32,7 +32,7 @@ from sepme_cli.diffusion.devices import DTYPES, computing
 from sepme_cli.diffusion.loading import unet_parameters
 from sepme_cli.diffusion.models import Prediction, StableDiffusion
 from sepme_cli.erasure.prompts import AsKind, kind_told
-from sepme_cli.erasure.words import parse_word
+from sepme_cli.erasure.words import given_word, parse_word
 from sepme_cli.evaluation.distances import Measures, Reference
 from sepme_cli.evaluation.experiment import Studio, restores_weights
 from sepme_cli.evaluation.facts import facts_of, key_of
@@ -219,7 +219,7 @@ def _words(
     protect = recipe.protect if recipe else ()
     return (
         list(erased.values()),
-        [parse_word(word, "any") for word in retain],
+        [given_word(word, "any", "--retain") for word in retain],
         [parse_word(word, "any") for word in protect],
     )
 

@@ -30,6 +30,7 @@ from sepme_cli.diffusion.models import Prediction, StableDiffusion
 from sepme_cli.diffusion.sampler import draw_pictures
 from sepme_cli.diffusion.weights import patched_weights
 from sepme_cli.evaluation.sheets import contact_sheet
+from sepme_cli.planning.said import misread_prompts
 from sepme_cli.progress import SILENT, Progress
 
 _BATCH = 8
@@ -103,6 +104,8 @@ def sample(
             tokenizer=as_path(tokenizer),
             progress=progress,
         )
+        for warning in misread_prompts(network, prompts):
+            progress.warn(warning)
         asked = [prompt for prompt in prompts for _ in range(count)]
         seeds = [seed + i for _ in prompts for i in range(count)]
         progress.stage("drawing", len(asked) * (2 if chosen else 1))

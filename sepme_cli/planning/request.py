@@ -6,7 +6,7 @@ from typing import Literal, cast
 
 from patch_spec.text import slugify
 from sepme_cli.erasure.prompts import AsKind
-from sepme_cli.erasure.words import Item, parse_word
+from sepme_cli.erasure.words import Item, given_word
 from sepme_cli.errors import UsageError
 from sepme_cli.recipe import Recipe
 
@@ -25,7 +25,7 @@ def asked(
     if recipe is None:
         items = tuple(Item.parse(word, kind, to) for word in concepts)
         # A recipe has no kind for all: what is protected says what it is.
-        kept = (parse_word(word, kind) for word in protect)
+        kept = (given_word(word, kind, "--protect") for word in protect)
         recipe = Recipe(items, tuple(w if said == "any" else f"{said}:{w}" for w, said in kept))
     elif concepts or protect or to is not None or kind != "any":
         raise UsageError(

@@ -21,6 +21,7 @@ from sepme_cli.errors import MismatchError, RefusedError
 from sepme_cli.places import Place
 from sepme_cli.planning.background import background_of
 from sepme_cli.planning.neighbourhood import Aliases, Neighbourhood, look_around
+from sepme_cli.planning.said import misread
 from sepme_cli.progress import Progress
 from sepme_cli.recipe import Recipe
 
@@ -133,6 +134,8 @@ def outlook(
         before = _known_increments(known, base)
         background = background_of(network, base, cached=cache, progress=progress)
         around = look_around(network, recipe, before, background, settings.neighbours, aliases)
+        said = tuple(misread(network, around.concepts))
+        around = replace(around, warnings=(*said, *around.warnings))
         for item, asked in zip(around.concepts, recipe.concepts, strict=True):
             if item.kind != asked.kind:
                 progress.say(f"{item.name} is taken for {_A_KIND[item.kind]} (--as says otherwise)")
