@@ -157,7 +157,7 @@ def test_a_file_that_is_cut_off(kept: float, tmp_path: Path) -> None:
         data = path.read_bytes()
         path.write_bytes(data[: int(len(data) * kept) if kept == 0.5 else int(kept)])
         with pytest.raises(MalformedError, match=r"is cut off.*download it again") as caught:
-            read(path)  # type: ignore[operator]
+            read(path)
         assert caught.value.expected and caught.value.found
 
 

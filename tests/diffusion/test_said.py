@@ -32,7 +32,7 @@ class Heard(Progress):
 
 
 @pytest.mark.parametrize("positions", [16, 77])
-@pytest.mark.parametrize("prompt", [LONG, "cat " * 80, "モネ" * 60, "a" * 500, "  a\n\tb " * 50])
+@pytest.mark.parametrize("prompt", [LONG, "cat " * 80, "モネ" * 60, "qzx" * 200, "  a\n\tb " * 50])
 def test_what_is_unread_is_what_the_tokens_lack(prompt: str, positions: int) -> None:
     lost = unread(prompt, positions)
     assert lost and prompt.endswith(lost)
@@ -65,8 +65,7 @@ def test_names_and_prompts_that_are_cut(small_model: Path) -> None:
         assert "phrases that stand for" in phrases and "14 tokens" in phrases
         found = list(misread(model, [Item("Monet", "style", aliases=(f"{long} {long}",))]))
         assert "is cut in" in found[0] and "phrases that stand for" in found[1]
-        (hint,) = misread(model, [Item("(monet:1.2)", "object")])
-        assert "web UIs" in hint
+        assert "web UIs" in next(misread(model, [Item("(monet:1.2)", "object")]))
         assert len(list(misread_prompts(model, ["a cat", LONG, LONG, "x BREAK y"]))) == 2
 
 

@@ -31,7 +31,7 @@ def test_what_cannot_be_a_name_is_said_with_its_option(name: str, option: str) -
     key = {"--concept": "concepts", "--to": "to", "--protect": "protect"}[option]
     said[key] = name if key == "to" else [name]
     with pytest.raises(UsageError, match=f"^{option}: the name .*{WRONG[name]}") as caught:
-        asked(said["concepts"], None, kind="any", to=said["to"], protect=said["protect"])  # type: ignore[arg-type]
+        asked(said["concepts"], None, kind="any", to=said["to"], protect=said["protect"])
     assert caught.value.expected and caught.value.found is not None
     assert caught.value.status == 2
 

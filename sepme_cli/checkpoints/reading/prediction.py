@@ -16,9 +16,10 @@ The first that speaks is believed, and named.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 from sepme_cli.checkpoints.disk.failures import reading
@@ -27,10 +28,12 @@ from sepme_cli.checkpoints.structure.folders import json_object
 
 Prediction = Literal["epsilon", "velocity"]
 
-_WORDS: dict[str, Prediction] = {
-    **dict.fromkeys(("epsilon", "eps", "noise"), "epsilon"),
-    **dict.fromkeys(("v", "v_prediction", "v-prediction", "v_pred", "velocity"), "velocity"),
-}
+_WORDS: Mapping[Prediction, frozenset[str]] = MappingProxyType(
+    {
+        "epsilon": frozenset({"epsilon", "eps", "noise"}),
+        "velocity": frozenset({"v", "v_prediction", "v-prediction", "v_pred", "velocity"}),
+    }
+)
 """How either is written."""
 _SCHEDULE = "scheduler_config.json"
 _BIASES = (
@@ -58,10 +61,11 @@ class Told:
 
 def told_prediction(checkpoint: Checkpoint) -> Told:
     """What the checkpoint's UNet predicts; noise where nothing says it."""
-    unknown = []
+    unknown: list[str] = []
     for said, source in _evidence(checkpoint):
-        if (prediction := _WORDS.get(said.lower())) is not None:
-            return Told(prediction, source, tuple(unknown))
+        for prediction, words in _WORDS.items():
+            if said.lower() in words:
+                return Told(prediction, source, tuple(unknown))
         unknown.append(f"{source} says {said[:40]!r}")
     return Told("epsilon", None, tuple(unknown))
 
