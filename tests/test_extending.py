@@ -41,7 +41,7 @@ FAMILY = replace(
     modelspec="made-up-v1",
     heads=None,
     latent_scale=0.5,
-    only_epsilon=False,
+    usually_epsilon=False,
 )
 
 

@@ -44,8 +44,22 @@ Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite the output
 Patches = Annotated[
     list[PlaceOption], typer.Argument(metavar="PATCH", hidden=True, parser=parse_place)
 ]
+
+
+def parse_model(text: str) -> Place:
+    """A model as the command line names it; raises UsageError for standard input."""
+    if text == STREAM:
+        raise UsageError(
+            "- stands for standard input, through which only patches come: a model is read in "
+            "several places at once; write it to a file, and name that",
+            expected="a file, a folder or a place on the hub",
+            found=STREAM,
+        )
+    return parse_place(text)
+
+
 #: Arguments are explained in the text above the options, where the usage line is still in sight.
-Model = Annotated[PlaceOption, typer.Argument(metavar="MODEL", hidden=True, parser=parse_place)]
+Model = Annotated[PlaceOption, typer.Argument(metavar="MODEL", hidden=True, parser=parse_model)]
 OptionalOutput = Annotated[
     PlaceOption | None,
     typer.Option(
@@ -66,7 +80,7 @@ InPlace = Annotated[
 Base = Annotated[
     PlaceOption | None,
     typer.Option(
-        parser=parse_place,
+        parser=parse_model,
         metavar="MODEL",
         help="The original of a MODEL that already has patches in it.",
         show_default=False,
@@ -107,7 +121,7 @@ TextEncoders = Annotated[
     list[PlaceOption] | None,
     typer.Option(
         "--text-encoder",
-        parser=parse_place,
+        parser=parse_model,
         metavar="PATH",
         help="Where a MODEL that is a UNet alone has its text encoder from: a checkpoint, a "
         "model's folder, or the encoder's own. Repeat it for a second one.",
@@ -127,7 +141,9 @@ PredictionOption = Annotated[
     Literal["epsilon", "velocity"] | None,
     typer.Option(
         "--prediction",
-        help="What the UNet was trained to predict; told from MODEL if left out, and said.",
+        help="What the UNet was trained to predict. If left out, the first that says it is "
+        "believed, and named: the folder's scheduler, the metadata, a .yaml beside the file, a "
+        "tensor v_pred, one bias in SD 2.x; epsilon if none does.",
         show_default=False,
     ),
 ]

@@ -19,9 +19,6 @@ from sepme_cli.diffusion.configs import Config, unet_config, vae_config
 from sepme_cli.diffusion.weights import tensors_of
 from sepme_cli.errors import UnsupportedError
 
-_VELOCITY_BIAS = "output_blocks.11.1.transformer_blocks.0.norm1.bias"
-_VELOCITY_SPREAD = 0.09
-"""Above it a file predicts velocity: the two kinds of SD 2.x that were published differ there."""
 _OLD_ATTENTION = {
     "query": "to_q",
     "key": "to_k",
@@ -76,24 +73,6 @@ def load_vae(checkpoint: Checkpoint, dtype: torch.dtype) -> AutoencoderKL:
     except Exception as error:
         raise _not_whole(checkpoint, "VAE", _first(error), len(tensors)) from error
     return vae.requires_grad_(False).eval()
-
-
-def predicts_velocity(checkpoint: Checkpoint) -> bool:
-    """Whether the UNet predicts velocity and not noise, as far as the checkpoint tells.
-
-    A folder says it. A file's names do not show it: some hold a tensor named so, and of a family
-    with such models ComfyUI's rule holds, by the spread of one bias.
-    """
-    if checkpoint.folder is not None:
-        said = checkpoint.folder.config("scheduler", "scheduler_config.json") or {}
-        return said.get("prediction_type") == "v_prediction"
-    if "v_pred" in checkpoint.files[0].header.by_name:
-        return True
-    network = checkpoint.network("unet")
-    if checkpoint.family.velocity_side is None or network is None:
-        return False
-    bias = network.tensors.get(_VELOCITY_BIAS)
-    return bias is not None and float(bias.read().astype("float64").std(ddof=1)) > _VELOCITY_SPREAD
 
 
 def _pooled(checkpoint: Checkpoint) -> int:

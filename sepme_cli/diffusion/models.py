@@ -14,12 +14,12 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
-from sepme_cli.checkpoints.structure.families import TextStream
+from sepme_cli.checkpoints.reading.prediction import told_prediction
+from sepme_cli.checkpoints.structure.families import Prediction, TextStream
 from sepme_cli.diffusion.arrays import to_torch
 from sepme_cli.diffusion.configs import SCHEDULE
 from sepme_cli.diffusion.devices import DTYPES, Residence
-from sepme_cli.diffusion.loading import load_unet, load_vae, predicts_velocity
-from sepme_cli.diffusion.options import Prediction
+from sepme_cli.diffusion.loading import load_unet, load_vae
 from sepme_cli.diffusion.text import Conditioning, TextEncoder, check_together, condition
 from sepme_cli.diffusion.tokenizer import END, has_tokenizer
 from sepme_cli.errors import UnsupportedError
@@ -65,11 +65,16 @@ class StableDiffusion:
         frugal: bool = False,
         progress: Progress = SILENT,
     ) -> Self:
-        """The networks of an open checkpoint. prediction: told from the checkpoint if None."""
+        """The networks of an open checkpoint. prediction: told from the checkpoint if None, see
+        `told_prediction`."""
         if prediction is None:
-            prediction = "velocity" if predicts_velocity(checkpoint) else "epsilon"
-            if not checkpoint.family.only_epsilon:
-                progress.say(f"taken to predict {prediction}; --prediction says otherwise")
+            told = told_prediction(checkpoint)
+            prediction = told.prediction
+            for said in told.unknown:
+                progress.warn(f"{said}, which sepme does not know; --prediction says what it is")
+            if told.source is not None or not checkpoint.family.usually_epsilon:
+                source = told.source or "nothing says otherwise"
+                progress.say(f"taken to predict {prediction} ({source}); --prediction overrides")
         return cls(checkpoint, device, dtype, prediction, tokenizer, frugal)
 
     @property
@@ -153,6 +158,15 @@ class StableDiffusion:
         """
         ids = self.encoders[0].tokens(prompts)
         return torch.where(ids > END, -ids, ids)
+
+    @property
+    def room(self) -> int:
+        """How many tokens of a prompt are read: all positions but those of its start and end."""
+        return self.encoders[0].positions - 2
+
+    def unread(self, prompt: str) -> str:
+        """The words at a prompt's end that there is no room for."""
+        return self.encoders[0].unread(prompt)
 
     def encode(
         self, prompts: Sequence[str], positions: int | None = None, paddings: int | None = None

@@ -1,11 +1,9 @@
 """How a model is opened, and what it computes on."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from sepme_cli.arguments import FilePath, Places
-
-Prediction = Literal["epsilon", "velocity"]
+from sepme_cli.checkpoints.structure.families import Prediction
 
 
 @dataclass(frozen=True)

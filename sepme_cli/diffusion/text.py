@@ -19,7 +19,7 @@ from transformers.activations import ACT2FN
 from sepme_cli.checkpoints.reading.networks import Network
 from sepme_cli.diffusion.devices import Residence
 from sepme_cli.diffusion.packing import Packed, pack, sees
-from sepme_cli.diffusion.tokenizer import END, tokenize
+from sepme_cli.diffusion.tokenizer import END, tokenize, unread
 from sepme_cli.diffusion.weights import clip_shapes, clip_tensors, count_layers
 from sepme_cli.errors import MismatchError, UnsupportedError
 
@@ -157,6 +157,10 @@ class TextEncoder:
                 found=int(ids.max()),
             )
         return ids
+
+    def unread(self, prompt: str) -> str:
+        """The words at a prompt's end that it has no positions for."""
+        return unread(prompt, self.positions, self.tokenizer)
 
     def states(self, ids: Tensor) -> Tensor:
         """e(c) [n, positions, width] of token ids."""

@@ -1,5 +1,7 @@
 """Text to CLIP's token ids, without a network connection."""
 
+import re
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -30,6 +32,17 @@ def tokenize(
         text = encode(prompt)[: positions - 2]
         rows.append([START, *text, END] + [padding] * (positions - 2 - len(text)))
     return torch.tensor(rows, dtype=torch.long).reshape(len(prompts), positions)
+
+
+def unread(prompt: str, positions: int, folder: Path | None = None) -> str:
+    """The words at a prompt's end that `tokenize` cuts off, the first of them perhaps in part."""
+    encode = _vocabulary() if folder is None else _of_folder(folder)
+    if len(encode(prompt)) <= positions - 2:
+        return ""
+    starts = [found.start() for found in re.finditer(r"\S+", prompt)]
+    # A word's tokens do not depend on those beside it.
+    whole = bisect_right(starts[1:], positions - 2, key=lambda at: len(encode(prompt[:at])))
+    return prompt[starts[whole] :]
 
 
 def has_tokenizer(folder: Path) -> bool:

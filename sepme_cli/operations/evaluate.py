@@ -25,7 +25,7 @@ from sepme_cli.composing.matching import check_unpatched, fit
 from sepme_cli.diffusion.opening import opened_model
 from sepme_cli.diffusion.options import ModelOptions
 from sepme_cli.erasure.prompts import AsKind, kind_told
-from sepme_cli.erasure.words import parse_word, same_name
+from sepme_cli.erasure.words import given_word, parse_word, same_name
 from sepme_cli.evaluation.distances import Measures
 from sepme_cli.evaluation.experiment import Studio, restores_weights
 from sepme_cli.evaluation.facts import facts_of, key_of
@@ -157,7 +157,7 @@ def _words(
     protect = recipe.protect if recipe else ()
     return (
         list(erased.values()),
-        [parse_word(word, "any") for word in retain],
+        [given_word(word, "any", "--retain") for word in retain],
         [parse_word(word, "any") for word in protect],
     )
 

@@ -8,16 +8,14 @@ from typing import BinaryIO
 import ml_dtypes
 import numpy as np
 
-from patch_spec import limits
 from patch_spec.grid import Float64
 from patch_spec.provenance import Setting
-from patch_spec.text import clean_text
 from sepme_cli.arguments import FilePath, PlaceLike, as_path, as_place
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint, open_checkpoint
 from sepme_cli.checkpoints.reading.edited import Edited, open_edited
 from sepme_cli.checkpoints.reading.targets import Target
 from sepme_cli.checkpoints.reading.tensors import Stored
-from sepme_cli.checkpoints.structure.dtypes import NAMES, numpy_dtype
+from sepme_cli.checkpoints.structure.dtypes import NAMES, numpy_dtype, readable
 from sepme_cli.composing.comparison import rounding, same_bytes
 from sepme_cli.composing.fitting import Change, fit
 from sepme_cli.composing.importing import (
@@ -30,6 +28,7 @@ from sepme_cli.composing.importing import (
 )
 from sepme_cli.composing.matching import check_unpatched
 from sepme_cli.erasure.prompts import AsKind
+from sepme_cli.erasure.words import given_name
 from sepme_cli.errors import RefusedError
 from sepme_cli.progress import SILENT, Collector, Progress
 
@@ -63,7 +62,7 @@ def extract(
     """
     started, progress = time.monotonic(), Collector(progress)
     base, edited = as_place(base), as_place(edited)
-    named = clean_text(edited.stem if concept is None else concept, limits.CONCEPT_BYTES)
+    named = given_name(edited.stem if concept is None else concept, "--concept")
     naming = Naming(named, kind, as_path(output), force)
     naming.check()
     with (
@@ -71,6 +70,7 @@ def extract(
         open_edited(edited, before, progress) as after,
     ):
         check_unpatched(before, "extract with the file from before any patch")
+        _check_edited(before, after)
         changes = [_change(target, after.targets[target.name]) for target in before.targets]
         found = fit(changes, rank=rank, error=error, progress=progress)
         if found is None:
@@ -98,6 +98,22 @@ def extract(
         warnings=progress.warnings,
         seconds=time.monotonic() - started,
     )
+
+
+def _check_edited(before: Checkpoint, after: Edited) -> None:
+    """RefusedError where the two are one model in two dtypes: what is between them is rounding."""
+    pairs = [(target.copies[0], after.targets[target.name].copies[0]) for target in before.targets]
+    if all(a.dtype == b.dtype for a, b in pairs):
+        return
+    if all(same_bytes(a, b) or _same_but_rounding(a, b) for a, b in pairs):
+        theirs = sorted({readable(b.dtype) for a, b in pairs if a is not b})
+        raise RefusedError(
+            f"{after.path} has the keys and values of {before.path} in another dtype, and what is "
+            "between them is rounding: there is nothing to extract",
+            file=after.path,
+            expected="another cross-attention",
+            found=f"the same in {', '.join(theirs)} and {before.dtype}",
+        )
 
 
 def _change(before: Target, after: Target) -> Change:
@@ -198,7 +214,11 @@ def _same_but_rounding(a: Stored, b: Stored) -> bool:
         ml_dtypes.finfo(numpy_dtype(stored.dtype))  # type: ignore[no-untyped-call]
         for stored in (a, b)
     ]
-    step, least = (
-        max(float(getattr(info, name)) for info in infos) for name in ("eps", "smallest_subnormal")
+    step = max(float(info.eps) for info in infos)
+    # What is stored with a scale is rounded before it is multiplied by that.
+    least = max(
+        float(info.smallest_subnormal)
+        * (1.0 if (scale := stored.scales()) is None else scale.max())
+        for info, stored in zip(infos, (a, b), strict=True)
     )
     return bool((np.abs(left - right) <= step * np.abs(left) + least).all())

@@ -25,7 +25,9 @@ from sepme_cli.composing.importing import (
 )
 from sepme_cli.composing.matching import check_unpatched
 from sepme_cli.erasure.prompts import AsKind
+from sepme_cli.erasure.words import given_name
 from sepme_cli.errors import MismatchError, RefusedError, SepmeError
+from sepme_cli.evaluation.intervals import percent
 from sepme_cli.places import HubPlace, Place
 from sepme_cli.progress import SILENT, Collector, Progress
 
@@ -93,7 +95,7 @@ def import_lora(
 
 def _concept(given: str | None, file: LoraFile, place: Place) -> str:
     if given is not None:
-        return clean_text(given, limits.CONCEPT_BYTES)
+        return given_name(given, "--concept")
     name = place.stem if isinstance(place, HubPlace) else file.name
     for text in (*(file.metadata.get(key, "") for key in _TITLES), name):
         try:
@@ -172,12 +174,27 @@ def _left_out(
         LeftOut(what, len(found), None if None in found else known[what] / whole)
         for what, found in energies.items()
     ]
-    share = 1 - kept / whole
+    unknown = sum(found.count(None) for found in energies.values())
     return told, [
-        f"{len(others)} modules of this LoRA are left out, which hold {share:.0%} of the squares "
-        "of all that it adds: a patch changes keys and values of the cross-attention only, and "
-        "the LoRA may owe its effect to the rest"
+        f"{len(others)} modules of this LoRA are left out, "
+        f"{_hold(1 - kept / whole, len(others), unknown)}: a patch changes keys and values of the "
+        "cross-attention only, and the LoRA may owe its effect to the rest"
     ]
+
+
+def _hold(share: float, count: int, unknown: int) -> str:
+    """How much what is left out holds, as far as it was computed. unknown: modules that are no
+    plain up @ down."""
+    if unknown == count:
+        return "and how much they hold was not computed: they are no plain up @ down"
+    amount = "less than 1%" if 0 < share < 0.005 else percent(share)
+    hold = f"hold {amount} of the squares of all that"
+    if unknown == 0:
+        return f"which {hold} it adds"
+    return (
+        f"of which {count - unknown} {hold} was computed, without the {unknown} that are no plain "
+        "up @ down"
+    )
 
 
 def _energy(module: LoraModule) -> float | None:

@@ -21,6 +21,7 @@ from sepme_cli.diffusion.sampler import draw_pictures
 from sepme_cli.diffusion.weights import patched_weights
 from sepme_cli.evaluation.protocol import Drawing
 from sepme_cli.evaluation.sheets import contact_sheet
+from sepme_cli.planning.said import misread_prompts
 from sepme_cli.progress import SILENT, Collector, Progress
 
 _BATCH = 8
@@ -68,6 +69,7 @@ def sample(
         if chosen:
             _check(checkpoint, files, chosen, progress)
         patched = patched_weights(checkpoint, [(part, scale) for part in chosen]) if chosen else {}
+        progress.warn_all(misread_prompts(network, prompts))
         count = drawing.pictures
         asked = [prompt for prompt in prompts for _ in range(count)]
         seeds = [drawing.seed + i for _ in prompts for i in range(count)]

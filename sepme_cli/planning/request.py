@@ -19,7 +19,7 @@ from sepme_cli.diffusion.options import ModelOptions
 from sepme_cli.erasure.methods import LEARNING, METHODS, PLAIN, Method
 from sepme_cli.erasure.prompts import AsKind
 from sepme_cli.erasure.settings import Settings
-from sepme_cli.erasure.words import Item, parse_word, same_name
+from sepme_cli.erasure.words import Item, given_word, same_name
 from sepme_cli.errors import UsageError
 from sepme_cli.places import Place
 from sepme_cli.recipe import Recipe, as_recipe
@@ -116,7 +116,7 @@ def _recipe(concepts: Sequence[str], policy: Recipe | None, wishes: Wishes) -> R
     if policy is None:
         items = tuple(Item.parse(word, kind, to) for word in concepts)
         # A recipe has no kind for all: what is protected says what it is.
-        kept = (parse_word(word, kind) for word in protect)
+        kept = (given_word(word, kind, "--protect") for word in protect)
         policy = Recipe(items, tuple(w if said == "any" else f"{said}:{w}" for w, said in kept))
     _check(policy.concepts)
     return policy

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from patch_spec.base import Base
 from patch_spec.increment import Increment
@@ -17,6 +17,7 @@ from sepme_cli.places import Place
 from sepme_cli.planning.background import background_of
 from sepme_cli.planning.neighbourhood import Neighbourhood, look_around
 from sepme_cli.planning.request import EraseRequest
+from sepme_cli.planning.said import misread
 from sepme_cli.progress import Progress
 
 _A_KIND = {"style": "a style", "object": "an object"}
@@ -95,6 +96,8 @@ def surveyed(
         around = look_around(
             network, request.recipe, before, background, settings.neighbours, request.aliases
         )
+        said = tuple(misread(network, around.concepts))
+        around = replace(around, warnings=(*said, *around.warnings))
         for item, asked in zip(around.concepts, request.recipe.concepts, strict=True):
             if item.kind != asked.kind:
                 progress.say(f"{item.name} is taken for {_A_KIND[item.kind]} (--as says otherwise)")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 BASE_MATCHES = {
     "exact": "the very weights that the patch was made from",
-    "same-values": "the weights that the patch was made from, in another dtype",
+    "same-values": "the weights that the patch was made from, as far as fp16 shows",
     "family": "another model of the family",
 }
 _ROLES = {True: "erased", False: "NOT erased", None: "not judged"}

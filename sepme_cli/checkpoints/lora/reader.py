@@ -18,6 +18,7 @@ from sepme_cli.checkpoints.lora.names import LoraFormat
 from sepme_cli.checkpoints.reading.opening import open_weights
 from sepme_cli.checkpoints.reading.tensors import Stored, stored_in
 from sepme_cli.checkpoints.structure.dtypes import INTEGERS, NAMES, readable
+from sepme_cli.checkpoints.structure.layout import Layout
 from sepme_cli.errors import MalformedError, UnsupportedError
 
 Float64 = npt.NDArray[np.float64]
@@ -185,11 +186,15 @@ def open_lora(path: Path) -> Iterator[LoraFile]:
         modules = tuple(_modules(stored_in(file).values(), config))
         known = (module for module in modules if module.algorithm != _UNKNOWN)
         if not any(module.parts.keys() != {"alpha"} for module in known):
+            names = [entry.name for entry in file.header.tensors]
+            model = Layout.of(names) is not None
             raise UnsupportedError(
-                f"{path} is no LoRA",
+                f"{path} is a model and no LoRA: sepme import --edited takes one that was edited"
+                if model
+                else f"{path} is no LoRA",
                 file=path,
                 expected="tensors named ….lora_down.weight, or ….lora_A.weight",
-                found=f"{len(file.header.tensors)} other tensors",
+                found=f"{len(names)} other tensors",
             )
         kohya = any(module.name.startswith(("lora_", "lycoris_")) for module in modules)
         data = file.read_range(0, file.header.data_length, "the data section")

@@ -12,7 +12,7 @@ import warnings
 import zipfile
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,12 +23,24 @@ from patch_spec.header import PREFIX_BYTES, TensorEntry, encode_header, parse_he
 from sepme_cli.checkpoints.disk.failures import reading, system_failure
 from sepme_cli.checkpoints.disk.files import COPY_BYTES, read_exactly, write_all
 from sepme_cli.checkpoints.disk.system import maps_files
+from sepme_cli.checkpoints.reading.foreign import (
+    TORCH_ARCHIVE,
+    TORCH_PICKLE,
+    ZIP,
+    cut_off,
+    foreign,
+    refuse,
+)
 from sepme_cli.checkpoints.reading.opcodes import check_cost
-from sepme_cli.checkpoints.reading.tensors import ZIP, WeightsFile
+from sepme_cli.checkpoints.reading.tensors import WeightsFile
 from sepme_cli.checkpoints.structure.torch_dtypes import TORCH
 from sepme_cli.errors import MalformedError
 
 _DTYPES = {theirs: name for name, theirs in TORCH.items()}
+_SAVED = "a file that torch has saved"
+_LIST = b"PK\x05\x06"
+_LIST_WITHIN = 2**16 + 22
+"""How far from its end an archive says where its list of members is."""
 _PICKLE_BYTES = 8 * 2**20
 """A zip member that is no tensor; real ones have some hundred kilobytes."""
 
@@ -190,9 +202,17 @@ def _load(path: Path, file: BinaryIO, *, archive: bool, mapped: bool) -> Any:
             _check_archive(path, file)
         else:
             _check_pickles(path)
+    except MalformedError as error:
+        if (strange := _strange(path)) is None:
+            raise
+        raise strange from error
     # A seek to before the beginning, and names in no encoding, are not told by a type of its own.
     except (zipfile.BadZipFile, RuntimeError, ValueError, OSError, EOFError) as error:
-        raise MalformedError(f"{path} is damaged, or hostile: {error}", file=path) from error
+        raise (
+            _strange(path, str(error))
+            or (_cut_off(path, file) if archive else None)
+            or MalformedError(f"{path} is damaged, or hostile: {error}", file=path)
+        ) from error
     try:
         with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
             # It warns of every protocol that it does not write itself.
@@ -205,11 +225,14 @@ def _load(path: Path, file: BinaryIO, *, archive: bool, mapped: bool) -> Any:
             raise system_failure(error, path) from error
         unsafe = _UNSAFE.search(str(error))
         if unsafe is None:
-            raise MalformedError(
-                f"{path} cannot be read as a file that torch has saved; it may be damaged",
-                file=path,
-                expected="a file that torch has saved",
-                found=type(error).__name__,
+            raise (
+                _strange(path)
+                or MalformedError(
+                    f"{path} cannot be read as a file that torch has saved; it may be damaged",
+                    file=path,
+                    expected=_SAVED,
+                    found=type(error).__name__,
+                )
             ) from error
         raise MalformedError(
             f"{path} holds more than weights, and loading it would run code of its own; have it "
@@ -218,6 +241,30 @@ def _load(path: Path, file: BinaryIO, *, archive: bool, mapped: bool) -> Any:
             expected="tensors",
             found=unsafe[1],
         ) from error
+
+
+def _strange(path: Path, reason: str = "") -> MalformedError | None:
+    """What to say of a file that torch has not saved; None for one that it has, or may have.
+
+    reason: why it cannot be read, if that says more.
+    """
+    with path.open("rb") as file:
+        if file.read(len(TORCH_PICKLE)) == TORCH_PICKLE:
+            return None
+    found = foreign(path)
+    if found is None or found.title == TORCH_ARCHIVE:
+        return None
+    detail = f"{found.detail} ({reason})" if reason else found.detail
+    return refuse(path, replace(found, detail=detail), _SAVED)
+
+
+def _cut_off(path: Path, file: BinaryIO) -> MalformedError | None:
+    """What to say of an archive without the list of members that ends all of them."""
+    size = os.fstat(file.fileno()).st_size
+    tail = min(size, _LIST_WITHIN)
+    if _LIST in read_exactly(file.fileno(), tail, size - tail):
+        return None
+    return cut_off(path, "a list of what is in the archive, at its end", "none")
 
 
 def _check_archive(path: Path, file: BinaryIO) -> None:

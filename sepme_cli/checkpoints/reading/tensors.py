@@ -18,8 +18,6 @@ from sepme_cli.errors import MalformedError, UnsupportedError
 
 Array = npt.NDArray[Any]
 
-ZIP = b"PK\x03\x04"
-"""How a file begins that torch has saved, but for its oldest format, which is a bare pickle."""
 _SCALES = (".scale_weight", ".weight_scale")
 """What follows a layer's name in the name of its weight's scale: of older and newer files."""
 _COMPANIONS = (

@@ -65,13 +65,19 @@ class Layout:
 
         Raises UnsupportedError where there are several, and none is in its usual place.
         """
+        return next(iter(cls.all_of(names)), None)
+
+    @classmethod
+    def all_of(cls, names: Iterable[str]) -> list[Self]:
+        """Every layout that a file with these tensor names may have, the likeliest first; raises as
+        `of` does."""
         known = frozenset(names)
         usual = (
             *((prefix, "ldm") for prefix in (UNET, "")),
             *((prefix, "diffusers") for prefix in ("", _IN_PIPELINE)),
         )
-        if layout := next(cls._at(known, usual), None):
-            return layout
+        if found := list(cls._at(known, usual)):
+            return found
         found = list(cls._at(known, _wrapped(known)))
         if len(found) > 1:
             places = ", ".join(layout.prefix for layout in found)
@@ -80,7 +86,7 @@ class Layout:
                 expected="one UNet",
                 found=places,
             )
-        return found[0] if found else None
+        return found
 
     @classmethod
     def _at(cls, names: frozenset[str], places: Iterable[tuple[str, str]]) -> Iterator[Self]:

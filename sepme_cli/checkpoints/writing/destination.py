@@ -222,7 +222,7 @@ def write_over(
     old = [(rewrite.source, rewrite.source.header_bytes) for rewrite in rewrites]
     new = [(rewrite.source, rewrite.header_bytes) for rewrite in rewrites]
     for path in checkpoint.folder.unpatched() if checkpoint.folder else ():
-        progress.warn(f"{path} holds the same weights in another shape and stays as it is")
+        progress.warn(f"{path} seems to hold the same weights in another shape and stays as it is")
     with uninterrupted():
         try:
             if kept.record is not None:

@@ -103,7 +103,9 @@ def _fill(
     unpatched = set(folder.unpatched())
     for path, place in model_files(folder.path):
         if path in unpatched:
-            progress.warn(f"{path} holds the same weights in another shape and was left out")
+            progress.warn(
+                f"{path} seems to hold the same weights in another shape and was left out"
+            )
             continue
         rewrite = rewritten.get(place)
         copy = target / (rewrite.source.written_place if rewrite else place)
