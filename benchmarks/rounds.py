@@ -2,7 +2,7 @@
 same neighbours.
 
     python -m benchmarks.rounds tune      # peers' settings, on concepts that are not reported
-    python -m benchmarks.rounds run 1     # goes on where it was; run 1 10 is ten at once alone
+    python -m benchmarks.rounds run 1     # goes on where it was; run 1 10 uce does a part
     python -m benchmarks.rounds table
 
 In the first round a method has the concepts' names and, if its paper keeps a set of general
@@ -188,10 +188,14 @@ def tune(told: Round = ROUNDS[0]) -> None:
 
 
 def run(told: Round, *chosen: str) -> None:
-    """chosen: how many are out at once; all of `states` if none is named."""
+    """chosen: how many are out at once, and which methods; all of either if none is named."""
     results, bench = Results(RESULTS), Bench()
     for state, sets in states().items():
-        for name in methods(told, state) if not chosen or state in chosen else ():
+        if {*chosen} & {*states()} and state not in chosen:
+            continue
+        for name in methods(told, state):
+            if {*chosen} - {*states()} and name not in chosen:
+                continue
             peer = tuned(name)
             said = {} if isinstance(peer, str) else asdict(peer)  # type: ignore[call-overload]
 

@@ -1,5 +1,6 @@
 """Looking at concepts on a loaded model, before any increment is made."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -37,8 +38,8 @@ _FEWEST = 6
 
 #: How much more than its setting protection may cost, step by step, until the collateral holds.
 _PRICES = (1.0, 3.0, 10.0, 30.0, 100.0)
-_BETWEEN = 2
-"""How often a price is looked for between one that is too low and one that is high enough."""
+_HALVINGS = 2
+"""How often the way from a price that is too low to one that is high enough is halved."""
 _PROTECTED = 200
 """About how many prompts of neighbours and named words are protected, beside the background."""
 
@@ -250,15 +251,16 @@ def _climb(
             low, chosen = chosen, dearer
         elif not thorough:
             break
-    for _ in range(_BETWEEN):
+    for _ in range(_HALVINGS):
         if low is None or _excess(chosen, settings) > 0:
             break
-        between = attempt(_price_between(low, chosen, settings))
+        prices = (one.strength.protection for one in (low, chosen))
+        between = attempt(float(f"{math.sqrt(math.prod(prices)):.2g}"))
         found.append(between)
         if _excess(between, settings) <= 0:
             chosen = between
-            break
-        low = between
+        else:
+            low = between
     return chosen, sorted(found, key=lambda one: one.strength.protection)
 
 
@@ -266,15 +268,6 @@ def _excess(one: _Attempt, settings: Settings) -> float:
     """By how much the collateral is above what it may be."""
     collateral = one.strength.collateral
     return 0.0 if collateral is None else collateral.p95 - settings.collateral
-
-
-def _price_between(low: _Attempt, high: _Attempt, settings: Settings) -> float:
-    """Where the collateral should be just what it may be, if it falls evenly with the logarithm of
-    the price; two digits of it."""
-    above, below = _excess(low, settings), -_excess(high, settings)
-    share = above / (above + below) if above + below > 0 else 1.0
-    prices = [one.strength.protection for one in (low, high)]
-    return float(f"{prices[0] * (prices[1] / prices[0]) ** share:.2g}")
 
 
 def _collateral(
