@@ -1,9 +1,12 @@
 """How a model is opened, and what it computes on."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from sepme_cli.arguments import FilePath, Places
-from sepme_cli.checkpoints.structure.families import Prediction
+
+if TYPE_CHECKING:  # What knows families needs numpy, and --help does not.
+    from sepme_cli.checkpoints.structure.families import Prediction
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class ModelOptions:
 
     text_encoders: Places = ()
     tokenizer: FilePath | None = None
-    prediction: Prediction | None = None
+    prediction: "Prediction | None" = None
     device: str | None = None
     dtype: str | None = None
     low_memory: bool = False
