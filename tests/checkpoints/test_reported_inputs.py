@@ -15,6 +15,7 @@ from sepme_cli.errors import UnsupportedError
 from sepme_cli.operations.apply import apply
 from sepme_cli.operations.inspect import inspect
 from sepme_cli.operations.revert import revert
+from tests.checkpoints.test_families import REFINER, SD2, XL
 from tests.layouts import TEXT, UNET, Tensors, parts, scaled
 from tests.synthetic import (
     Shape,
@@ -92,14 +93,14 @@ def test_prefixes_of_a_unet_alone(naming: str, prefix: str, tmp_path: Path) -> N
         assert checkpoint.base() == one.base()
 
 
-@pytest.mark.parametrize("family", ["sd2", "sdxl", "sdxl-refiner"])
-def test_families_behind_a_prefix(family: str, tmp_path: Path) -> None:
-    tensors = checkpoint_tensors(Shape(family=family, depth=2 if "xl" in family else 1))
+@pytest.mark.parametrize("shape", [SD2, XL, REFINER], ids=lambda shape: shape.family)
+def test_families_behind_a_prefix(shape: Shape, tmp_path: Path) -> None:
+    tensors = checkpoint_tensors(shape)
     path = write_safetensors(
         tmp_path / "m.safetensors", {f"module.{n}": v for n, v in tensors.items()}
     )
     with open_checkpoint(path) as checkpoint:
-        assert checkpoint.family.name == family
+        assert checkpoint.family.name == shape.family
         assert all(checkpoint.network(stream.name) for stream in checkpoint.family.streams)
 
 

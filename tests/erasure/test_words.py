@@ -8,7 +8,7 @@ import pytest
 from sepme_cli.erasure.syntax import taken_literally
 from sepme_cli.erasure.words import given_name
 from sepme_cli.errors import UsageError
-from sepme_cli.planning.request import asked
+from sepme_cli.planning.request import EraseRequest
 
 #: What cannot be a name, and what is said to be wrong with it.
 WRONG = {
@@ -31,7 +31,7 @@ def test_what_cannot_be_a_name_is_said_with_its_option(name: str, option: str) -
     key = {"--concept": "concepts", "--to": "to", "--protect": "protect"}[option]
     said[key] = name if key == "to" else [name]
     with pytest.raises(UsageError, match=f"^{option}: the name .*{WRONG[name]}") as caught:
-        asked(said["concepts"], None, kind="any", to=said["to"], protect=said["protect"])
+        EraseRequest.of("m.safetensors", **said)
     assert caught.value.expected and caught.value.found is not None
     assert caught.value.status == 2
 

@@ -31,8 +31,12 @@ def unplain(kind: str, name: str = FF) -> Tensors:
 BESIDE: dict[str, tuple[Tensors, str]] = {
     **{
         kind: (unplain(kind), "1 modules of this LoRA are left out, and how much they hold was not")
-        for kind in ("LoHa", "LoKr", "OFT", "a full difference")
+        for kind in ("LoHa", "LoKr", "OFT")
     },
+    "a full difference": (
+        unplain("a full difference"),
+        "1 modules of this LoRA are left out, which hold ",
+    ),
     "plain": (more([FF], 0.5), "left out, which hold "),
     "tiny": (more([FF], 1e-4), "which hold less than 1% of the squares"),
     "zeros": (more([FF], 0.0), "which hold 0% of the squares"),

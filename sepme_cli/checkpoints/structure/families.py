@@ -236,11 +236,6 @@ _ALONE: tuple[tuple[re.Pattern[str], str, str], ...] = (
         "have it saved as the model's own weights first",
     ),
     (
-        re.compile(r"(.*\.)?attn2\.to_[kv]\.weight"),
-        "a part of a UNet's weights, as UCE and ESD save them",
-        "name the model that was edited; sepme import --edited makes a patch of them",
-    ),
-    (
         re.compile(r"[a-z0-9-]+\.(basis|shift|(up|down)\.(down|mid|up)_block.*)"),
         "a patch",
         "name the model first, then its patches",
@@ -274,6 +269,11 @@ _ALONE: tuple[tuple[re.Pattern[str], str, str], ...] = (
         re.compile(r"model\.0\.weight|model\.1\.sub\.|body\.\d+\.rdb|conv_first\."),
         "an upscaler",
         "name a Stable Diffusion checkpoint",
+    ),
+    (
+        re.compile(r"(.*\.)?attn2\.to_[kv]\.weight"),
+        "a part of a UNet's weights, as UCE and ESD save them",
+        "name the model that was edited; sepme import --edited makes a patch of them",
     ),
     (
         re.compile(r"(.*\.)?(blocks|layers|transformer_blocks)\.\d+\..*(attn|attention)"),
