@@ -81,7 +81,8 @@ def _in_file(checkpoint: Checkpoint, tensors: dict[str, Stored], path: Path) -> 
         for stream in checkpoint.family.streams
         if (network := text_encoder_in(tensors, stream, outer)) is not None
     ]
-    yield from found or _alone(checkpoint, tensors, path)
+    # The text encoder of a whole checkpoint of another family is none of this one's.
+    yield from found if found or layout is not None else _alone(checkpoint, tensors, path)
 
 
 def _alone(
