@@ -17,7 +17,7 @@ from sepme_cli.diffusion.loading import unet_parameters
 from sepme_cli.diffusion.models import Prediction, StableDiffusion
 from sepme_cli.diffusion.study import Study, study
 from sepme_cli.erasure.settings import Settings
-from sepme_cli.errors import MismatchError, RefusedError
+from sepme_cli.errors import MismatchError, RefusedError, UnsupportedError
 from sepme_cli.places import Place
 from sepme_cli.planning.background import background_of
 from sepme_cli.planning.neighbourhood import Aliases, Neighbourhood, look_around
@@ -129,6 +129,7 @@ def outlook(
         )
         settings = replace(settings, dtype=chosen.dtype)
         progress.stage("reading the checkpoint")
+        _check_reads(network)
         base = checkpoint.base(text_encoders=True)
         before = _known_increments(known, base)
         background = background_of(network, base, cached=cache, progress=progress)
@@ -155,6 +156,19 @@ def outlook(
         for warning in seen.warnings:
             progress.warn(warning)
         yield seen
+
+
+def _check_reads(network: StableDiffusion) -> None:
+    """UnsupportedError for text encoders to which all prompts are one, such as zeros."""
+    one, other = network.ends(["a cat", "a painting"])
+    if one.equal(other):
+        raise UnsupportedError(
+            f"the text encoder of {network.checkpoint.path} makes the same of every prompt, so "
+            "that no concept can be told from another; name one that works with --text-encoder",
+            file=network.checkpoint.path,
+            expected="different states of different prompts",
+            found="equal ones",
+        )
 
 
 def _known_increments(patches: Sequence[Place], base: Base) -> tuple[Increment, ...]:
