@@ -128,7 +128,8 @@ def _task(
         sample = sampled_moments(model, phrases, settings, progress)
     else:
         sample = pictured_moments(model, phrases, pictures, settings, progress)
-    weights = dict(model.stored_weights())
+    # A layer of zeros has no scale to learn at; no prompt does anything there, and it stays.
+    weights = {name: weight for name, weight in model.stored_weights() if weight.any()}
     shift = settings.start * study.space.shift
     return Task(
         sample=sample,

@@ -12,7 +12,7 @@ from sepme_cli.composing.matching import check_unpatched
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.opening import opened_model
 from sepme_cli.diffusion.study import Study, study
-from sepme_cli.errors import MismatchError, RefusedError
+from sepme_cli.errors import MismatchError, RefusedError, UnsupportedError
 from sepme_cli.places import Place
 from sepme_cli.planning.background import background_of
 from sepme_cli.planning.neighbourhood import Neighbourhood, look_around
@@ -90,6 +90,7 @@ def surveyed(
         progress=progress,
     ) as network:
         progress.stage("reading the checkpoint")
+        _check_reads(network)
         base = network.checkpoint.base(text_encoders=True)
         before = _known_increments(request.known, base)
         background = background_of(network, base, cached=request.cache, progress=progress)
@@ -120,6 +121,19 @@ def surveyed(
         if survey.wrecks is not None:
             progress.warn(survey.wrecks.message)
         yield survey
+
+
+def _check_reads(network: StableDiffusion) -> None:
+    """UnsupportedError for text encoders to which all prompts are one, such as zeros."""
+    one, other = network.ends(["a cat", "a painting"])
+    if one.equal(other):
+        raise UnsupportedError(
+            f"the text encoder of {network.checkpoint.path} makes the same of every prompt, so "
+            "that no concept can be told from another; name one that works with --text-encoder",
+            file=network.checkpoint.path,
+            expected="different states of different prompts",
+            found="equal ones",
+        )
 
 
 def _known_increments(patches: Sequence[Place], base: Base) -> tuple[Increment, ...]:
