@@ -11,7 +11,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8 --dist loadfi
 QUICK := tests/patch_spec tests/erasure tests/checkpoints tests/test_increments.py \
 	tests/test_recipe.py tests/test_places.py tests/test_arguments.py tests/test_api.py
 
-.PHONY: setup demo test quick lint types contract vectors site check clean
+.PHONY: setup demo test quick lint types contract vectors site check newest clean
 
 setup: $(READY)
 
@@ -46,6 +46,19 @@ site: $(READY)
 	$(BIN)/mkdocs build -d build/site
 
 check: lint types contract vectors test
+
+# To be run every week: the quick tests with the newest releases of what we lean on most, whatever
+# pyproject.toml allows (pip says where it does not), in an environment of its own. torch stays.
+NEWEST := build/newest
+LIBRARIES := diffusers transformers safetensors typer rich huggingface_hub
+
+newest:
+	$(PYTHON) -m venv --clear $(NEWEST)
+	$(NEWEST)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,artwork]' --editable ./examples
+	grep '^torch==' constraints.txt >$(NEWEST)/torch.txt
+	$(NEWEST)/bin/python -m pip install --quiet --constraint $(NEWEST)/torch.txt --upgrade $(LIBRARIES)
+	$(NEWEST)/bin/python -c 'import sys, importlib.metadata as m; print(*(f"{n} {m.version(n)}" for n in sys.argv[1:]), sep="\n")' torch $(LIBRARIES)
+	OMP_NUM_THREADS=1 $(NEWEST)/bin/pytest -n auto --maxprocesses 8 --dist loadfile -m 'not slow' $(ARGS)
 
 clean:
 	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis

@@ -34,7 +34,7 @@ from benchmarks.english import (
 )
 from benchmarks.results import Results, counts
 from patch_spec.container import read_patch
-from patch_spec.manifest import Increment
+from patch_spec.increment import Increment
 from sepme_cli.erasure.settings import Settings
 from sepme_cli.evaluation.intervals import Proportion
 from sepme_cli.operations.erase import EraseResult, erase
@@ -43,9 +43,9 @@ RESULTS = Path("docs/bare.json")
 #: Concepts that defaults were chosen on; they are no part of what is reported. What else was looked
 #: at while choosing stands in decision 6.
 CHOSEN_ON = (
-    *("wolf", "rose", "car", "trumpet", "hammer", "bread", "eagle"),
-    *("gouache", "crayon"),
-)
+    "wolf", "rose", "car", "trumpet", "hammer", "bread", "eagle",
+    "gouache", "crayon",
+)  # fmt: skip
 
 COUNTS = (10, 50, 100)
 

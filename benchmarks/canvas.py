@@ -17,7 +17,7 @@ from examples.emoji.judging import (
     verdict,
 )
 from examples.emoji.networks import load_judge
-from patch_spec.manifest import Increment
+from patch_spec.increment import Increment
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint, open_checkpoint
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.sampler import draw_pictures

@@ -47,14 +47,14 @@ STATES: dict[str, tuple[str, ...]] = {
     "other-five": ("blob", "emojione", "strawberry", "turtle", "crown"),
     "ten": ("ink", "gloss", "cat", "rocket", "apple", "house", "owl", "guitar", "whale", "clock"),
     "other-ten": (
-        *("fluent", "mono", "airplane", "banana", "cactus"),
-        *("dog", "elephant", "fish", "octopus", "rose"),
+        "fluent", "mono", "airplane", "banana", "cactus",
+        "dog", "elephant", "fish", "octopus", "rose",
     ),
     "sixteen": (
-        *("ink", "gloss", "blob", "mono", "airplane", "apple", "banana", "cat"),
-        *("clock", "crown", "dog", "guitar", "house", "owl", "rocket", "whale"),
+        "ink", "gloss", "blob", "mono", "airplane", "apple", "banana", "cat",
+        "clock", "crown", "dog", "guitar", "house", "owl", "rocket", "whale",
     ),
-}
+}  # fmt: skip
 #: None of these concepts is in a state above.
 TUNING: dict[str, tuple[str, ...]] = {
     "noto": ("noto",),
@@ -64,10 +64,10 @@ TUNING: dict[str, tuple[str, ...]] = {
 }
 #: The sheet's prompts, drawn with the state "five" out.
 SHOWN = (
-    *(("ink", "frog"), ("ink", "crown"), ("noto", "cat"), ("gloss", "rocket")),
-    *(("fluent", "owl"), ("blob", "guitar"), ("mono", "frog"), ("gloss", "crown")),
-    *(("noto", "dog"), ("twemoji", "penguin"), ("blob", "castle"), ("fluent", "whale")),
-)
+    ("ink", "frog"), ("ink", "crown"), ("noto", "cat"), ("gloss", "rocket"),
+    ("fluent", "owl"), ("blob", "guitar"), ("mono", "frog"), ("gloss", "crown"),
+    ("noto", "dog"), ("twemoji", "penguin"), ("blob", "castle"), ("fluent", "whale"),
+)  # fmt: skip
 
 
 JUDGED = Choice(erased=36, kept=52, unseen=36)

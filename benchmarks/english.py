@@ -15,7 +15,7 @@ from examples.emoji.captions import fill
 from examples.emoji.networks import Judge, load_judge
 from examples.english.canvas import OBJECTS, STYLES
 from examples.english.captions import UNSEEN_PAIR
-from patch_spec.manifest import Increment
+from patch_spec.increment import Increment
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint, open_checkpoint
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.sampler import draw_pictures

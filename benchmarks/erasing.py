@@ -4,7 +4,8 @@ said."""
 from collections.abc import Sequence
 
 from benchmarks.canvas import everything_but
-from patch_spec.manifest import Increment, Patch
+from patch_spec.increment import Increment
+from patch_spec.manifest import Patch
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
 from sepme_cli.diffusion.eraser import Made, closed_form_increment, sepme_increments
 from sepme_cli.diffusion.models import StableDiffusion

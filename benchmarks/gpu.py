@@ -19,12 +19,12 @@ import torch
 
 from benchmarks.results import Results
 from sepme_cli.diffusion.devices import Unit, units
+from sepme_cli.diffusion.options import ModelOptions
 from sepme_cli.erasure.settings import Settings
 from sepme_cli.operations.erase import erase
-from sepme_cli.planning.request import MethodName
 
 RESULTS = Path("docs/gpu.json")
-_RUNS: Mapping[str, tuple[MethodName, bool]] = {
+_RUNS: Mapping[str, tuple[str, bool]] = {
     "closed-form": ("closed-form", False),
     "sepme": ("sepme", False),
     "sepme, low memory": ("sepme", True),
@@ -33,7 +33,7 @@ _STEPS = 20
 """Of the optimisation, that are measured."""
 
 
-def measured(model: Path, unit: Unit, method: MethodName, low_memory: bool) -> dict[str, Any]:
+def measured(model: Path, unit: Unit, method: str, low_memory: bool) -> dict[str, Any]:
     """Seconds for a concept, and the accelerator's memory at its peak in MiB where torch tells."""
     counts = unit.name == "cuda"
     if counts:
@@ -47,8 +47,8 @@ def measured(model: Path, unit: Unit, method: MethodName, low_memory: bool) -> d
             kind="style",
             protect=["Van Gogh", "Picasso"],
             method=method,
-            settings=Settings(steps=_STEPS, device=unit.name, dtype="auto"),
-            low_memory=low_memory,
+            settings=Settings(steps=_STEPS),
+            options=ModelOptions(device=unit.name, low_memory=low_memory),
             output=BytesIO(),
         )
     except torch.OutOfMemoryError:

@@ -26,7 +26,8 @@ from patch_spec.base import Base
 from patch_spec.container import patch_bytes
 from patch_spec.digest import tensor_fingerprint
 from patch_spec.manifest import Patch
-from sepme_cli.diffusion.live import CrossAttention, to_numpy
+from sepme_cli.diffusion.arrays import to_numpy
+from sepme_cli.diffusion.live import CrossAttention
 from sepme_cli.operations.patched import patched
 
 _REFERENCE = "load and fuse a LoRA"

@@ -22,10 +22,7 @@ from typing import Any
 import torch
 
 from patch_spec.text import slugify
-from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
-from sepme_cli.diffusion.devices import DTYPES, computing
-from sepme_cli.diffusion.loading import unet_parameters
-from sepme_cli.diffusion.models import StableDiffusion
+from sepme_cli.diffusion.opening import opened_model
 from sepme_cli.erasure.prompts import Kind, other
 from sepme_cli.evaluation.intervals import Proportion
 from sepme_cli.evaluation.protocol import Drawing
@@ -77,16 +74,7 @@ def retained(kind: Kind, name: str, of: dict[Kind, list[str]], count: int) -> li
 
 def seconds_a_picture(model: str, drawing: Drawing) -> tuple[float, str]:
     """From one pass through the UNet, and what it was computed on."""
-    with open_checkpoint(parse_place(model)) as checkpoint:
-        on = computing(
-            "drawing",
-            device=None,
-            dtype="auto",
-            low_memory=False,
-            unet=unet_parameters(checkpoint),
-            pictures=1,
-        )
-        network = StableDiffusion.of(checkpoint, on.device, DTYPES[on.dtype])
+    with opened_model(parse_place(model)) as network:
         asked = network.condition([""]).to(network.device, network.dtype)
         noisy = torch.zeros(1, *network.latent_shape(), device=network.device, dtype=network.dtype)
         with torch.no_grad():
@@ -95,7 +83,7 @@ def seconds_a_picture(model: str, drawing: Drawing) -> tuple[float, str]:
             network.predict(noisy, 0, asked)
         took = time.monotonic() - started
     # With and without the prompt at every step, and about as much again as five steps to decode.
-    return took * 2 * (drawing.steps + 2.5), f"{on.device.type} in {on.dtype}"
+    return took * 2 * (drawing.steps + 2.5), f"{network.device.type} in {network.dtype_name}"
 
 
 def judged(

@@ -40,9 +40,9 @@ from sepme_cli.planning.vocabulary import vocabulary
 RESULTS = Path("docs/scale.json")
 COUNTS = (1, 10, 100)
 ERASED: tuple[str, ...] = (
-    *("ink", "gloss", "cat", "rocket", "apple", "house"),
-    *("owl", "guitar", "whale", "clock", "rose", "crown"),
-)
+    "ink", "gloss", "cat", "rocket", "apple", "house",
+    "owl", "guitar", "whale", "clock", "rose", "crown",
+)  # fmt: skip
 SIZES = (12, 100, 300, 1000)
 _UCE = """
 import sys, torch

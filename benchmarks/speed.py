@@ -24,10 +24,12 @@ from typing import Any
 
 import numpy as np
 
+from patch_spec.base import Base
 from patch_spec.container import patch_bytes
 from patch_spec.grid import split_shift, split_up, to_grid
 from patch_spec.increment import Increment
-from patch_spec.manifest import Base, Measured, Method, Patch
+from patch_spec.manifest import Patch
+from patch_spec.provenance import Measured, Method
 from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
 
 RESULTS = Path("docs/speed.json")

@@ -15,7 +15,7 @@ from patch_spec.grid import (
     product,
     row_blocks,
 )
-from patch_spec.manifest import Increment
+from patch_spec.increment import Increment
 
 Factors = tuple[Float64, Float64]
 """dW as factor [out, r] and basis [r, d]; their product is exact."""

@@ -20,7 +20,8 @@ from patch_spec.header import (
     header_length,
     parse_header,
 )
-from patch_spec.manifest import Description, Increment, Manifest, Patch, Summary
+from patch_spec.increment import Description, Increment, Summary
+from patch_spec.manifest import Manifest, Patch
 from patch_spec.validate import (
     METADATA_KEY,
     canonical_order,

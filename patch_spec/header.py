@@ -114,7 +114,7 @@ def parse_header(prefix8: bytes, json_bytes: bytes, file_size: int | None) -> He
         )
     _check_parts(json_bytes)
     members = _json_object(json_bytes)
-    metadata = _metadata(members.pop(METADATA_KEY, {}))
+    metadata = _metadata(members.pop(METADATA_KEY, None))
     entries = [_entry(name, fields) for name, fields in members.items()]
     header = Header(metadata, _contiguous(entries), length)
     expected = header.data_start + header.data_length
@@ -182,6 +182,8 @@ def _json_object(json_bytes: bytes) -> dict[str, Any]:
 
 
 def _metadata(value: Any) -> Mapping[str, str]:
+    # safetensors itself reads null as none.
+    value = {} if value is None else value
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
         raise FormatError("H5", "metadata must map texts to texts", where=METADATA_KEY)
     return MappingProxyType(value)

@@ -33,7 +33,7 @@ from patch_spec.compose import compose
 from patch_spec.container import patch_bytes, patch_digest
 from patch_spec.digest import tensor_fingerprint
 from patch_spec.errors import FormatError
-from patch_spec.manifest import Increment
+from patch_spec.increment import Increment
 
 VECTORS = Path(__file__).with_name("vectors")
 

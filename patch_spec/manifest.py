@@ -9,31 +9,10 @@ from datetime import datetime
 from typing import Any, Self
 
 from patch_spec import limits
-from patch_spec.base import FAMILIES, Base, Family
+from patch_spec.base import Base
 from patch_spec.errors import FormatError
-from patch_spec.increment import KINDS, Description, Increment, Kind, Summary
-from patch_spec.provenance import Collateral, Measured, Method, Setting
+from patch_spec.increment import Increment, Summary
 from patch_spec.records import Fields, dump_record, load_record
-from patch_spec.text import slugify
-
-__all__ = [
-    "FAMILIES",
-    "FORMAT",
-    "KINDS",
-    "Base",
-    "Collateral",
-    "Description",
-    "Family",
-    "Increment",
-    "Kind",
-    "Manifest",
-    "Measured",
-    "Method",
-    "Patch",
-    "Setting",
-    "Summary",
-    "slugify",
-]
 
 FORMAT = "sepme-patch"
 

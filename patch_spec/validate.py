@@ -15,7 +15,8 @@ import numpy.typing as npt
 from patch_spec.errors import FormatError
 from patch_spec.grid import on_grid
 from patch_spec.header import DTYPE_BITS, Header, TensorEntry, encode_header
-from patch_spec.manifest import Increment, Manifest, Summary
+from patch_spec.increment import Increment, Summary
+from patch_spec.manifest import Manifest
 
 METADATA_KEY = "sepme"
 

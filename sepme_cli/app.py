@@ -1,6 +1,7 @@
 """The command `sepme`, and the one place that turns an error into a message and an exit status."""
 
 import contextlib
+import io
 import itertools
 import os
 import re
@@ -25,6 +26,7 @@ from sepme_cli.commands.example import example
 from sepme_cli.commands.export import export
 from sepme_cli.commands.import_ import import_
 from sepme_cli.commands.inspect import inspect
+from sepme_cli.commands.options import is_output_stream
 from sepme_cli.commands.recipe import recipe
 from sepme_cli.commands.revert import revert
 from sepme_cli.commands.sample import sample
@@ -119,6 +121,9 @@ def main() -> NoReturn:
     # A stream that the caller closed is None: what would be said there is not heard.
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Windows has pipes without letters for every name, which must not cost the result.
+        sys.stdout.reconfigure(errors="backslashreplace")
     if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _terminate)
     sys.exit(run(sys.argv[1:]))
@@ -221,7 +226,7 @@ def _report(error: SepmeError, arguments: Sequence[str]) -> None:
 
 def _pipes_out(options: Sequence[str]) -> bool:
     """Whether standard output carries the file; told before parsing, which may have failed."""
-    after = itertools.pairwise(options)
-    return any(pair in (("-o", "-"), ("--output", "-")) for pair in after) or any(
-        option in ("-o-", "--output=-") for option in options
-    )
+    said = [value for option, value in itertools.pairwise(options) if option in ("-o", "--output")]
+    for short in ("-o", "--output="):
+        said += [option.removeprefix(short) for option in options if option.startswith(short)]
+    return any(is_output_stream(Path(value)) for value in said)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from patch_spec.compose import Factors, cast_once, increment_delta, increment_factors
 from patch_spec.compose import compose as compose_exactly
 from patch_spec.errors import FormatError
-from patch_spec.manifest import Increment
+from patch_spec.increment import Increment
 from sepme_cli.errors import MalformedError, MismatchError
 
 Array = npt.NDArray[Any]

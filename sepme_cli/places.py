@@ -8,6 +8,11 @@ from sepme_cli.errors import UsageError
 
 SCHEME = "hf://"
 _ID = re.compile(r"(?P<repo>(?P<owner>[A-Za-z0-9][\w.-]*)/[A-Za-z0-9][\w.-]*)(@(?P<revision>\S+))?")
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_ON_HUB = re.compile(
+    r"https?://(www\.)?(huggingface\.co|hf\.co)/(?P<repo>[\w.-]+/[\w.-]+)"
+    r"(/(resolve|blob|raw|tree)/(?P<revision>[^/?#]+)(/(?P<path>[^?#]+))?)?/?([?#].*)?$"
+)
 _FILE = re.compile(r".*\.(safetensors|sepme|ckpt|pt|pth|bin|ya?ml|json|png)", re.IGNORECASE)
 """What a file is called, and a repository hardly ever."""
 
@@ -64,9 +69,11 @@ def parse_place(text: str) -> Place:
 def parse_output(text: str) -> Place:
     """A path, unless it begins with "hf://": of what is written, a slip must not go elsewhere.
 
-    Raises UsageError for an "hf://…" that makes no sense.
+    Raises UsageError for an "hf://…" that makes no sense, and for other addresses.
     """
     if not text.startswith(SCHEME):
+        if _ADDRESS.match(text):
+            raise _address(text)
         return Path(text)
     # Takes a while, and is needed for nothing else.
     from huggingface_hub import parse_hf_uri
@@ -83,6 +90,25 @@ def parse_output(text: str) -> Place:
 
 def _exists(path: str) -> bool:
     return Path(path).exists()
+
+
+def _address(text: str) -> UsageError:
+    """What to say of an address: how sepme would have a page or a file of the hub, if it is one."""
+    if found := _ON_HUB.match(text):
+        revision = "" if found["revision"] in (None, "main") else f"@{found['revision']}"
+        file = "" if not found["path"] else f"/{found['path']}"
+        place = f"{SCHEME}{found['repo']}{revision}{file}"
+        advice, expected = f"name it as {place}", place
+    elif text.startswith("file://"):
+        advice = expected = "name its path, without file://"
+    else:
+        advice = "download the file, and name that"
+        expected = f"a path, or {SCHEME}OWNER/NAME[/FILE]"
+    return UsageError(
+        f"{text} is an address, which sepme does not read or write: {advice}",
+        expected=expected,
+        found=text,
+    )
 
 
 def _no_place(text: str, found: str) -> UsageError:

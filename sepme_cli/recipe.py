@@ -9,17 +9,16 @@ from typing import cast
 
 from patch_spec import limits
 from patch_spec.errors import FormatError
-from patch_spec.text import slugify
 from sepme_cli.arguments import FilePath, as_path
+from sepme_cli.erasure.methods import METHODS
 from sepme_cli.erasure.prompts import AsKind
 from sepme_cli.erasure.settings import Allowed, Settings
-from sepme_cli.erasure.words import Item, parse_word
+from sepme_cli.erasure.words import Item, parse_word, same_name
 from sepme_cli.errors import MalformedError, SystemFailure
 from sepme_cli.strict_yaml import Place, Scalar, read_node
 
 VERSION = 1
 KINDS = ("style", "object", "any")
-METHODS = ("closed-form", "sepme")
 _BYTES = 2**20
 _ALIASES = 32
 _PROMPTS = 256
@@ -118,7 +117,7 @@ def parse_recipe(text: bytes, path: Path, settings: Mapping[str, Allowed]) -> Re
     return Recipe(
         tuple(item for _, item in concepts),
         _protect(root["protect"]) if "protect" in root else (),
-        root["method"].choice(METHODS) if "method" in root else None,
+        root["method"].choice(tuple(METHODS)) if "method" in root else None,
         _settings(root["settings"], settings) if "settings" in root else {},
     )
 
@@ -163,12 +162,12 @@ def _check_names(concepts: Sequence[tuple[Place, Item]]) -> None:
     """Two increments for one concept would fight over it, and what is erased is no example."""
     seen: dict[str, str] = {}
     for place, item in concepts:
-        for slug in dict.fromkeys(map(slugify, item.names)):
-            if slug in seen:
-                place.refuse(f"{item.name!r} is named by two concepts", "one", seen[slug])
-            seen[slug] = item.name
+        for name in dict.fromkeys(map(same_name, item.names)):
+            if name in seen:
+                place.refuse(f"{item.name!r} is named by two concepts", "one", seen[name])
+            seen[name] = item.name
     for place, item in concepts:
-        if item.like is not None and (erased := seen.get(slugify(item.like))):
+        if item.like is not None and (erased := seen.get(same_name(item.like))):
             place.refuse(f"{item.name!r} cannot act like {erased!r}, which is erased", "what stays")
 
 

@@ -290,7 +290,9 @@ def test_trce_is_uce_on_the_ends_of_the_texts(request_for_nothing_else: Request)
         return ends([phrase.text for word in words for phrase in phrases(word, "object")])
 
     operator = least_squares(
-        *(asked("violin", "fiddle"), asked("thing", "thing"), ends(list(CAPTIONS))),
+        asked("violin", "fiddle"),
+        asked("thing", "thing"),
+        ends(list(CAPTIONS)),
         erase=1.0,
         keep=4.0,
         ridge=0.03,

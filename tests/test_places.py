@@ -1,5 +1,6 @@
 """What a place on the command line means, and which files of a repository are fetched."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -38,11 +39,11 @@ def test_what_is_on_the_hub(text: str, expected: HubPlace | None) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        *("-", "model", "model.safetensors", "./someone/model", "/someone/model", "a/b/c"),
-        *("someone/model.safetensors", "someone/monet.sepme", "someone/model.CKPT"),
-        *("models/missing", ".hidden/model", "../someone/model", "some one/model"),
+        "-", "model", "model.safetensors", "./someone/model", "/someone/model", "a/b/c",
+        "someone/model.safetensors", "someone/monet.sepme", "someone/model.CKPT",
+        "models/missing", ".hidden/model", "../someone/model", "some one/model",
     ],
-)
+)  # fmt: skip
 def test_what_is_a_path(text: str) -> None:
     assert parse_place(text) == Path(text)
 
@@ -100,3 +101,31 @@ def test_one_copy_of_a_network(names: str, expected: str) -> None:
         return {f"diffusion_pytorch_model{w[1:]}" if w[:2] in ("m.", "m-") else w for w in words}
 
     assert set(one_copy(sorted(full(names)))) == full(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "instead"),
+    [
+        ("https://huggingface.co/a/b", "hf://a/b"),
+        ("https://huggingface.co/a/b/", "hf://a/b"),
+        ("https://huggingface.co/a/b/tree/main", "hf://a/b"),
+        ("https://huggingface.co/a/b/tree/fp16", "hf://a/b@fp16"),
+        ("https://huggingface.co/a/b/resolve/main/c/d.safetensors", "hf://a/b/c/d.safetensors"),
+        (
+            "https://huggingface.co/a/b/resolve/main/d.safetensors?download=true",
+            "hf://a/b/d.safetensors",
+        ),
+        ("http://hf.co/a/b/blob/v1/d.sepme", "hf://a/b@v1/d.sepme"),
+        ("https://civitai.com/api/download/models/1?type=Model", "download the file"),
+        ("https://example.org/a/b/m.safetensors", "download the file"),
+        ("ftp://example.org/m.safetensors", "download the file"),
+        ("s3://bucket/m.safetensors", "download the file"),
+        ("gs://bucket/m.safetensors", "download the file"),
+        ("file:///tmp/m.safetensors", "without file://"),
+    ],
+)
+def test_an_address_is_no_place_and_what_is_one_is_said(text: str, instead: str) -> None:
+    for parse in (parse_place, parse_output):
+        with pytest.raises(UsageError, match=re.escape(instead)) as caught:
+            parse(text)
+        assert caught.value.found == text and caught.value.expected

@@ -95,6 +95,16 @@ def test_the_format_comes_with_its_specification(installed: Path, tmp_path: Path
     run(installed / "python", "-c", code, cwd=tmp_path)
 
 
+def test_what_is_no_module_comes_with_the_program(installed: Path, tmp_path: Path) -> None:
+    """The stub, from which the public names come, and the templates of the report."""
+    code = (
+        "import sepme_cli, jinja2\n"
+        "assert issubclass(sepme_cli.UsageError, sepme_cli.SepmeError)\n"
+        "print(*jinja2.PackageLoader('sepme_cli.evaluation').list_templates())"
+    )
+    assert run(installed / "python", "-c", code, cwd=tmp_path) == "report.css report.html.jinja\n"
+
+
 def test_the_judge_comes_with_the_example(installed: Path, tmp_path: Path) -> None:
     code = "import sepme_example; print(len(sepme_example.judge().labels('object')))"
     assert run(installed / "python", "-c", code, cwd=tmp_path) == "225\n"

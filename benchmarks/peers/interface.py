@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import canvas
-from patch_spec.manifest import Increment
+from patch_spec.increment import Increment
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.erasure.concept import Protected
 from sepme_cli.erasure.prompts import Kind

@@ -13,11 +13,14 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from patch_spec.base import Base
 from patch_spec.container import patch_digest
 from patch_spec.digest import tensor_fingerprint
 from patch_spec.grid import Float64, split_shift, split_up, to_grid
 from patch_spec.header import TensorEntry, encode_header
-from patch_spec.manifest import Base, Collateral, Increment, Measured, Method, Patch
+from patch_spec.increment import Increment
+from patch_spec.manifest import Patch
+from patch_spec.provenance import Collateral, Measured, Method
 from patch_spec.stack import StackEntry, StackRecord
 from patch_spec.undo import HEADER_TENSOR, METADATA_KEY, UndoRecord
 

@@ -30,7 +30,7 @@ from patch_spec.cases.tools import (
     with_manifest,
 )
 from patch_spec.container import assemble
-from patch_spec.manifest import Increment
+from patch_spec.increment import Increment
 
 
 def patch_cases() -> Iterator[Invalid]:

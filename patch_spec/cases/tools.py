@@ -9,7 +9,7 @@ from patch_spec.canonical import canonical_json
 from patch_spec.cases.examples import small_patch
 from patch_spec.container import assemble
 from patch_spec.header import PREFIX_BYTES
-from patch_spec.manifest import Increment
+from patch_spec.increment import Increment
 
 Members = dict[str, Any]
 Change = Callable[[Members], object]

@@ -5,15 +5,14 @@ from typing import Annotated
 
 import typer
 
-from sepme_cli.commands.options import Json, PlaceOption, Quiet, Verbose, output_for
+from sepme_cli.commands.options import Json, PlaceOption, Quiet, Verbose, output_for, parse_model
 from sepme_cli.exit_status import ExitStatus
-from sepme_cli.places import parse_place
 from sepme_cli.render import results
 
 
 def diff(
-    a: Annotated[PlaceOption, typer.Argument(metavar="A", hidden=True, parser=parse_place)],
-    b: Annotated[PlaceOption, typer.Argument(metavar="B", hidden=True, parser=parse_place)],
+    a: Annotated[PlaceOption, typer.Argument(metavar="A", hidden=True, parser=parse_model)],
+    b: Annotated[PlaceOption, typer.Argument(metavar="B", hidden=True, parser=parse_model)],
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,

@@ -1,8 +1,7 @@
 """sepme erase."""
 
-from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -35,12 +34,17 @@ from sepme_cli.commands.options import (
     destination,
     output_for,
 )
+from sepme_cli.diffusion.options import ModelOptions
+from sepme_cli.erasure.methods import METHODS
 from sepme_cli.erasure.prompts import AsKind
 from sepme_cli.erasure.settings import Settings
 from sepme_cli.places import parse_output, parse_place
 from sepme_cli.render import plan, results
 
-Method = Literal["sepme", "closed-form"]
+if TYPE_CHECKING:
+    Method = str
+else:
+    Method = Literal[tuple(METHODS)]
 
 
 def erase(
@@ -207,35 +211,33 @@ def erase(
     """
     from sepme_cli.operations.erase import erase as operation
     from sepme_cli.operations.plan import plan_erasure
-    from sepme_cli.recipe import as_recipe
+    from sepme_cli.planning.request import Wishes
 
-    said = {name: context.params[name] for name in HYPERPARAMETERS if is_given(context, name)}
     with output_for(as_json=as_json, quiet=quiet, verbose=verbose, output=output) as out:
-        policy = None if recipe is None else as_recipe(recipe)
-        if recipe is not None and output is None:
-            output = Path(f"{recipe.stem}.sepme")
-        said = {"dtype": dtype, **(policy.settings if policy else {}), **said}
-        settings = Settings.of(said)
-        wanted: dict[str, Any] = {
-            "recipe": policy,
+        wishes: Wishes = {
+            "recipe": recipe,
             "method": method,
             "kind": kind,
             "to": to,
             "protect": protect or (),
             "known": known or (),
             "images": images,
-            "settings": replace(settings, device=device),
-            "low_memory": low_memory,
             "joint": joint,
-            "text_encoders": text_encoders or (),
-            "tokenizer": tokenizer,
-            "prediction": prediction,
             "aliases": aliases,
+            "settings": {n: context.params[n] for n in HYPERPARAMETERS if is_given(context, n)},
+            "options": ModelOptions(
+                text_encoders or (),
+                tokenizer,
+                prediction,
+                device,
+                dtype if is_given(context, "dtype") else None,
+                low_memory,
+            ),
             "cache": not no_cache,
-            "progress": out.progress,
         }
         if check:
-            out.show(plan_erasure(model, concepts or (), **wanted), plan.erasure)
+            found = plan_erasure(model, concepts or (), progress=out.progress, **wishes)
+            out.show(found, plan.erasure)
             return
         result = operation(
             model,
@@ -244,6 +246,7 @@ def erase(
             apply_to=apply_to,
             force=force,
             force_collateral=force_collateral,
-            **wanted,
+            progress=out.progress,
+            **wishes,
         )
         out.show(result, results.erase)

@@ -22,6 +22,7 @@ from sepme_cli.commands.options import (
     output_for,
     sources,
 )
+from sepme_cli.diffusion.options import ModelOptions
 from sepme_cli.erasure.prompts import AsKind
 from sepme_cli.evaluation.protocol import Drawing
 from sepme_cli.exit_status import ExitStatus
@@ -166,11 +167,9 @@ def evaluate(
       sepme evaluate sd15.safetensors monet.sepme --judge mypackage.judging:judge --report out
     """
     from sepme_cli.operations.evaluate import evaluate as operation
-    from sepme_cli.recipe import as_recipe
 
     drawing = Drawing(pictures, seed, steps, guidance, size, restore)
     with output_for(as_json=as_json, quiet=quiet, verbose=verbose) as out:
-        policy = None if recipe is None else as_recipe(recipe)
         result = operation(
             model,
             sources(patches),
@@ -178,18 +177,15 @@ def evaluate(
             report=report,
             only=only or (),
             retain=retain or (),
-            recipe=policy,
+            recipe=recipe,
             kind=kind,
             drawing=drawing,
             reference=reference,
             features=features,
             lpips=lpips,
-            text_encoders=text_encoders or (),
-            tokenizer=tokenizer,
-            prediction=prediction,
-            device=device,
-            dtype=dtype,
-            low_memory=low_memory,
+            options=ModelOptions(
+                text_encoders or (), tokenizer, prediction, device, dtype, low_memory
+            ),
             command=command_line(context),
             force=force,
             progress=out.progress,

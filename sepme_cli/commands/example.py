@@ -37,4 +37,4 @@ def example(
     from sepme_cli.operations.example import example as operation
 
     with output_for(as_json=as_json, quiet=quiet, verbose=verbose) as out:
-        out.show(operation(output, force=force), results.example)
+        out.show(operation(output, force=force, progress=out.progress), results.example)

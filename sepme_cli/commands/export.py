@@ -14,6 +14,7 @@ from sepme_cli.commands.options import (
     Verbose,
     destination,
     output_for,
+    parse_model,
     source,
 )
 from sepme_cli.errors import UsageError
@@ -57,7 +58,7 @@ def export(
         PlaceOption | None,
         typer.Option(
             metavar="MODEL",
-            parser=parse_place,
+            parser=parse_model,
             help="The model to compute operators with, which the closed form makes: they have no "
             "weights of their own.",
             show_default=False,

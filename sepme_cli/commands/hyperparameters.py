@@ -8,9 +8,9 @@ from patch_spec import limits
 
 #: Their names, as `Settings` has them.
 HYPERPARAMETERS = (
-    *("steps", "lr", "threshold", "rank", "seed", "batch_size", "pictures", "sampling_steps"),
-    *("neighbours", "dtype"),
-)
+    "steps", "lr", "threshold", "rank", "seed", "batch_size", "pictures", "sampling_steps",
+    "neighbours",
+)  # fmt: skip
 
 Steps = Annotated[int, typer.Option(min=1, metavar="N", help="At most so many steps.")]
 LearningRate = Annotated[float, typer.Option(metavar="X", help="Learning rate.")]

@@ -15,22 +15,22 @@ from sepme_cli.commands.options import (
     Verbose,
     destination,
     output_for,
+    parse_model,
 )
 from sepme_cli.erasure.prompts import AsKind
 from sepme_cli.errors import UsageError
-from sepme_cli.places import parse_place
 from sepme_cli.render import exchange
 
 
 def import_(
     lora: Annotated[
-        PlaceOption | None, typer.Argument(metavar="LORA", hidden=True, parser=parse_place)
+        PlaceOption | None, typer.Argument(metavar="LORA", hidden=True, parser=parse_model)
     ] = None,
     base: Annotated[
         PlaceOption | None,
         typer.Option(
             metavar="MODEL",
-            parser=parse_place,
+            parser=parse_model,
             help="The model that the LoRA is for, or that was edited: a patch names the weights "
             "that it was made for.",
             show_default=False,
@@ -40,8 +40,9 @@ def import_(
         PlaceOption | None,
         typer.Option(
             metavar="MODEL",
-            parser=parse_place,
-            help="The same model after another method edited it, instead of a LoRA.",
+            parser=parse_model,
+            help="The same model after another method edited it, or only the weights that it "
+            "edited (as UCE and ESD save them), instead of a LoRA.",
             show_default=False,
         ),
     ] = None,

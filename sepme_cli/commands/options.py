@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal, TypeVar
 
 import typer
 
+from sepme_cli.checkpoints.disk.system import is_standard_output
 from sepme_cli.commands.completing import names_of_concepts
 from sepme_cli.errors import UsageError
 from sepme_cli.places import HubPlace, Place, parse_output, parse_place
@@ -43,8 +44,22 @@ Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite the output
 Patches = Annotated[
     list[PlaceOption], typer.Argument(metavar="PATCH", hidden=True, parser=parse_place)
 ]
+
+
+def parse_model(text: str) -> Place:
+    """A model as the command line names it; raises UsageError for standard input."""
+    if text == STREAM:
+        raise UsageError(
+            "- stands for standard input, through which only patches come: a model is read in "
+            "several places at once; write it to a file, and name that",
+            expected="a file, a folder or a place on the hub",
+            found=STREAM,
+        )
+    return parse_place(text)
+
+
 #: Arguments are explained in the text above the options, where the usage line is still in sight.
-Model = Annotated[PlaceOption, typer.Argument(metavar="MODEL", hidden=True, parser=parse_place)]
+Model = Annotated[PlaceOption, typer.Argument(metavar="MODEL", hidden=True, parser=parse_model)]
 OptionalOutput = Annotated[
     PlaceOption | None,
     typer.Option(
@@ -65,7 +80,7 @@ InPlace = Annotated[
 Base = Annotated[
     PlaceOption | None,
     typer.Option(
-        parser=parse_place,
+        parser=parse_model,
         metavar="MODEL",
         help="The original of a MODEL that already has patches in it.",
         show_default=False,
@@ -106,7 +121,7 @@ TextEncoders = Annotated[
     list[PlaceOption] | None,
     typer.Option(
         "--text-encoder",
-        parser=parse_place,
+        parser=parse_model,
         metavar="PATH",
         help="Where a MODEL that is a UNet alone has its text encoder from: a checkpoint, a "
         "model's folder, or the encoder's own. Repeat it for a second one.",
@@ -126,7 +141,9 @@ PredictionOption = Annotated[
     Literal["epsilon", "velocity"] | None,
     typer.Option(
         "--prediction",
-        help="What the UNet was trained to predict; told from MODEL if left out, and said.",
+        help="What the UNet was trained to predict. If left out, the first that says it is "
+        "believed, and named: the folder's scheduler, the metadata, a .yaml beside the file, a "
+        "tensor v_pred, one bias in SD 2.x; epsilon if none does.",
         show_default=False,
     ),
 ]
@@ -134,7 +151,7 @@ PredictionOption = Annotated[
 
 def output_for(*, as_json: bool, quiet: bool, verbose: bool, output: Place | None = None) -> Output:
     """The output of a command that writes its file to `output`."""
-    return Output(as_json=as_json, quiet=quiet, verbose=verbose, piped=is_stream(output))
+    return Output(as_json=as_json, quiet=quiet, verbose=verbose, piped=is_output_stream(output))
 
 
 def is_stream(place: Place | None) -> bool:
@@ -142,10 +159,15 @@ def is_stream(place: Place | None) -> bool:
     return place is not None and str(place) == STREAM
 
 
+def is_output_stream(place: Place | None) -> bool:
+    """Whether what is written there goes to standard output, by whatever name."""
+    return is_stream(place) or (isinstance(place, Path) and is_standard_output(place))
+
+
 def destination(output: _Output, *, text: bool = False) -> _Output | BinaryIO:
     """What an operation writes to; raises UsageError where that would fill a terminal, unless it
     is text."""
-    if not is_stream(output):
+    if not is_output_stream(output):
         return output
     if sys.stdout.isatty() and not text:
         raise UsageError("-o - writes a binary file: send standard output to a file or a pipe")

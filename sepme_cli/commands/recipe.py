@@ -64,7 +64,9 @@ def init(
     from sepme_cli.operations.recipe import init as operation
 
     with output_for(as_json=as_json, quiet=quiet, verbose=verbose, output=path) as out:
-        out.show(operation(destination(path, text=True), force=force), results.recipe_init)
+        to = destination(path, text=True)
+        result = operation(to, force=force, progress=out.progress)
+        out.show(result, results.recipe_init)
 
 
 @recipe.command()

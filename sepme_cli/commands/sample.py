@@ -19,10 +19,12 @@ from sepme_cli.commands.options import (
     TextEncoders,
     Tokenizer,
     Verbose,
-    is_stream,
+    is_output_stream,
     output_for,
 )
+from sepme_cli.diffusion.options import ModelOptions
 from sepme_cli.errors import UsageError
+from sepme_cli.evaluation.protocol import Drawing
 from sepme_cli.places import parse_place
 from sepme_cli.render import results
 
@@ -95,7 +97,7 @@ def sample(
     \b
       sepme sample sd15.safetensors --patch monet.sepme --prompt "a garden by Monet" -o grid.png
     """
-    if is_stream(output):
+    if is_output_stream(output):
         raise UsageError("sample writes its picture to a file: give one with -o")
     from sepme_cli.operations.sample import sample as operation
 
@@ -105,19 +107,12 @@ def sample(
             prompts,
             patches=patches or (),
             output=output,
-            seed=seed,
-            count=count,
-            steps=steps,
-            guidance=guidance,
+            drawing=Drawing(count, seed, steps, guidance, size),
             scale=scale,
             only=only or (),
-            device=device,
-            dtype=dtype,
-            low_memory=low_memory,
-            size=size,
-            text_encoders=text_encoders or (),
-            tokenizer=tokenizer,
-            prediction=prediction,
+            options=ModelOptions(
+                text_encoders or (), tokenizer, prediction, device, dtype, low_memory
+            ),
             force=force,
             progress=out.progress,
         )

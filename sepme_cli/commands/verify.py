@@ -5,7 +5,15 @@ from typing import Annotated
 
 import typer
 
-from sepme_cli.commands.options import Base, Json, PlaceOption, Quiet, Verbose, output_for
+from sepme_cli.commands.options import (
+    Base,
+    Json,
+    PlaceOption,
+    Quiet,
+    Verbose,
+    output_for,
+    parse_model,
+)
 from sepme_cli.exit_status import ExitStatus
 from sepme_cli.places import parse_place
 from sepme_cli.render import checks
@@ -20,7 +28,7 @@ def verify(
         PlaceOption | None,
         typer.Option(
             metavar="MODEL",
-            parser=parse_place,
+            parser=parse_model,
             help="The model that the patches were made from: compute again what they leak.",
             show_default=False,
         ),

@@ -16,6 +16,7 @@ from sepme_cli.checkpoints.disk.output import moment_of_making, output_name, wri
 from sepme_cli.composing.composition import TOOL
 from sepme_cli.composing.fitting import Fit
 from sepme_cli.erasure.prompts import AsKind, phrases
+from sepme_cli.progress import Progress
 
 UNKNOWN = (
     "what this increment leaves alone is not known: it was not made to be separable from any "
@@ -93,7 +94,12 @@ class Naming:
 
 
 def write_patch(
-    fit: Fit, base: Base, naming: Naming, method: str, settings: Mapping[str, Setting]
+    fit: Fit,
+    base: Base,
+    naming: Naming,
+    method: str,
+    settings: Mapping[str, Setting],
+    progress: Progress,
 ) -> tuple[Increment, int]:
     """Write the patch of one imported increment; the increment, and the bytes of the file."""
     increment = Increment(
@@ -113,7 +119,7 @@ def write_patch(
     )
     patch = Patch(base=base, increments=(increment,), tool=TOOL, created=moment_of_making())
     data = patch_bytes(patch)
-    write_output(naming.target, data, force=naming.force)
+    write_output(naming.target, data, force=naming.force, progress=progress)
     return increment, len(data)
 
 
@@ -125,7 +131,7 @@ def summed_up(
     *,
     source: Literal["kohya", "peft", "checkpoints"],
     left_out: Sequence[LeftOut],
-    warnings: Sequence[str],
+    warnings: tuple[str, ...],
     seconds: float,
 ) -> ImportResult:
     """The result of an import."""
@@ -144,6 +150,6 @@ def summed_up(
         relative_error=fit.relative_error,
         residuals=tuple(Residual(name, residual) for name, residual in worst),
         left_out=tuple(left_out),
-        warnings=(*warnings, UNKNOWN),
+        warnings=warnings,
         seconds=seconds,
     )

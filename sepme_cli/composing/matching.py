@@ -1,7 +1,9 @@
 """Do a patch and a checkpoint belong together, and how nearly."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 from typing import Literal, Protocol
 
 from patch_spec.base import Base
@@ -36,6 +38,7 @@ class Patchable(Protocol):
     def by_name(self) -> Mapping[str, Shaped]: ...
 
 
+ROUNDS_TWICE = "added onto a checkpoint that is patched already, which rounds twice"
 _NAMED = 3
 """How many of what differs a message names."""
 
@@ -63,8 +66,95 @@ def check_patched(checkpoint: Checkpoint) -> StackRecord:
     return checkpoint.stack
 
 
-def check_fits(checkpoint: Patchable, file: PatchFile, parts: Sequence[Increment]) -> list[str]:
-    """Warnings about increments of a patch that can be applied; MismatchError if they cannot be."""
+@dataclass(frozen=True)
+class Fit:
+    """Increments of patches that can be added to a model.
+
+    files: those that something was chosen from. warnings: what a user should know. match: how near
+    the model is to those that the patches were made from; None where that was not compared.
+    """
+
+    files: tuple[PatchFile, ...]
+    warnings: tuple[str, ...]
+    match: BaseMatch | None = None
+
+    def compared(self, checkpoint: Checkpoint, original: Base | None = None) -> "Fit":
+        """The same with the match, and with warnings where the models differ.
+
+        original: what a patched checkpoint was before any patch; without it only the digest in its
+        record can be compared.
+        """
+        if original is None and checkpoint.stack is None:
+            original = checkpoint.base()
+        match, differing = _match_base(checkpoint, original, self.files)
+        return Fit(self.files, (*self.warnings, *differing), match)
+
+
+def fit(
+    model: Patchable, files: Sequence[PatchFile], chosen: Sequence[Increment] | None = None
+) -> Fit:
+    """Whether increments of patches can be added to a model; MismatchError if they cannot be.
+
+    chosen: of the files' increments; all of them if None.
+    """
+    digests = None if chosen is None else {part.digest for part in chosen}
+    used, warnings = [], []
+    for file in files:
+        parts = [p for p in file.patch.increments if digests is None or p.digest in digests]
+        if parts:
+            used.append(file)
+            warnings += _check_fits(model, file, parts)
+    return Fit(tuple(used), tuple(warnings))
+
+
+def split_applied(
+    checkpoint: Checkpoint, chosen: Sequence[Increment]
+) -> tuple[tuple[Increment, ...], tuple[Increment, ...]]:
+    """The increments that are not in a checkpoint yet, and those that are."""
+    entries = () if checkpoint.stack is None else checkpoint.stack.entries
+    present = {entry.digest for entry in entries}
+    new = tuple(part for part in chosen if part.digest not in present)
+    return new, tuple(part for part in chosen if part.digest in present)
+
+
+def applied_already(model: object, parts: Sequence[Increment]) -> RefusedError:
+    """What there is to say of increments that are in a model already; model: its path or name."""
+    concepts = ", ".join(part.concept for part in parts)
+    return RefusedError(
+        f"{model} has {concepts} taken out already; nothing was changed",
+        file=model if isinstance(model, Path) else None,
+        expected="an increment that is not in there",
+        found=concepts,
+    )
+
+
+def both_act(checkpoint: Checkpoint, new: Sequence[Increment]) -> list[str]:
+    """Warnings about concepts that another increment in a checkpoint takes out already."""
+    before = () if checkpoint.stack is None else checkpoint.stack.entries
+    return [
+        f"{entry.concept} is in there already, by another increment: both act now"
+        for entry in before
+        for part in new
+        if part.concept == entry.concept
+    ]
+
+
+def chosen_for(
+    model: Patchable, patches: Patches, only: Words, progress: Progress
+) -> tuple[Increment, ...]:
+    """The increments of patches, or of them those that are named, which fit a model in memory.
+
+    Raises what `read_patch_file`, `select` and `fit` raise, UsageError without a patch.
+    """
+    files = read_patch_files(patches)
+    if not files:
+        raise UsageError("name at least one patch")
+    chosen = select(files, only)
+    progress.warn_all(fit(model, files, chosen).warnings)
+    return chosen
+
+
+def _check_fits(checkpoint: Patchable, file: PatchFile, parts: Sequence[Increment]) -> list[str]:
     base = file.patch.base
     expected = f"{base.family}, text embedding {base.width} wide"
     found = f"{checkpoint.family.name}, text embedding {checkpoint.width} wide"
@@ -87,32 +177,12 @@ def check_fits(checkpoint: Patchable, file: PatchFile, parts: Sequence[Increment
     return []
 
 
-def chosen_for(
-    model: Patchable, patches: Patches, only: Words, progress: Progress
-) -> tuple[Increment, ...]:
-    """The increments of patches, or of them those that are named, which fit the model.
-
-    Raises what `read_patch_file`, `select` and `check_fits` raise, UsageError without a patch.
-    """
-    files = read_patch_files(patches)
-    if not files:
-        raise UsageError("name at least one patch")
-    chosen = select(files, only)
-    digests = {part.digest for part in chosen}
-    for file in files:
-        parts = [part for part in file.patch.increments if part.digest in digests]
-        for warning in check_fits(model, file, parts):
-            progress.warn(warning)
-    return chosen
-
-
-def match_base(
+def _match_base(
     checkpoint: Checkpoint, reference: Base | None, files: Sequence[PatchFile]
 ) -> tuple[BaseMatch, list[str]]:
     """How near the checkpoint's base is to those of the patches, and warnings where it differs.
 
-    reference: the checkpoint before any patch; None where that is not at hand, and only the
-    digest in its record can be compared.
+    reference: the checkpoint before any patch; None where that is not at hand.
     """
     match: BaseMatch = "exact"
     if any(target.copies[0].dtype != "F16" for target in checkpoint.targets):

@@ -182,7 +182,7 @@ def _load(kind: Any, place: Path) -> Any:
 def _preparation(place: Path, config: Any) -> Preparation:
     """As the model's own preprocessor_config.json says, where there is one."""
     file = place / "preprocessor_config.json"
-    said: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    said: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     size: Any = said.get("crop_size") or said.get("size") or getattr(config, "image_size", 224)
     if isinstance(size, dict):
         size = size.get("height") or size.get("shortest_edge") or 224

@@ -8,7 +8,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from patch_spec.manifest import Family
+from sepme_cli.checkpoints.structure.families import Family
+from sepme_cli.checkpoints.structure.layout import Naming
 
 Shapes = Mapping[str, tuple[int, ...]]
 Config = dict[str, Any]
@@ -20,18 +21,8 @@ SCHEDULE: Config = {
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
 }
-#: What latents are multiplied by, by family.
-LATENT_SCALE: Mapping[Family, float] = {
-    "sd1": 0.18215,
-    "sd2": 0.18215,
-    "sdxl": 0.13025,
-    "sdxl-refiner": 0.13025,
-}
-
-_HEADS = 8  # SD 1.x has eight heads at every level
-_HEAD_WIDTH = 64  # SD 2.x and XL have heads of one width
-_SIZES: Mapping[Family, int] = {"sdxl": 6, "sdxl-refiner": 5}
-"""How many numbers XL embeds beside the pooled text: sizes and crops."""
+_HEAD_WIDTH = 64
+"""Of the attention of families that do not say how many heads they have."""
 
 
 def _indices(shapes: Shapes, pattern: str) -> list[int]:
@@ -50,7 +41,8 @@ def unet_config(shapes: Shapes, family: Family, pooled: int = 1280) -> Config:
     channels = [shapes[f"down_blocks.{i}.resnets.0.conv2.weight"][0] for i in levels]
     attends = [f"down_blocks.{i}.attentions.0.proj_in.weight" in shapes for i in levels]
     layers = [len(_indices(shapes, rf"down_blocks\.{i}\.resnets\.(\d+)\.")) for i in levels]
-    middle = max(_depth(shapes, "mid_block"), 1)
+    down, up = ([_depths(shapes, f"{way}_blocks.{i}") for i in levels] for way in ("down", "up"))
+    middle = max(_depths(shapes, "mid_block"), default=1)
     proj_in = next(shapes[name] for name in shapes if name.endswith("attentions.0.proj_in.weight"))
     keys = next(shapes[name] for name in shapes if name.endswith("attn2.to_k.weight"))
     config: Config = {
@@ -60,22 +52,19 @@ def unet_config(shapes: Shapes, family: Family, pooled: int = 1280) -> Config:
         "layers_per_block": layers[0] if len(set(layers)) == 1 else layers,
         "down_block_types": [_block("Down", attended) for attended in attends],
         "up_block_types": [_block("Up", _up_attends(shapes, i)) for i in levels],
-        # A level without attention has no depth; what stands there is also the middle's.
-        "transformer_layers_per_block": [
-            _depth(shapes, f"down_blocks.{i}") or middle for i in levels
-        ],
-        "attention_head_dim": _HEADS
-        if family == "sd1"
-        else [max(c // _HEAD_WIDTH, 1) for c in channels],
+        **_transformers(down, up, middle),
+        "attention_head_dim": family.heads or [max(c // _HEAD_WIDTH, 1) for c in channels],
         "cross_attention_dim": keys[1],
         "use_linear_projection": len(proj_in) == 2,
     }
     if not any(name.startswith("mid_block.") for name in shapes):
         config["mid_block_type"] = None
+    elif not any(name.startswith("mid_block.attentions.") for name in shapes):
+        config["mid_block_type"] = "UNetMidBlock2D"  # as Segmind's distilled models have it
     if (distilled := shapes.get("time_embedding.cond_proj.weight")) is not None:
         config["time_cond_proj_dim"] = distilled[1]
-    if family in _SIZES:
-        config |= _added(shapes, _SIZES[family], pooled)
+    if family.pools:
+        config |= _added(shapes, family.sizes, pooled)
     return config
 
 
@@ -83,6 +72,8 @@ def _added(shapes: Shapes, sizes: int, pooled: int) -> Config:
     """What XL embeds beside the time step: pooled text, and as wide as the rest allows, `sizes`
     numbers."""
     width = shapes["add_embedding.linear_1.weight"][1]
+    if width <= pooled or (width - pooled) % sizes:
+        raise ValueError(f"add_embedding.linear_1 for {pooled} numbers of text and {sizes} sizes")
     return {
         "addition_embed_type": "text_time",
         "addition_time_embed_dim": (width - pooled) // sizes,
@@ -90,9 +81,29 @@ def _added(shapes: Shapes, sizes: int, pooled: int) -> Config:
     }
 
 
-def _depth(shapes: Shapes, block: str) -> int:
-    pattern = re.escape(block) + r"\.attentions\.0\.transformer_blocks\.(\d+)\."
-    return len(_indices(shapes, pattern))
+def _transformers(down: list[list[int]], up: list[list[int]], middle: int) -> Config:
+    """How deep each attention is. Distilled models differ within a level, and going down from up.
+
+    down, up: of each level, from the first that is passed to the last.
+    """
+    # A level without attention has no depth; what stands there is also the middle's.
+    plain = [depths[0] if depths else middle for depths in down]
+    pairs = zip((*down, *up), (*plain, *plain[::-1]), strict=True)
+    if all(set(own) <= {usual} for own, usual in pairs):
+        return {"transformer_layers_per_block": plain}
+    return {
+        "transformer_layers_per_block": [own or middle for own in down],
+        "reverse_transformer_layers_per_block": [own or middle for own in up],
+    }
+
+
+def _depths(shapes: Shapes, block: str) -> list[int]:
+    """Of each attention in a block how many transformers it has."""
+    place = re.escape(block) + r"\.attentions\."
+    return [
+        len(_indices(shapes, rf"{place}{i}\.transformer_blocks\.(\d+)\."))
+        for i in _indices(shapes, rf"{place}(\d+)\.")
+    ]
 
 
 def _up_attends(shapes: Shapes, level: int) -> bool:
@@ -103,13 +114,15 @@ def _block(way: str, attends: bool) -> str:
     return f"CrossAttn{way}Block2D" if attends else f"{way}Block2D"
 
 
-def vae_config(shapes: Shapes, family: Family) -> Config:
-    """AutoencoderKL's configuration. shapes are named as in a single file, without a prefix."""
-    levels = _indices(shapes, r"encoder\.down\.(\d+)\.")
-    layers = _indices(shapes, r"encoder\.down\.0\.block\.(\d+)\.")
+def vae_config(shapes: Shapes, family: Family, naming: Naming = "ldm") -> Config:
+    """AutoencoderKL's configuration. shapes are named as in a single file, without a prefix, or
+    as diffusers names them."""
+    down, block = ("down", "block") if naming == "ldm" else ("down_blocks", "resnets")
+    levels = _indices(shapes, rf"encoder\.{down}\.(\d+)\.")
+    layers = _indices(shapes, rf"encoder\.{down}\.0\.{block}\.(\d+)\.")
     return {
         "block_out_channels": [
-            shapes[f"encoder.down.{level}.block.0.conv1.weight"][0] for level in levels
+            shapes[f"encoder.{down}.{level}.{block}.0.conv1.weight"][0] for level in levels
         ],
         "down_block_types": ["DownEncoderBlock2D"] * len(levels),
         "up_block_types": ["UpDecoderBlock2D"] * len(levels),
@@ -117,5 +130,5 @@ def vae_config(shapes: Shapes, family: Family) -> Config:
         "latent_channels": shapes["post_quant_conv.weight"][0],
         "in_channels": shapes["encoder.conv_in.weight"][1],
         "out_channels": shapes["decoder.conv_out.weight"][0],
-        "scaling_factor": LATENT_SCALE[family],
+        "scaling_factor": family.latent_scale,
     }

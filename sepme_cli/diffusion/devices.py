@@ -7,17 +7,16 @@ from typing import Literal, TypeVar
 import torch
 from torch import nn
 
+from sepme_cli.checkpoints.structure.dtypes import CASTS
+from sepme_cli.checkpoints.structure.torch_dtypes import TORCH
+from sepme_cli.diffusion.options import ModelOptions
 from sepme_cli.errors import UsageError
 from sepme_cli.progress import SILENT, Progress
 
 Work = Literal["closed form", "drawing", "learning"]
 """What is to be done: no pass through the UNet, passes forwards, and backwards too."""
 
-DTYPES: Mapping[str, torch.dtype] = {
-    "fp32": torch.float32,
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
-}
+DTYPES: Mapping[str, torch.dtype] = {called: TORCH[name] for name, called in CASTS.items()}
 _ACTIVATIONS: Mapping[Work, float] = {"closed form": 0.0, "drawing": 0.2, "learning": 2.0}
 """What a picture takes while it passes, in UNets: roughly what Stable Diffusion 1.x takes."""
 _GIB = 2**30
@@ -67,20 +66,20 @@ def units() -> tuple[Unit, ...]:
 def choose(
     here: Sequence[Unit],
     work: Work,
+    options: ModelOptions = ModelOptions(),
     *,
-    device: str | None = None,
-    dtype: str = "auto",
-    low_memory: bool = False,
     unet: int = 0,
     pictures: int = 1,
 ) -> Computing:
     """Choose among units, the fastest first.
 
-    dtype: "auto", or one that must be. Half precision is chosen for passes through the UNet where
-    the unit has one; to learn in it takes bf16's range. low_memory: spare the memory even where
-    it seems to do. unet: how many parameters it has. pictures: how many pass at once.
+    options: its dtype and device, where they are given, must be. Half precision is chosen for
+    passes through the UNet where the unit has one; to learn in it takes bf16's range. low_memory
+    spares the memory even where it seems to do. unet: how many parameters it has. pictures: how
+    many pass at once.
     Raises UsageError for a device that is not here and for no dtype.
     """
+    device, dtype = options.device, options.dtype or "auto"
     if dtype != "auto" and dtype not in DTYPES:
         raise UsageError(
             f"no dtype {dtype!r}", expected=" or ".join(("auto", *DTYPES)), found=dtype
@@ -93,33 +92,23 @@ def choose(
     need = weights * (1 + _ACTIVATIONS[work] * pictures)
     short = work != "closed form" and unit.free is not None and need > unit.free
     why = f"computing on {device or unit.name} ({unit.title}) in {chosen}"
-    if low_memory or short:
+    if options.low_memory or short:
         why += ", sparing its memory"
-    if short and not low_memory:
+    if short and not options.low_memory:
         why += f": about {need / _GIB:.0f} GiB would be needed, {(unit.free or 0) / _GIB:.1f} free"
-    return Computing(torch.device(device or unit.name), chosen, low_memory or short, why)
+    return Computing(torch.device(device or unit.name), chosen, options.low_memory or short, why)
 
 
 def computing(
     work: Work,
+    options: ModelOptions = ModelOptions(),
     *,
-    device: str | None = None,
-    dtype: str = "auto",
-    low_memory: bool = False,
     unet: int = 0,
     pictures: int = 1,
     progress: Progress = SILENT,
 ) -> Computing:
     """As `choose`, among what this machine has; says what and why."""
-    chosen = choose(
-        units(),
-        work,
-        device=device,
-        dtype=dtype,
-        low_memory=low_memory,
-        unet=unet,
-        pictures=pictures,
-    )
+    chosen = choose(units(), work, options, unet=unet, pictures=pictures)
     progress.say(chosen.why)
     return chosen
 

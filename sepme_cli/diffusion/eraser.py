@@ -2,14 +2,15 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from patch_spec.manifest import Increment, Measured, Method, slugify
+from patch_spec.increment import Increment
 from patch_spec.provenance import Collateral as Recorded
+from patch_spec.provenance import Measured, Method
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.moments import pictured_moments, sampled_moments
 from sepme_cli.diffusion.predictor import EditedPredictor
@@ -55,6 +56,17 @@ def closed_form_increment(study: Study, settings: Settings) -> Made:
         shift=shift,
     )
     return Made(increment, study.concept.like, time.monotonic() - started)
+
+
+def closed_form_increments(
+    model: StableDiffusion,
+    studies: Sequence[Study],
+    settings: Settings,
+    pictures: Tensor | None = None,
+    progress: Progress = SILENT,
+) -> list[Made]:
+    """The same of several; nothing of the model is needed but what the studies hold."""
+    return [closed_form_increment(study, settings) for study in studies]
 
 
 def sepme_increments(
@@ -116,7 +128,8 @@ def _task(
         sample = sampled_moments(model, phrases, settings, progress)
     else:
         sample = pictured_moments(model, phrases, pictures, settings, progress)
-    weights = dict(model.stored_weights())
+    # A layer of zeros has no scale to learn at; no prompt does anything there, and it stays.
+    weights = {name: weight for name, weight in model.stored_weights() if weight.any()}
     shift = settings.start * study.space.shift
     return Task(
         sample=sample,
@@ -164,9 +177,9 @@ def _description(
     """What a manifest tells of an increment whatever its kind."""
     return {
         "concept": study.concept.name,
-        "slug": slugify(study.concept.name),
+        "slug": study.slug,
         "rank": len(study.space.basis),
         "prompts": study.concept.prompts,
-        "method": Method(method, {**settings.recorded(), **study.chosen}),
+        "method": Method(method, {**asdict(settings), **study.chosen}),
         "measured": measured,
     }

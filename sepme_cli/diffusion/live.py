@@ -10,35 +10,25 @@ nothing more on an accelerator: in fp16 37 MiB for SD 1.x and 650 MiB for XL.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Self
+from typing import Self
 from weakref import WeakKeyDictionary, ref
 
-import ml_dtypes
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from sepme_cli.checkpoints.structure.dtypes import NAMES
 from sepme_cli.checkpoints.structure.families import Family, detect
+from sepme_cli.checkpoints.structure.torch_dtypes import TORCH
+from sepme_cli.diffusion.arrays import Array, as_tensor, to_numpy
 from sepme_cli.errors import MalformedError, RefusedError, UnsupportedError
 from sepme_cli.increments import Scaled, acts_on, compose
 from sepme_cli.prefetch import ahead
 
-Array = npt.NDArray[Any]
-
 NAME = "the UNet"
 """What errors call it."""
 
-_NUMPY: Mapping[torch.dtype, np.dtype[Any]] = {
-    torch.float64: np.dtype(np.float64),
-    torch.float32: np.dtype(np.float32),
-    torch.float16: np.dtype(np.float16),
-    torch.bfloat16: np.dtype(ml_dtypes.bfloat16),
-    torch.float8_e4m3fn: np.dtype(ml_dtypes.float8_e4m3fn),
-    torch.float8_e5m2: np.dtype(ml_dtypes.float8_e5m2),
-}
-_BITS = {1: (torch.uint8, np.uint8), 2: (torch.int16, np.int16)}
-"""The integers through which torch and numpy hand each other floats that one of them lacks."""
+_PLAIN = frozenset(TORCH[name] for name in NAMES)
+"""The dtypes of weights that are not quantised."""
 _WRAPPER = ".base_layer"
 """What PEFT calls a layer that it has put its own around."""
 _COMPILED = "_orig_mod"
@@ -178,25 +168,7 @@ def _write(
         return lambda: compose(original, stack, target)
 
     for weight, value in zip(weights.values(), ahead(map(maker, weights)), strict=True):
-        weight.copy_(_to_torch(value))
-
-
-def to_numpy(weight: Tensor) -> Array:
-    """A copy of a tensor in main memory, the same bits."""
-    wanted = _NUMPY[weight.dtype]
-    copied = weight.detach().to("cpu", copy=True).contiguous()
-    if wanted.itemsize in _BITS:
-        return copied.view(_BITS[wanted.itemsize][0]).numpy().view(wanted)
-    values: Array = copied.numpy()
-    return values
-
-
-def _to_torch(values: Array) -> Tensor:
-    """The same memory as a tensor."""
-    dtype = next(ours for ours, theirs in _NUMPY.items() if theirs == values.dtype)
-    if values.itemsize in _BITS:
-        return torch.from_numpy(values.view(_BITS[values.itemsize][1])).view(dtype)
-    return torch.from_numpy(values)
+        weight.copy_(as_tensor(value))
 
 
 def _check(target: str, weight: Tensor) -> None:
@@ -208,7 +180,7 @@ def _check(target: str, weight: Tensor) -> None:
             expected="weights in memory",
             found="no data (meta)",
         )
-    if not plain or weight.dtype not in _NUMPY:
+    if not plain or weight.dtype not in _PLAIN:
         raise UnsupportedError(
             f"the UNet's {target} is quantised: patch it before it is quantised",
             expected="plain fp32, fp16, bf16 or fp8",

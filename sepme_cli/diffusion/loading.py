@@ -19,9 +19,6 @@ from sepme_cli.diffusion.configs import Config, unet_config, vae_config
 from sepme_cli.diffusion.weights import tensors_of
 from sepme_cli.errors import UnsupportedError
 
-_VELOCITY_BIAS = "output_blocks.11.1.transformer_blocks.0.norm1.bias"
-_VELOCITY_SPREAD = 0.09
-"""Above it a file of SD 2.x predicts velocity: the two kinds that were published differ there."""
 _OLD_ATTENTION = {
     "query": "to_q",
     "key": "to_k",
@@ -39,16 +36,14 @@ def load_unet(checkpoint: Checkpoint, dtype: torch.dtype) -> UNet2DConditionMode
     if network.naming == "ldm":
         tensors = _in_diffusers_names(checkpoint, tensors)
     config: Mapping[str, Any] | None = network.config
-    if not config or "block_out_channels" not in config:
-        try:
-            config = unet_config(_shapes(tensors), checkpoint.family.name, _pooled(checkpoint))
-        except (KeyError, IndexError, StopIteration) as error:
-            raise _not_whole(checkpoint, "UNet", str(error), len(tensors)) from error
-    with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(dict(config))
     try:
+        if not config or "block_out_channels" not in config:
+            config = unet_config(_shapes(tensors), checkpoint.family, _pooled(checkpoint))
+        with torch.device("meta"):
+            unet = UNet2DConditionModel.from_config(dict(config))
         unet.load_state_dict(tensors, assign=True)
-    except RuntimeError as error:
+    # On shapes and configurations that make no sense diffusers raises whatever they lead it to.
+    except Exception as error:
         raise _not_whole(checkpoint, "UNet", _first(error), len(tensors)) from error
     return unet.requires_grad_(False).eval()
 
@@ -67,34 +62,17 @@ def load_vae(checkpoint: Checkpoint, dtype: torch.dtype) -> AutoencoderKL:
     tensors = tensors_of(network, dtype)
     config: Mapping[str, Any] | None = network.config
     try:
+        if not config or "block_out_channels" not in config:
+            config = vae_config(_shapes(tensors), checkpoint.family, network.naming)
         if network.naming == "ldm":
-            config = vae_config(_shapes(tensors), checkpoint.family.name)
             tensors = convert_ldm_vae_checkpoint(tensors, config)
         tensors = _with_new_attention(tensors)
         with torch.device("meta"):
-            vae = AutoencoderKL.from_config(dict(config or {}))
+            vae = AutoencoderKL.from_config(dict(config))
         vae.load_state_dict(tensors, assign=True)
-    except (KeyError, IndexError, RuntimeError) as error:
+    except Exception as error:
         raise _not_whole(checkpoint, "VAE", _first(error), len(tensors)) from error
     return vae.requires_grad_(False).eval()
-
-
-def predicts_velocity(checkpoint: Checkpoint) -> bool:
-    """Whether the UNet predicts velocity and not noise, as far as the checkpoint tells.
-
-    A folder says it. A file's names do not show it: some hold a tensor named so, and of SD 2.x
-    ComfyUI's rule holds, by the spread of one bias.
-    """
-    if checkpoint.folder is not None:
-        said = checkpoint.folder.config("scheduler", "scheduler_config.json") or {}
-        return said.get("prediction_type") == "v_prediction"
-    if "v_pred" in checkpoint.files[0].header.by_name:
-        return True
-    network = checkpoint.network("unet")
-    if checkpoint.family.name != "sd2" or network is None:
-        return False
-    bias = network.tensors.get(_VELOCITY_BIAS)
-    return bias is not None and float(bias.read().astype("float64").std(ddof=1)) > _VELOCITY_SPREAD
 
 
 def _pooled(checkpoint: Checkpoint) -> int:
@@ -109,9 +87,8 @@ def _pooled(checkpoint: Checkpoint) -> int:
 
 
 def _in_diffusers_names(checkpoint: Checkpoint, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    added = checkpoint.family.name in ("sdxl", "sdxl-refiner")
     hints: Config = {"layers_per_block": checkpoint.layout.span - 1}
-    hints |= {"addition_embed_type": "text_time"} if added else {}
+    hints |= {"addition_embed_type": "text_time"} if checkpoint.family.pools else {}
     try:
         return dict(
             convert_ldm_unet_checkpoint({UNET + n: value for n, value in tensors.items()}, hints)

@@ -7,19 +7,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
+from sepme_cli.checkpoints.reading.prediction import told_prediction
+from sepme_cli.checkpoints.structure.families import Prediction, TextStream
+from sepme_cli.diffusion.arrays import to_torch
 from sepme_cli.diffusion.configs import SCHEDULE
-from sepme_cli.diffusion.devices import Residence
-from sepme_cli.diffusion.loading import load_unet, load_vae, predicts_velocity
-from sepme_cli.diffusion.text import Conditioning, TextEncoder, condition, padding_of
-from sepme_cli.diffusion.tokenizer import has_tokenizer
-from sepme_cli.diffusion.weights import to_torch
+from sepme_cli.diffusion.devices import DTYPES, Residence
+from sepme_cli.diffusion.loading import load_unet, load_vae
+from sepme_cli.diffusion.text import Conditioning, TextEncoder, check_together, condition
+from sepme_cli.diffusion.tokenizer import END, has_tokenizer
 from sepme_cli.errors import UnsupportedError
 from sepme_cli.progress import SILENT, Progress
 
@@ -27,15 +29,10 @@ from sepme_cli.progress import SILENT, Progress
 for library in ("transformers", "diffusers"):
     logging.getLogger(library).setLevel(logging.ERROR)
 
-Prediction = Literal["epsilon", "velocity"]
-
-_AESTHETICS = 6.0
-"""How well made a picture the refiner is asked for, as its authors' pipeline asks."""
-_LATENT_SIDES = {"sd1": 64, "sd2": 64, "sdxl": 128, "sdxl-refiner": 128}
+_LARGEST_SIDE = 1024
+"""Of a latent; beyond it a configuration speaks of something else."""
 _FEW = 2
 """Pictures at once where memory is to be spared."""
-_VELOCITY_SIDE = 96
-"""The models of SD 2.x that predict velocity draw pictures of 768 pixels, the others of 512."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +65,22 @@ class StableDiffusion:
         frugal: bool = False,
         progress: Progress = SILENT,
     ) -> Self:
-        """The networks of an open checkpoint. prediction: told from the checkpoint if None."""
+        """The networks of an open checkpoint. prediction: told from the checkpoint if None, see
+        `told_prediction`."""
         if prediction is None:
-            prediction = "velocity" if predicts_velocity(checkpoint) else "epsilon"
-            if checkpoint.family.name != "sd1":
-                progress.say(f"taken to predict {prediction}; --prediction says otherwise")
+            told = told_prediction(checkpoint)
+            prediction = told.prediction
+            for said in told.unknown:
+                progress.warn(f"{said}, which sepme does not know; --prediction says what it is")
+            if told.source is not None or not checkpoint.family.usually_epsilon:
+                source = told.source or "nothing says otherwise"
+                progress.say(f"taken to predict {prediction} ({source}); --prediction overrides")
         return cls(checkpoint, device, dtype, prediction, tokenizer, frugal)
+
+    @property
+    def dtype_name(self) -> str:
+        """What people call the dtype: "fp32"."""
+        return next(name for name, dtype in DTYPES.items() if dtype == self.dtype)
 
     @cached_property
     def _residence(self) -> Residence:
@@ -85,26 +92,32 @@ class StableDiffusion:
 
     @cached_property
     def encoders(self) -> tuple[TextEncoder, ...]:
-        """The text encoders of the family, in order; UnsupportedError if one is not there."""
-        streams = self.checkpoint.family.streams
-        return tuple(self._encoder(stream.name) for stream in streams)
+        """The text encoders of the family, in order.
 
-    def _encoder(self, stream: str) -> TextEncoder:
-        network = self.checkpoint.network(stream)
+        Raises UnsupportedError if one is not there or is none that can be used, MismatchError if
+        they are not this UNet's.
+        """
+        streams = self.checkpoint.family.streams
+        encoders = tuple(self._encoder(stream) for stream in streams)
+        check_together(encoders, self.checkpoint.width, self.checkpoint.path)
+        return encoders
+
+    def _encoder(self, stream: TextStream) -> TextEncoder:
+        network = self.checkpoint.network(stream.name)
         if network is None:
             raise UnsupportedError(
-                f"{self.checkpoint.path} does not hold its text encoder ({stream}), which erasing "
-                "and drawing need; name a model that does with --text-encoder",
+                f"{self.checkpoint.path} does not hold its text encoder ({stream.name}), which "
+                "erasing and drawing need; name a model that does with --text-encoder",
                 file=self.checkpoint.path,
-                expected=f"a text encoder ({stream})",
+                expected=f"a text encoder ({stream.name})",
                 found=self.checkpoint.title,
             )
         own = network.tokenizer if network.tokenizer and has_tokenizer(network.tokenizer) else None
         return TextEncoder(
             network,
             self._residence,
-            penultimate=self.checkpoint.family.name in ("sdxl", "sdxl-refiner"),
-            pads=padding_of(stream),
+            penultimate=self.checkpoint.family.penultimate,
+            pads=stream.pads,
             tokenizer=self.tokenizer or own,
         )
 
@@ -139,8 +152,21 @@ class StableDiffusion:
         return DDIMScheduler(**betas, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
 
     def tokens(self, prompts: Sequence[str]) -> Tensor:
-        """Token ids [len(prompts), positions] of the first text encoder, padded as it does."""
-        return self.encoders[0].tokens(prompts)
+        """Token ids [len(prompts), positions] of the first text encoder, padded as it does.
+
+        The end has the highest: words that were added to CLIP's have negative ones here.
+        """
+        ids = self.encoders[0].tokens(prompts)
+        return torch.where(ids > END, -ids, ids)
+
+    @property
+    def room(self) -> int:
+        """How many tokens of a prompt are read: all positions but those of its start and end."""
+        return self.encoders[0].positions - 2
+
+    def unread(self, prompt: str) -> str:
+        """The words at a prompt's end that there is no room for."""
+        return self.encoders[0].unread(prompt)
 
     def encode(
         self, prompts: Sequence[str], positions: int | None = None, paddings: int | None = None
@@ -164,8 +190,7 @@ class StableDiffusion:
 
     def condition(self, prompts: Sequence[str]) -> Conditioning:
         """All that the UNet reads of prompts."""
-        added = self.checkpoint.family.name in ("sdxl", "sdxl-refiner")
-        return condition(self.encoders, prompts, pooled=added)
+        return condition(self.encoders, prompts, pooled=self.checkpoint.family.pools)
 
     def predict(self, noisy: Tensor, steps: Tensor | int, asked: Conditioning) -> Tensor:
         """eps(x_t, c) [n, c, h, w] for noisy x_t [n, c, h, w] and t in 0 to 999.
@@ -186,8 +211,8 @@ class StableDiffusion:
     def _added(self, noisy: Tensor, pooled: Tensor) -> dict[str, Tensor]:
         """What XL embeds beside the time step: sizes, crops, and the pooled text."""
         side = [size * self._reduction for size in noisy.shape[-2:]]
-        refines = self.checkpoint.family.name == "sdxl-refiner"
-        sizes = [*side, 0, 0, *([_AESTHETICS] if refines else side)]
+        aesthetics = self.checkpoint.family.aesthetics
+        sizes = [*side, 0, 0, *(side if aesthetics is None else [aesthetics])]
         times = torch.tensor([sizes], dtype=pooled.dtype, device=pooled.device)
         return {"text_embeds": pooled, "time_ids": times.expand(len(noisy), -1)}
 
@@ -240,19 +265,23 @@ class StableDiffusion:
     def picture_size(self) -> int:
         """The side in pixels that the model was trained at: what its metadata says (ModelSpec's
         `modelspec.resolution`) or its configuration, else what its family draws."""
-        said = re.match(r"(\d+)", self.checkpoint.metadata.get("modelspec.resolution", ""))
-        if said:
+        # Trainers write what they were told, and people edit it: no nonsense is believed.
+        resolution = self.checkpoint.metadata.get("modelspec.resolution", "")
+        said = re.match(r"([0-9]{1,4})(?![0-9])", resolution)
+        if said and int(said[1]) >= self._reduction:
             return int(said[1])
         unet = self.checkpoint.network("unet")
         configured = (unet.config or {}).get("sample_size") if unet is not None else None
-        side = configured if isinstance(configured, int) else self._usual_side
-        return side * self._reduction
+        if not isinstance(configured, int) or not 0 < configured <= _LARGEST_SIDE:
+            configured = self._usual_side
+        return configured * self._reduction
 
     @property
     def _usual_side(self) -> int:
-        family = self.checkpoint.family.name
-        velocity = family == "sd2" and self.prediction == "velocity"
-        return _VELOCITY_SIDE if velocity else _LATENT_SIDES[family]
+        family = self.checkpoint.family
+        if family.velocity_side is not None and self.prediction == "velocity":
+            return family.velocity_side
+        return family.latent_side
 
     @cached_property
     def _reduction(self) -> int:

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patch_spec.manifest import Increment, slugify
+from patch_spec.increment import Increment
+from patch_spec.text import unique_slug
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.erasure.background import VERSION, Background
 from sepme_cli.erasure.collateral import Bystanders, Collateral
@@ -26,8 +27,8 @@ from sepme_cli.erasure.increment import (
 )
 from sepme_cli.erasure.settings import Settings
 from sepme_cli.erasure.subspace import Ground, Weighing, energy
-from sepme_cli.erasure.words import Item
-from sepme_cli.errors import RefusedError
+from sepme_cli.erasure.words import Item, same_name
+from sepme_cli.errors import RefusedError, UnsupportedError
 
 _PROMPTS = 600
 """About how many prompts all concepts of a patch have together, so that a hundred concepts are
@@ -47,16 +48,15 @@ _PROTECTED = 200
 class Study:
     """A concept, and where what must stay leaves its increment room to act.
 
-    separable: prompts outside of the patch that it does not change. protected: prompts it changes
-    little. collateral: what its closed form does to words that nobody named; None without a
-    background. shared: what it has in common with the concepts that are erased beside it.
+    collateral: what its closed form does to words that nobody named; None without a background.
+    slug: what its increment is called in a patch. shared: what it has in common with the concepts
+    that are erased beside it.
     """
 
     concept: Concept
-    separable: tuple[str, ...]
-    protected: tuple[str, ...]
     space: Admissible
     collateral: Collateral | None
+    slug: str
     shared: "Shared" = field(repr=False)
 
     def leakage(self, inner: Tensor) -> float:
@@ -74,12 +74,13 @@ class Study:
     @property
     def chosen(self) -> dict[str, int | float | str | None]:
         """What was not set but found: what the concept acts like, what kind it is, the price of
-        protection, and the sample of captions."""
+        protection, the sample of captions, and the dtype that the UNet computes in."""
         return {
             "like": self.concept.like,
             "kind": self.concept.kind,
             "protection": self.shared.strength.protection,
             "captions": None if self.shared.bystanders is None else VERSION,
+            "dtype": self.shared.dtype,
         }
 
     @property
@@ -111,17 +112,22 @@ class Strength:
 class Shared:
     """What all concepts of a study have in common.
 
+    separable: prompts outside of the patch that none of them changes. protected: prompts that they
+    change little.
     gram: the sum of W^T W over all layers, [d, d]. witnesses: the blank, all concepts' prompts and
     those of concepts erased before. strength: the one that was chosen; tried: all that were looked
-    at, the least protection first. bystanders: None without a background.
+    at, the least protection first. bystanders: None without a background. dtype: of the UNet.
     """
 
+    separable: tuple[str, ...]
+    protected: tuple[str, ...]
     ground: Ground
     gram: Tensor
     witnesses: Witnesses
     strength: Strength
     tried: tuple[Strength, ...]
     bystanders: Bystanders | None
+    dtype: str
 
 
 def study(
@@ -168,7 +174,7 @@ def study_concepts(
     moment = energy(words.rows(dear))
     if background is not None:
         moment += settings.background * background.moment
-    gram = layers_gram(weight for _, weight in model.stored_weights())
+    gram = _gram(model)
     bystanders = None if background is None else Bystanders.of(background, gram)
 
     def attempt(protection: float) -> _Attempt:
@@ -187,21 +193,34 @@ def study_concepts(
         return _Attempt(ground, spaces, Strength(protection, worst, collateral))
 
     chosen, attempts = _climb(attempt, settings, thorough)
-    tried = tuple(one.strength for one in attempts)
-    witnesses = Witnesses.of(apart, words.states(apart), gram)
-    shared = Shared(chosen.ground, gram, witnesses, chosen.strength, tried, bystanders)
-    outside = _all([BLANK], *known)
+    shared = Shared(
+        separable=_all([BLANK], *known),
+        protected=dear,
+        ground=chosen.ground,
+        gram=gram,
+        witnesses=Witnesses.of(apart, words.states(apart), gram),
+        strength=chosen.strength,
+        tried=tuple(one.strength for one in attempts),
+        bystanders=bystanders,
+        dtype=model.dtype_name,
+    )
     return [
         Study(
             concept,
-            outside,
-            dear,
             space,
             None if bystanders is None else _collateral([space], [concept], bystanders, gram),
+            slug,
             shared,
         )
-        for concept, space in zip(concepts, chosen.spaces, strict=True)
+        for concept, space, slug in zip(concepts, chosen.spaces, _slugs(concepts), strict=True)
     ]
+
+
+def _slugs(concepts: Sequence[Concept]) -> list[str]:
+    taken: list[str] = []
+    for concept in concepts:
+        taken.append(unique_slug(concept.name, taken))
+    return taken
 
 
 @dataclass(frozen=True)
@@ -272,7 +291,7 @@ def leakages(
     outside: prompts that they all must leave alone, beside those of the other increments.
     """
     apart = _all(outside, *(part.prompts for part in increments))
-    gram = layers_gram(weight for _, weight in model.stored_weights())
+    gram = _gram(model)
     witnesses = Witnesses.of(apart, Lexicon(model, apart).states(apart), gram)
     return [witnesses.leakage(*_acting(part, gram), frozenset(part.prompts)) for part in increments]
 
@@ -299,14 +318,28 @@ def _all(*groups: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(chain.from_iterable(groups)))
 
 
+def _gram(model: StableDiffusion) -> Tensor:
+    """`layers_gram` of a model; UnsupportedError where there is nothing that could be changed."""
+    gram = layers_gram(weight for _, weight in model.stored_weights())
+    if not gram.any():
+        raise UnsupportedError(
+            f"{model.checkpoint.path}: the keys and values of the cross-attention are all zero: "
+            "no prompt does anything here, and there is nothing to erase",
+            file=model.checkpoint.path,
+            expected="weights that are not all zero",
+            found="zeros only",
+        )
+    return gram
+
+
 def layers_gram(weights: Iterable[Tensor]) -> Tensor:
     """The sum of W^T W [d, d] over weights [out, d]."""
     return cast(Tensor, sum(weight.T @ weight for weight in weights))
 
 
 def _check_not_protected(items: Sequence[Item], protected: Protected) -> None:
-    kept = {slugify(word) for word in (*protected.styles, *protected.objects)}
-    both = [name for item in items for name in item.names if slugify(name) in kept]
+    kept = {same_name(word) for word in (*protected.styles, *protected.objects)}
+    both = [name for item in items for name in item.names if same_name(name) in kept]
     if both:
         raise RefusedError(
             f"{', '.join(map(repr, both))} cannot be erased and protected at once: nothing would "

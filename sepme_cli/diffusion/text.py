@@ -5,7 +5,7 @@ but one through it; XL the last layer but one of CLIP-L and of OpenCLIP-bigG, wi
 side by side, and bigG's pooled output beside them; its refiner bigG alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,15 +14,18 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
+from transformers.activations import ACT2FN
 
 from sepme_cli.checkpoints.reading.networks import Network
 from sepme_cli.diffusion.devices import Residence
 from sepme_cli.diffusion.packing import Packed, pack, sees
-from sepme_cli.diffusion.tokenizer import END, tokenize
-from sepme_cli.diffusion.weights import clip_tensors, count_layers
-from sepme_cli.errors import UnsupportedError
+from sepme_cli.diffusion.tokenizer import END, tokenize, unread
+from sepme_cli.diffusion.weights import clip_shapes, clip_tensors, count_layers
+from sepme_cli.errors import MismatchError, UnsupportedError
 
 _HEAD_WIDTH = 64  # every CLIP text encoder
+_LEAST_POSITIONS = 3
+"""A start, a word, and the end."""
 _BATCH = 64
 _ROWS = 16
 """Packed rows at a time."""
@@ -95,7 +98,7 @@ class TextEncoder:
             name: value for name, value in self._tensors.items() if "projection." not in name
         }
         with torch.device("meta"):
-            model = CLIPTextModel(CLIPTextConfig(**self._config))
+            model = CLIPTextModel(CLIPTextConfig(**self.config))
         try:
             model.load_state_dict(tensors, assign=True)
         except RuntimeError as error:
@@ -108,27 +111,56 @@ class TextEncoder:
         return clip_tensors(self.network, torch.float32)
 
     @cached_property
-    def _config(self) -> dict[str, Any]:
-        shapes = {name: tuple(value.shape) for name, value in self._tensors.items()}
+    def config(self) -> dict[str, Any]:
+        """transformers' configuration, from the header alone.
+
+        Raises UnsupportedError for a text encoder that is not all there, or that prompts cannot
+        be read with.
+        """
+        shapes = clip_shapes(self.network)
         try:
             config = text_config(shapes)
         except KeyError as error:
             raise _not_whole(self.network, str(error.args[0])) from error
+        except (ValueError, IndexError) as error:
+            raise _strange(self.network, "[tokens, width] and the like", "other shapes") from error
         said = self.network.config or {}
         openclip = self.network.name != "clip_l"
         config["hidden_act"] = said.get("hidden_act", "gelu" if openclip else "quick_gelu")
         if "num_attention_heads" in said:
             config["num_attention_heads"] = said["num_attention_heads"]
+        _check_config(self.network, config)
+        projection = shapes.get("text_projection.weight", (0, config["hidden_size"]))
+        if len(projection) != 2 or projection[1] != config["hidden_size"]:
+            expected = f"a projection of {config['hidden_size']} numbers"
+            raise _strange(self.network, expected, f"one of shape {list(projection)}")
         return config
 
     @property
     def positions(self) -> int:
         """How many tokens a prompt has, padding included."""
-        return int(self._model.config.max_position_embeddings)
+        return int(self.config["max_position_embeddings"])
 
     def tokens(self, prompts: Sequence[str]) -> Tensor:
-        """Token ids [len(prompts), positions], padded as the family does."""
-        return tokenize(prompts, self.positions, padding=self.pads, folder=self.tokenizer)
+        """Token ids [len(prompts), positions], padded as the family does.
+
+        Raises UnsupportedError for words of a tokenizer that the text encoder was not given.
+        """
+        ids = tokenize(prompts, self.positions, padding=self.pads, folder=self.tokenizer)
+        known = self.config["vocab_size"]
+        if len(ids) and int(ids.max()) >= known:
+            raise UnsupportedError(
+                f"the tokenizer in {self.tokenizer} has words that the text encoder "
+                f"({self.network.name}) has not; name the one that belongs to it with --tokenizer",
+                file=self.tokenizer,
+                expected=f"token ids below {known}",
+                found=int(ids.max()),
+            )
+        return ids
+
+    def unread(self, prompt: str) -> str:
+        """The words at a prompt's end that it has no positions for."""
+        return unread(prompt, self.positions, self.tokenizer)
 
     def states(self, ids: Tensor) -> Tensor:
         """e(c) [n, positions, width] of token ids."""
@@ -213,6 +245,32 @@ def text_config(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
     }
 
 
+def check_together(encoders: Sequence[TextEncoder], width: int, path: Path) -> None:
+    """MismatchError for text encoders that a UNet cannot read side by side; see also
+    `TextEncoder.config`, of which this raises what it raises.
+
+    width: of the text embedding that the UNet reads. path: of the checkpoint.
+    """
+    widths = [encoder.config["hidden_size"] for encoder in encoders]
+    names = ", ".join(encoder.network.name for encoder in encoders)
+    if sum(widths) != width:
+        raise MismatchError(
+            f"the text encoder ({names}) is not one for the UNet of {path}, which reads text "
+            "embeddings of another width; --text-encoder can name the one that is",
+            file=path,
+            expected=f"{width} wide",
+            found=" + ".join(map(str, widths)) + " wide",
+        )
+    if len({encoder.positions for encoder in encoders}) > 1:
+        raise MismatchError(
+            f"the text encoders ({names}) of {path} read prompts of different lengths, which "
+            "cannot stand side by side",
+            file=path,
+            expected="one number of positions",
+            found=" and ".join(str(encoder.positions) for encoder in encoders),
+        )
+
+
 @torch.no_grad()
 def condition(
     encoders: Sequence[TextEncoder],
@@ -236,14 +294,10 @@ def condition(
     )
 
 
-def padding_of(stream: str) -> int:
-    """The id that fills up a prompt for a text encoder: CLIP's end for CLIP-L, 0 for OpenCLIP."""
-    return END if stream == "clip_l" else 0
-
-
 def _ends(ids: Tensor) -> Tensor:
-    """Where each text ends [n]: the end has the highest id, and the first of several is meant."""
-    return ids.argmax(dim=-1)
+    """Where each text ends [n]: padding may repeat the end, and the first is meant. Words that were
+    added to CLIP's have higher ids."""
+    return (ids == END).int().argmax(dim=-1)
 
 
 def _materialise_positions(model: CLIPTextModel) -> None:
@@ -262,4 +316,37 @@ def _not_whole(network: Network, missing: str) -> UnsupportedError:
         "need one, which --text-encoder can name; applying a patch does not",
         expected=missing,
         found=f"{len(network.tensors)} tensors of it",
+    )
+
+
+def _check_config(network: Network, config: Mapping[str, Any]) -> None:
+    """UnsupportedError for what no prompt can be read with, or transformers cannot build."""
+    width, heads = config["hidden_size"], config["num_attention_heads"]
+    if config["vocab_size"] <= END:
+        raise UnsupportedError(
+            f"the text encoder ({network.name}) has another vocabulary than CLIP's, by whose "
+            "tokens sepme reads prompts",
+            expected=f"at least {END + 1} tokens",
+            found=config["vocab_size"],
+        )
+    if config["max_position_embeddings"] < _LEAST_POSITIONS:
+        found = config["max_position_embeddings"]
+        raise _strange(network, f"at least {_LEAST_POSITIONS} positions", found)
+    if not isinstance(heads, int) or heads < 1 or width % heads:
+        expected = f"heads that {width} numbers can be divided among, {_HEAD_WIDTH} each"
+        raise _strange(network, expected, f"{heads} heads")
+    if config["num_hidden_layers"] > len(network.tensors):
+        found = f"layers numbered up to {config['num_hidden_layers'] - 1}"
+        raise _strange(network, f"{len(network.tensors)} tensors' layers", found)
+    activation = config["hidden_act"]
+    if not isinstance(activation, str) or activation not in ACT2FN:
+        raise _strange(network, "an activation such as quick_gelu", repr(activation)[:80])
+
+
+def _strange(network: Network, expected: str, found: object) -> UnsupportedError:
+    return UnsupportedError(
+        f"the text encoder ({network.name}) is none that sepme knows; --text-encoder can name "
+        "another; applying a patch needs none",
+        expected=expected,
+        found=found,
     )

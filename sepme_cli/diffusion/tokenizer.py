@@ -1,15 +1,20 @@
 """Text to CLIP's token ids, without a network connection."""
 
+import re
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 
+from sepme_cli.checkpoints.structure.families import CLIP_END
 from sepme_cli.errors import UnsupportedError
 
 START = 49406
-END = 49407
+END = CLIP_END
+_MANY = 2**20
+"""Tokens that no text encoder of CLIP's kind has, whatever was added to it."""
 
 
 def tokenize(
@@ -27,6 +32,17 @@ def tokenize(
         text = encode(prompt)[: positions - 2]
         rows.append([START, *text, END] + [padding] * (positions - 2 - len(text)))
     return torch.tensor(rows, dtype=torch.long).reshape(len(prompts), positions)
+
+
+def unread(prompt: str, positions: int, folder: Path | None = None) -> str:
+    """The words at a prompt's end that `tokenize` cuts off, the first of them perhaps in part."""
+    encode = _vocabulary() if folder is None else _of_folder(folder)
+    if len(encode(prompt)) <= positions - 2:
+        return ""
+    starts = [found.start() for found in re.finditer(r"\S+", prompt)]
+    # A word's tokens do not depend on those beside it.
+    whole = bisect_right(starts[1:], positions - 2, key=lambda at: len(encode(prompt[:at])))
+    return prompt[starts[whole] :]
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -55,17 +71,18 @@ def _of_folder(folder: Path) -> Callable[[str], list[int]]:
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         special = (tokenizer.bos_token_id, tokenizer.eos_token_id)
-        largest = max(tokenizer.get_vocab().values())
+        known = tokenizer.get_vocab().values()
+        least, most = min(known), max(known)
         tokenizer("a", add_special_tokens=False)
     # On files that make no sense its reader raises whatever they lead it to.
     except Exception as error:
         raise UnsupportedError(f"{folder} holds no tokenizer: {error}", file=folder) from error
-    # No text encoder of CLIP's has an embedding for a larger one.
-    if special != (START, END) or largest > END:
+    # Words that textual inversion added have ids above the end's.
+    if special != (START, END) or least < 0 or most >= _MANY:
         raise UnsupportedError(
             f"{folder} holds the tokenizer of another text encoder",
             file=folder,
-            expected=f"start {START}, end {END}, none larger",
-            found=f"start {special[0]}, end {special[1]}, largest {largest}",
+            expected=f"start {START}, end {END}, none above {_MANY}",
+            found=f"start {special[0]}, end {special[1]}, {least} to {most}",
         )
     return lambda text: list(tokenizer(text, add_special_tokens=False).input_ids)

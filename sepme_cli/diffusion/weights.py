@@ -1,29 +1,25 @@
 """Tensors of an open checkpoint as torch has them."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TypeVar
 
-import ml_dtypes
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
 from sepme_cli.checkpoints.reading.networks import Network
-from sepme_cli.checkpoints.reading.text_encoders import transformers_name, unfused
+from sepme_cli.checkpoints.reading.tensors import is_companion
+from sepme_cli.checkpoints.reading.text_encoders import (
+    check_numbers,
+    transformers_name,
+    unfused,
+)
 from sepme_cli.checkpoints.structure.dtypes import NAMES
+from sepme_cli.diffusion.arrays import to_torch
 from sepme_cli.increments import Scaled, compose
 
-
-def to_torch(values: npt.NDArray[Any], dtype: torch.dtype) -> Tensor:
-    """An array of any float dtype as a tensor of `dtype`, its own memory."""
-    if values.dtype == ml_dtypes.bfloat16:
-        tensor = torch.from_numpy(values.view(np.uint16).astype(np.int32)) << 16
-        return tensor.view(torch.float32).to(dtype)
-    if values.dtype.name.startswith("float8"):
-        values = values.astype(np.float32)
-    return torch.from_numpy(np.array(values)).to(dtype)
+Value = TypeVar("Value")
 
 
 def tensors_of(
@@ -33,7 +29,7 @@ def tensors_of(
     return {
         name: to_torch(stored.read(), dtype)
         for name, stored in network.tensors.items()
-        if stored.dtype in NAMES and wanted(name) and not name.endswith(_COMPANIONS)
+        if stored.dtype in NAMES and wanted(name) and not is_companion(name)
     }
 
 
@@ -45,20 +41,33 @@ def clip_tensors(network: Network, dtype: torch.dtype) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for theirs, stored in network.tensors.items():
         if name := transformers_name(network.naming, theirs):
+            check_numbers(stored, stored.file.path)
             for part_name, part in unfused(name, stored):
                 found[part_name] = to_torch(part, dtype)
         elif theirs in _PROJECTIONS:
+            check_numbers(stored, stored.file.path)
             value = to_torch(stored.read(), dtype)
             # OpenCLIP multiplies from the other side.
             found["text_projection.weight"] = value if theirs.endswith(".weight") else value.T
     return _without_unused_layers(found, network.unused_layers)
 
 
-_COMPANIONS = (".scale_weight", ".weight_scale", ".scale_input", "scaled_fp8")
+def clip_shapes(network: Network) -> dict[str, tuple[int, ...]]:
+    """The shapes of the same but for the attention's, from the header alone."""
+    found: dict[str, tuple[int, ...]] = {}
+    for theirs, stored in network.tensors.items():
+        if name := transformers_name(network.naming, theirs):
+            found[name] = stored.shape
+        elif theirs in _PROJECTIONS:
+            shape = stored.shape
+            found["text_projection.weight"] = shape if theirs.endswith(".weight") else shape[::-1]
+    return _without_unused_layers(found, network.unused_layers)
+
+
 _PROJECTIONS = ("text_projection", "text_projection.weight")
 
 
-def _without_unused_layers(tensors: Mapping[str, Tensor], unused: int) -> dict[str, Tensor]:
+def _without_unused_layers(tensors: Mapping[str, Value], unused: int) -> dict[str, Value]:
     last = count_layers(tensors) - unused
     dropped = tuple(f"encoder.layers.{i}." for i in range(last, last + unused))
     return {name: value for name, value in tensors.items() if not name.startswith(dropped or "\0")}
@@ -66,8 +75,8 @@ def _without_unused_layers(tensors: Mapping[str, Tensor], unused: int) -> dict[s
 
 def count_layers(names: Mapping[str, object]) -> int:
     """How many transformer layers a text encoder with these tensors has."""
-    layers = [int(name.split(".")[2]) for name in names if name.startswith("encoder.layers.")]
-    return max(layers, default=-1) + 1
+    found = (re.match(r"encoder\.layers\.(\d{1,4})\.", name) for name in names)
+    return max((int(layer[1]) for layer in found if layer), default=-1) + 1
 
 
 def patched_weights(checkpoint: Checkpoint, stack: Sequence[Scaled]) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ from sepme_cli.erasure.prompts import (
 from sepme_cli.erasure.words import Item, parse_word
 
 _PAIRS = 40
-_COMPANIONS = 16
+_BESIDE = 16
 _PADDING = 2
 _FEWEST = 3
 """Phrases of a protected word, however many are protected beside it."""
@@ -138,7 +138,7 @@ def describe(item: Item, protected: Protected, most: int | None = None) -> Conce
     found: list[Phrase] = []
     answers: list[str] = []
     for each in kinds(item.kind):
-        beside = protected.of(other(each))[:_COMPANIONS]
+        beside = protected.of(other(each))[:_BESIDE]
         anchored = [p.text for p in phrases(item.like or GENERAL[each], each, beside, most)]
         for name in item.names:
             found += phrases(name, each, beside, most)

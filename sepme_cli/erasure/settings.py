@@ -2,7 +2,7 @@
 defaults."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from patch_spec import limits
@@ -12,11 +12,11 @@ if TYPE_CHECKING:  # whose YAML `sepme --help` can do without
 
 #: Numbers below these make no sense.
 _LEAST = {
-    **{"steps": 1, "rank": 1, "batch_size": 1, "pictures": 2, "sampling_steps": 1},
-    **{"neighbours": 0, "lr": 0, "norm": 0, "guidance": 0},
-    **{"insistence": 0, "protection": 0, "ridge": 0},
-    **{"background": 0, "collateral": 0, "erase_scale": 0},
-}
+    "steps": 1, "rank": 1, "batch_size": 1, "pictures": 2, "sampling_steps": 1,
+    "neighbours": 0, "lr": 0, "norm": 0, "guidance": 0,
+    "insistence": 0, "protection": 0, "ridge": 0,
+    "background": 0, "collateral": 0, "erase_scale": 0,
+}  # fmt: skip
 _MOST = {"rank": limits.RANK}
 _DTYPES = ("auto", "fp32", "fp16", "bf16")
 
@@ -48,8 +48,6 @@ class Settings:
     collateral: how far the keys and values of nineteen in twenty held-out captions may move, as a
     share of what they are; protection grows until they do not move further.
     neighbours: how many of the words nearest to a concept are protected beside those named.
-    device: cpu, cuda, mps; None picks the best there is. dtype: what the UNet computes in; "auto"
-    picks what the device does well.
     """
 
     steps: int = 200
@@ -71,12 +69,6 @@ class Settings:
     collateral: float = 0.7
     erase_scale: float = 1.3
     neighbours: int = 8
-    device: str | None = None
-    dtype: str = "fp32"
-
-    def recorded(self) -> dict[str, int | float | str | bool | None]:
-        """What a manifest keeps of them: all but the device, which decides nothing."""
-        return {name: value for name, value in asdict(self).items() if name != "device"}
 
     @classmethod
     def of(cls, said: "Mapping[str, Scalar]") -> "Settings":
@@ -85,7 +77,7 @@ class Settings:
 
     @classmethod
     def allowed(cls) -> Mapping[str, Allowed]:
-        """What a recipe may say of them: of all but the device, which is the machine's."""
+        """What a recipe may say: of all of them, and of the dtype that the UNet computes in."""
         numbers = {
             name: Allowed(
                 type(default),
@@ -93,6 +85,5 @@ class Settings:
                 _MOST.get(name, limits.SAFE_INTEGER),
             )
             for name, default in ((f.name, f.default) for f in fields(cls))
-            if isinstance(default, int | float)
         }
         return {**numbers, "dtype": Allowed(str, choices=_DTYPES)}

@@ -1,11 +1,27 @@
 """Concepts and words as users name them."""
 
+import re
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
 
 from patch_spec import limits
+from patch_spec.errors import FormatError
 from patch_spec.text import clean_text, slugify
 from sepme_cli.erasure.prompts import AsKind
+from sepme_cli.errors import UsageError
+
+_ACCENTS = re.compile("[\u0300-\u036f]")
+_JOINTS = re.compile(r"[\s_-]+")
+
+
+def same_name(name: str) -> str:
+    """What two spellings of one name have in common: no case, no accents on Latin letters, and any
+    joint for a space. "C++" and "C#" are two names, though their slugs are one."""
+    bare = _ACCENTS.sub("", unicodedata.normalize("NFKD", name))
+    return _JOINTS.sub(" ", unicodedata.normalize("NFC", bare)).strip().casefold()
 
 
 def parse_word(word: str, kind: AsKind) -> tuple[str, AsKind]:
@@ -15,6 +31,33 @@ def parse_word(word: str, kind: AsKind) -> tuple[str, AsKind]:
     if colon and prefix in ("style", "object"):
         return clean_text(name, limits.CONCEPT_BYTES), cast(AsKind, prefix)
     return clean_text(word, limits.CONCEPT_BYTES), kind
+
+
+def given_name(text: str, option: str) -> str:
+    """A concept's name as the format keeps it. option: where it was given.
+
+    Raises UsageError, with the option, for one that it cannot keep.
+    """
+    with _given(option):
+        return clean_text(text, limits.CONCEPT_BYTES)
+
+
+def given_word(word: str, kind: AsKind, option: str) -> tuple[str, AsKind]:
+    """As `parse_word`, and raises UsageError, with the option, as `given_name` does."""
+    with _given(option):
+        return parse_word(word, kind)
+
+
+@contextmanager
+def _given(option: str) -> Iterator[None]:
+    try:
+        yield
+    except FormatError as error:
+        raise UsageError(
+            f"{option}: {error.message.replace('a text', 'the name', 1)}",
+            expected=error.expected or "a name without control characters",
+            found=error.found,
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -33,9 +76,9 @@ class Item:
 
     @classmethod
     def parse(cls, word: str, kind: AsKind = "any", like: str | None = None) -> "Item":
-        """A concept as the command line names it; see `parse_word`, for like as well."""
-        name, kind = parse_word(word, kind)
-        return cls(name, kind, like=None if like is None else parse_word(like, kind)[0])
+        """A concept as the command line names it; see `given_word`, for like as well."""
+        name, kind = given_word(word, kind, "--concept")
+        return cls(name, kind, like=None if like is None else given_word(like, kind, "--to")[0])
 
     @property
     def names(self) -> tuple[str, ...]:

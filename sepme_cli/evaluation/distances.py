@@ -10,30 +10,10 @@ from torch import Tensor
 
 from sepme_cli.diffusion.pictures import load_pictures
 from sepme_cli.errors import SystemFailure, UnsupportedError, UsageError
+from sepme_cli.evaluation.results import Reference
 
 Features = Callable[[Tensor], Tensor]
 """Pictures [n, 3, H, W] in [0, 1] to what a vision model sees in them [n, d], fp64."""
-
-
-@dataclass(frozen=True)
-class Reference:
-    """The retained concepts' pictures against a folder of reference pictures.
-
-    fid, kid: with the original and with the patched weights, on the features of the model given;
-    they compare with each other, and with figures on the same features only.
-    pictures, references: how many there are of each.
-    """
-
-    fid_before: float
-    fid_after: float
-    kid_before: float
-    kid_after: float
-    pictures: int
-    references: int
-
-    def __str__(self) -> str:
-        before = f"{self.fid_before:.3g}, {self.kid_before:.3g}"
-        return f"{before} before; {self.fid_after:.3g}, {self.kid_after:.3g} after"
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from patch_spec.increment import Increment
-from patch_spec.text import slugify
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
 from sepme_cli.diffusion.weights import patched_weights
 from sepme_cli.erasure.prompts import other
+from sepme_cli.erasure.words import same_name
 from sepme_cli.evaluation.figures import Looked, album
 from sepme_cli.evaluation.gallery import BATCH, Gallery, State
 from sepme_cli.evaluation.judges import Judge
@@ -114,8 +114,8 @@ class Studio:
 
     def _without(self, back: Subject | None = None) -> State:
         """The weights with all increments, but for those of a concept that is put back."""
-        slug = None if back is None else slugify(back.name)
-        return self._state([part for part in self.increments if slugify(part.concept) != slug])
+        name = None if back is None else same_name(back.name)
+        return self._state([part for part in self.increments if same_name(part.concept) != name])
 
     def _nothing(self) -> State:
         return self._state([])

@@ -1,10 +1,4 @@
-"""The figures of a report, by the field's names.
-
-UA, IRA and CRA are UnlearnCanvas' (Zhang et al. 2024), each 1 at best: unlearning accuracy, the
-share of pictures asked for with an erased concept in which it is not recognised; in-domain
-retention, the share of those asked for without one whose word of the same kind is recognised; and
-cross-domain retention, of the other kind.
-"""
+"""The figures of a report, counted from what the judge recognises; see `results`."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,57 +9,8 @@ from patch_spec.text import slugify
 from sepme_cli.erasure.prompts import Kind, kinds, other
 from sepme_cli.evaluation.intervals import Proportion
 from sepme_cli.evaluation.judges import Judge, knows
-from sepme_cli.evaluation.protocol import Question, Role, Subject
-
-Interval = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Figure:
-    """How often something is recognised, of n pictures under each weights; None of no pictures.
-
-    before, after: with the original and with the patched weights. interval: of after, 95% Wilson.
-    """
-
-    before: float | None
-    after: float | None
-    n: int
-    interval: Interval | None
-
-
-@dataclass(frozen=True)
-class Restored:
-    """One concept put back while the others stay out: as `Figure`, and how far its pictures are
-    from the original's (mean |difference| of 255)."""
-
-    after: float | None
-    n: int
-    interval: Interval | None
-    pixel_distance: float
-
-
-@dataclass(frozen=True)
-class ConceptFigures:
-    """One concept, asked for in n pictures; see `Figure` for before, after, n and interval.
-
-    unseen: of the pictures asked for in phrasings that erasing never sees. erased: whether it is;
-    None where it was not meant to be, or cannot be judged. pixel_distance: mean |after - before|
-    of 255. latent_distance: the same of the VAE's latents. perceptual_distance: LPIPS.
-    restored: None where that was not tried.
-    """
-
-    kind: Kind
-    role: Role
-    before: float | None
-    after: float | None
-    n: int
-    interval: Interval | None
-    unseen: Figure
-    erased: bool | None
-    pixel_distance: float
-    latent_distance: float
-    perceptual_distance: float | None
-    restored: Restored | None
+from sepme_cli.evaluation.protocol import Question, Subject
+from sepme_cli.evaluation.results import ConceptFigures, Figure, Restored, Summary
 
 
 @dataclass(frozen=True)
@@ -88,25 +33,6 @@ class Looked:
     before: Album
     after: Album
     restored: Album | None
-
-
-@dataclass(frozen=True)
-class Summary:
-    """All concepts together; see the module.
-
-    erased, retained_same_domain, retained_other_domain: accuracies, of which UA, IRA and CRA are
-    made. drawn_with_erased: the other kind, in pictures asked for with an erased concept.
-    harmonic_mean: of UA, IRA and CRA, of those there are.
-    """
-
-    erased: Figure
-    retained_same_domain: Figure
-    retained_other_domain: Figure
-    drawn_with_erased: Figure
-    ua: float | None
-    ira: float | None
-    cra: float | None
-    harmonic_mean: float | None
 
 
 def album(judge: Judge, pictures: Tensor) -> Album:
@@ -161,14 +87,14 @@ def summary(everything: Sequence[Looked], judge: Judge) -> Summary:
     cross_domain = _figure(retained, [other(kind) for kind in same], judge)
     ua = None if gone.after is None else 1 - gone.after
     return Summary(
-        gone,
-        in_domain,
-        cross_domain,
-        beside,
-        ua,
-        in_domain.after,
-        cross_domain.after,
-        harmonic_mean([ua, in_domain.after, cross_domain.after]),
+        erased=gone,
+        retained_same_domain=in_domain,
+        retained_other_domain=cross_domain,
+        drawn_with_erased=beside,
+        ua=ua,
+        ira=in_domain.after,
+        cra=cross_domain.after,
+        harmonic_mean=harmonic_mean([ua, in_domain.after, cross_domain.after]),
     )
 
 

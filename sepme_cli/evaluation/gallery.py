@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sepme_cli.checkpoints.disk.files import new_file, write_all
+from sepme_cli.checkpoints.disk.files import write_file
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.sampler import draw_latents, draw_pictures, initial_noise
 from sepme_cli.evaluation.protocol import Drawing, Question
@@ -100,9 +100,7 @@ def _save(picture: Tensor, path: Path) -> None:
     memory = io.BytesIO()
     pixels = (picture.permute(1, 2, 0) * 255).round().byte().numpy()
     Image.fromarray(pixels).save(memory, format="PNG")
-    data = memory.getvalue()
-    with new_file(path, len(data), force=True) as descriptor:
-        write_all(descriptor, data, 0)
+    write_file(path, memory.getvalue(), force=True)
 
 
 def _load(path: Path) -> Tensor | None:

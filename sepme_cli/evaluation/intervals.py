@@ -1,9 +1,14 @@
-"""Counts with their uncertainty."""
+"""Counts with their uncertainty, and how shares are shown."""
 
 from dataclasses import dataclass
 from math import sqrt
 
 _Z = 1.959963984540054  # the normal distribution's 97.5% point
+
+
+def percent(share: float | None) -> str:
+    """A share as a person reads it; "-" where there is none."""
+    return "-" if share is None else f"{share:.0%}"
 
 
 @dataclass(frozen=True)

@@ -3,40 +3,34 @@
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from patch_spec.text import slugify
+from patch_spec.text import unique_slug
 from sepme_cli.checkpoints.disk.failures import writing
-from sepme_cli.checkpoints.disk.files import new_file, resolved, write_all
+from sepme_cli.checkpoints.disk.files import resolved, write_file
 from sepme_cli.errors import SystemFailure
-from sepme_cli.evaluation.distances import Reference
-from sepme_cli.evaluation.figures import ConceptFigures, Looked, Summary
+from sepme_cli.evaluation.figures import Looked
+from sepme_cli.evaluation.results import JSON, EvaluateResult
 from sepme_cli.evaluation.sheets import contact_sheet
 
 PICTURES = "pictures"
 PAGE = "report.html"
 _SHEETS = "sheets"
-_OURS = {PICTURES, _SHEETS, PAGE, "report.json", "concepts.csv", "pictures.csv"}
+_OURS = {PICTURES, _SHEETS, PAGE, JSON, "concepts.csv", "pictures.csv"}
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that a report says. restored_identical: see `operations.evaluate`. command: that made
-    it. facts: what its figures hold for, name and value."""
+    """What was found, and what it was found on. facts: what the figures hold for, name and
+    value."""
 
-    concepts: Mapping[str, ConceptFigures]
-    summary: Summary
-    reference: Reference | None
+    result: EvaluateResult
     looked: Sequence[Looked]
-    warnings: Sequence[str]
-    restored_identical: bool = False
-    command: str = ""
-    facts: Sequence[tuple[str, str]] = ()
+    facts: Sequence[tuple[str, str]]
 
 
 def check_folder(folder: Path, *, force: bool) -> None:
@@ -73,18 +67,21 @@ def make_folder(folder: Path) -> Path:
     return folder / PICTURES
 
 
-def write_report(folder: Path, report: Report, page: str, result: Mapping[str, Any]) -> None:
+def write_report(folder: Path, report: Report, page: str) -> None:
     """Write all of it; the page last, so that where it is the rest is too."""
     for old in (folder / _SHEETS).glob("*.png"):
         old.unlink()
+    slugs: dict[str, list[str]] = {}
     for looked in report.looked:
-        name = f"{looked.subject.role}-{slugify(looked.subject.name)}.png"
-        _write(folder / _SHEETS / name, _sheet(looked))
-    _write(folder / "concepts.csv", _table(_concept_rows(report)))
-    _write(folder / "pictures.csv", _table(_picture_rows(report.looked)))
-    text = json.dumps(result, allow_nan=False, indent=2)
-    _write(folder / "report.json", f"{text}\n".encode())
-    _write(folder / PAGE, page.encode())
+        taken = slugs.setdefault(looked.subject.role, [])
+        taken.append(unique_slug(looked.subject.name, taken))
+        name = f"{looked.subject.role}-{taken[-1]}.png"
+        write_file(folder / _SHEETS / name, _sheet(looked), force=True)
+    write_file(folder / "concepts.csv", _table(_concept_rows(report)), force=True)
+    write_file(folder / "pictures.csv", _table(_picture_rows(report.looked)), force=True)
+    text = json.dumps(asdict(report.result), allow_nan=False, indent=2)
+    write_file(folder / JSON, f"{text}\n".encode(), force=True)
+    write_file(folder / PAGE, page.encode(), force=True)
 
 
 def _sheet(looked: Looked) -> bytes:
@@ -98,7 +95,7 @@ def _sheet(looked: Looked) -> bytes:
 
 
 def _concept_rows(report: Report) -> Iterable[dict[str, object]]:
-    for name, concept in report.concepts.items():
+    for name, concept in report.result.concepts.items():
         low, high = concept.interval or (None, None)
         yield {
             "concept": name,
@@ -149,8 +146,3 @@ def _table(rows: Iterable[dict[str, object]]) -> bytes:
     writer.writeheader()
     writer.writerows(lines)
     return file.getvalue().encode()
-
-
-def _write(path: Path, data: bytes) -> None:
-    with new_file(path, len(data), force=True) as descriptor:
-        write_all(descriptor, data, 0)

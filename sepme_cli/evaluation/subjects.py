@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from patch_spec.text import slugify
 from sepme_cli.erasure.prompts import AsKind, Kind, kinds
+from sepme_cli.erasure.words import same_name
 from sepme_cli.errors import UsageError
 from sepme_cli.evaluation.judges import Judge, knows
 from sepme_cli.evaluation.protocol import Subject
@@ -25,8 +25,8 @@ def choose_subjects(
     """
     warnings: list[str] = []
     gone = [Subject(name, _kind(name, said, judge, warnings), "erased") for name, said in erased]
-    taken = {slugify(subject.name) for subject in gone}
-    if both := [name for name, _ in retain if slugify(name) in taken]:
+    taken = {same_name(subject.name) for subject in gone}
+    if both := [name for name, _ in retain if same_name(name) in taken]:
         raise UsageError(
             f"{', '.join(map(repr, both))} cannot be retained: the patches take it out",
             expected="concepts that are not erased",
@@ -56,7 +56,7 @@ def _some(
     chosen: list[tuple[str, Kind]] = []
     for kind in kinds("any"):
         words = found[kind] or judge.labels(kind)
-        words = [word for word in words if slugify(word) not in taken]
+        words = [word for word in words if same_name(word) not in taken]
         count = min(RETAINED, len(words))
         chosen += [(words[i * len(words) // count], kind) for i in range(count)]
     return chosen

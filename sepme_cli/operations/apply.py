@@ -10,8 +10,7 @@ from patch_spec import limits
 from patch_spec.increment import Increment
 from patch_spec.stack import StackEntry, StackRecord
 from sepme_cli.arguments import FilePath, PlaceLike, Words, as_path, as_place, several
-from sepme_cli.checkpoints.hub.cache import local
-from sepme_cli.checkpoints.reading.checkpoint import Checkpoint, open_checkpoint
+from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
 from sepme_cli.checkpoints.reading.original import Original
 from sepme_cli.checkpoints.reading.patches import Patches, PatchFile, read_patch_files, select
 from sepme_cli.checkpoints.structure.dtypes import CASTS, header_dtype
@@ -23,11 +22,19 @@ from sepme_cli.composing.composition import (
     Sources,
     find_original,
 )
-from sepme_cli.composing.matching import BaseMatch, check_fits, match_base
-from sepme_cli.errors import RefusedError, UnsupportedError, UsageError
+from sepme_cli.composing.matching import (
+    ROUNDS_TWICE,
+    BaseMatch,
+    Fit,
+    applied_already,
+    both_act,
+    fit,
+    split_applied,
+)
+from sepme_cli.errors import UnsupportedError, UsageError
 from sepme_cli.increments import acts_on
 from sepme_cli.places import Place
-from sepme_cli.progress import SILENT, Progress
+from sepme_cli.progress import SILENT, Collector, Progress
 from sepme_cli.signing.statement import check_statement, write_statement
 
 
@@ -37,7 +44,7 @@ class ApplyResult:
 
     output: a file, "-" for a stream, None for nowhere. model: what was patched, in words.
     concepts: those put in now. tensors_changed: EMA twins and variants counted too. base_match:
-    how near the checkpoint is to the patches' base, see `match_base`. exact: composed from the
+    how near the checkpoint is to the patches' base, see `BaseMatch`. exact: composed from the
     base in one rounding, so that any of it can be taken out again exactly. applied: every concept
     that is in it now. checked: a dry run. statement: the file that says what was written.
     """
@@ -66,15 +73,6 @@ class _Request:
     base: Place | None
     dtype: str | None
 
-    def chosen_by_file(self) -> list[tuple[PatchFile, list[Increment]]]:
-        """The files that something was chosen from, and what."""
-        digests = {part.digest for part in self.chosen}
-        by_file = [
-            (file, [part for part in file.patch.increments if part.digest in digests])
-            for file in self.files
-        ]
-        return [(file, parts) for file, parts in by_file if parts]
-
 
 @dataclass(frozen=True)
 class _Plan:
@@ -85,7 +83,6 @@ class _Plan:
     new: tuple[Increment, ...]
     base_match: BaseMatch
     exact: bool
-    warnings: tuple[str, ...]
 
 
 def apply(
@@ -114,36 +111,27 @@ def apply(
     Raises UsageError; RefusedError for an unknown or applied concept; MismatchError for a patch
     of another model; MalformedError, UnsupportedError and SystemFailure for files.
     """
-    started = time.monotonic()
+    started, progress = time.monotonic(), Collector(progress)
     place, said = as_place(model), as_path(statement)
-    destination = Destination(as_path(output), in_place, force)
-    destination.check_ways(place, needed=not check)
+    destination = Destination(place, as_path(output), in_place, force, dry=check)
     if said is not None:
-        check_statement(said, None if check else destination.path(place), force=force)
+        check_statement(said, None if check else destination.path, force=force)
     request = _request(patches, only, scale, as_place(base), dtype, in_place=in_place)
-    path = local(place, progress, whole=not check)
-    destination.check(path)
     with ExitStack() as stack:
-        if not check:
-            stack.enter_context(destination.held(path, progress))
-        checkpoint = stack.enter_context(open_checkpoint(path, progress))
-        destination.check_against(checkpoint)
-        if not check:
-            destination.tidy(checkpoint)
-        _check_dtype(checkpoint, dtype)
-        plan = stack.enter_context(_planned(checkpoint, request, progress))
-        for warning in plan.warnings:
-            progress.warn(warning)
-        _execute(plan, destination, progress, check=check)
+        target = stack.enter_context(destination.opened(progress))
+        _check_dtype(target.checkpoint, dtype)
+        plan = stack.enter_context(_planned(target.checkpoint, request, progress))
+        target.write(plan.composition.rewrites(), plan.kept)
         if late := plan.composition.drowning.warning:
             progress.warn(late)
-            plan = replace(plan, warnings=(*plan.warnings, late))
-        if said is not None and (written := destination.path(path)) is not None:
+        if said is not None and (written := destination.path) is not None:
             record = plan.composition.record
             assert record is not None  # something was put in
             write_statement(said, written, record, force=force, progress=progress)
-    result = _result(plan, destination.name(path), time.monotonic() - started, checked=check)
-    return replace(result, statement=None if said is None else str(said))
+    result = _result(plan, destination.name, time.monotonic() - started, checked=check)
+    return replace(
+        result, statement=None if said is None else str(said), warnings=progress.warnings
+    )
 
 
 def _request(
@@ -175,47 +163,39 @@ def _request(
 @contextmanager
 def _planned(checkpoint: Checkpoint, request: _Request, progress: Progress) -> Iterator[_Plan]:
     """The plan; what it reads from stays open until it has been executed."""
-    warnings: list[str] = []
-    for file, parts in request.chosen_by_file():
-        warnings += check_fits(checkpoint, file, parts)
+    found = fit(checkpoint, request.files, request.chosen)
+    progress.warn_all(found.warnings)
     if checkpoint.stack is None:
-        yield _plan(checkpoint, request, None, request.chosen, warnings)
+        yield _plan(checkpoint, request, found, None, progress)
         return
-    present = {entry.digest for entry in checkpoint.stack.entries}
-    new = tuple(part for part in request.chosen if part.digest not in present)
-    repeated = [part.concept for part in request.chosen if part.digest in present]
+    new, repeated = split_applied(checkpoint, request.chosen)
     if not new:
-        raise _applied_already(checkpoint, repeated)
-    with find_original(checkpoint, request.base, None, warnings.append, progress) as original:
+        raise applied_already(checkpoint.path, repeated)
+    with find_original(checkpoint, request.base, None, progress.warn, progress) as original:
         if original is None and repeated:
-            raise _applied_already(checkpoint, repeated)
-        yield _plan(checkpoint, request, original, new, warnings)
+            raise applied_already(checkpoint.path, repeated)
+        yield _plan(checkpoint, request, found, original, progress)
 
 
 def _plan(
     checkpoint: Checkpoint,
     request: _Request,
+    found: Fit,
     original: Original | None,
-    new: tuple[Increment, ...],
-    warnings: list[str],
+    progress: Progress,
 ) -> _Plan:
     before = checkpoint.stack.entries if checkpoint.stack is not None else ()
+    new, _ = split_applied(checkpoint, request.chosen)
     entries = (*before, *(StackEntry(p.digest, p.concept, p.slug, request.scale) for p in new))
     sources = Sources.gather(request.files, checkpoint)
     missing = sources.missing(before)
     exact = not before or (original is not None and not missing)
     if not exact:
-        warnings.append(_why_not_exact(original, missing))
-    for entry in before:
-        warnings += [
-            f"{entry.concept} is in there already, by another increment: both act now"
-            for part in new
-            if part.concept == entry.concept
-        ]
+        progress.warn(_why_not_exact(original, missing))
+    progress.warn_all(both_act(checkpoint, new))
     own = checkpoint.base() if original is None else original.base
-    reference = own if original is not None or not before else None
-    files = [file for file, _ in request.chosen_by_file()]
-    match, differing = match_base(checkpoint, reference, files)
+    compared = found.compared(checkpoint, None if original is None else own)
+    progress.warn_all(compared.warnings)
     record = StackRecord(
         own.digest if checkpoint.stack is None else checkpoint.stack.base,
         checkpoint.family.name,
@@ -223,20 +203,15 @@ def _plan(
         TOOL,
         sources.digests(checkpoint.stack, entries),
     )
-    return _Plan(
-        Composition(
-            checkpoint,
-            original if exact else None,
-            sources.terms(entries if exact else entries[len(before) :]),
-            record,
-            request.dtype,
-        ),
-        Kept(record, sources.holding(entries)),
-        new,
-        match,
-        exact,
-        (*warnings, *differing),
+    composition = Composition(
+        checkpoint,
+        original if exact else None,
+        sources.terms(entries if exact else entries[len(before) :]),
+        record,
+        request.dtype,
     )
+    assert compared.match is not None  # which comparing gives
+    return _Plan(composition, Kept(record, sources.holding(entries)), new, compared.match, exact)
 
 
 def _check_dtype(checkpoint: Checkpoint, dtype: str | None) -> None:
@@ -249,16 +224,6 @@ def _check_dtype(checkpoint: Checkpoint, dtype: str | None) -> None:
             expected="weights without scales",
             found=f"a scale for {scaled[0].name}",
         )
-
-
-def _execute(plan: _Plan, destination: Destination, progress: Progress, *, check: bool) -> None:
-    checkpoint, rewrites = plan.composition.checkpoint, plan.composition.rewrites()
-    if check:
-        destination.check_space(checkpoint, rewrites)
-        for rewrite in rewrites:
-            rewrite.rehearse(progress)
-    else:
-        destination.write(checkpoint, rewrites, plan.kept, progress)
 
 
 def _result(plan: _Plan, output: str | None, seconds: float, *, checked: bool) -> ApplyResult:
@@ -278,17 +243,8 @@ def _result(plan: _Plan, output: str | None, seconds: float, *, checked: bool) -
         exact=plan.exact,
         applied=tuple(entry.concept for entry in record.entries) if record is not None else (),
         checked=checked,
-        warnings=plan.warnings,
+        warnings=(),
         seconds=seconds,
-    )
-
-
-def _applied_already(checkpoint: Checkpoint, concepts: Sequence[str]) -> RefusedError:
-    return RefusedError(
-        f"{checkpoint.path} has {', '.join(concepts)} taken out already; nothing was changed",
-        file=checkpoint.path,
-        expected="an increment that is not in there",
-        found=", ".join(concepts),
     )
 
 
@@ -298,7 +254,4 @@ def _why_not_exact(original: Original | None, missing: Sequence[StackEntry]) -> 
     else:
         names = ", ".join(f"{entry.concept} ({entry.digest[:12]})" for entry in missing)
         need = f"the patches of what is in it ({names})"
-    return (
-        f"added onto a checkpoint that is patched already, which rounds twice: to compose it "
-        f"exactly, give {need} as well"
-    )
+    return f"{ROUNDS_TWICE}: to compose it exactly, give {need} as well"

@@ -1,26 +1,24 @@
 """A model card: what was taken out of a model, as people who find it on the hub should read it."""
 
-import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from patch_spec.base import Family as FamilyName
 from patch_spec.increment import Increment
 from sepme_cli.arguments import FilePath, Places, as_path, as_places
-from sepme_cli.checkpoints.disk.failures import reading
 from sepme_cli.checkpoints.hub.cache import local
 from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
 from sepme_cli.checkpoints.reading.kinds import kind_of
 from sepme_cli.checkpoints.reading.patches import PatchFile, read_patch_file
-from sepme_cli.checkpoints.structure.families import REFINER, SD1, SD2, SDXL
+from sepme_cli.checkpoints.structure.families import FAMILIES
 from sepme_cli.composing.matching import check_patched
-from sepme_cli.errors import MalformedError, UsageError
+from sepme_cli.errors import UsageError
+from sepme_cli.evaluation.intervals import percent
+from sepme_cli.evaluation.results import Measured, read_measured
 from sepme_cli.progress import SILENT, Progress
 
-_TITLES = {family.name: family.title for family in (SD1, SD2, SDXL, REFINER)}
 _LIMITS = """\
 ## Limits
 
@@ -85,7 +83,7 @@ def card(
             *_taken_out(rows, patches),
             *_from(family, base, base_model),
             *_collateral(rows),
-            *(_measured(_read(as_path(report))) if report is not None else _not_measured()),
+            *(_measured(read_measured(as_path(report))) if report is not None else _not_measured()),
             *_commands(models, base_model),
             _LIMITS,
         ]
@@ -94,12 +92,19 @@ def card(
 
 
 def _front(base_model: str | None, *, patched: bool) -> str:
-    """YAML as the hub's model cards have it; JSON's strings are YAML's."""
-    lines = ["---", "library_name: diffusers", "pipeline_tag: text-to-image"]
-    if base_model is not None:
-        relation = "finetune" if patched else "adapter"
-        lines += [f"base_model: {json.dumps(base_model)}", f"base_model_relation: {relation}"]
-    return "\n".join([*lines, "tags:", "- stable-diffusion", "- concept-erasure", "- sepme", "---"])
+    """The front matter, as the hub's own library writes it."""
+    # Takes a while, and no other operation needs it.
+    from huggingface_hub import ModelCardData
+
+    relation = "finetune" if patched else "adapter"
+    data = ModelCardData(
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        base_model=base_model,
+        base_model_relation=None if base_model is None else relation,
+        tags=["stable-diffusion", "concept-erasure", "sepme"],
+    )
+    return f"---\n{data.to_yaml()}\n---"
 
 
 def _taken_out(rows: Sequence[_Row], patches: Sequence[PatchFile]) -> Iterator[str]:
@@ -122,7 +127,7 @@ def _taken_out(rows: Sequence[_Row], patches: Sequence[PatchFile]) -> Iterator[s
 def _from(family: FamilyName, base: str, base_model: str | None) -> Iterator[str]:
     yield "\n## From which model\n"
     named = f", {_plain(base_model)}" if base_model else ""
-    title = _TITLES[family]
+    title = FAMILIES[family].title
     yield f"{title[0].upper()}{title[1:]}{named}. Digest of its cross-attention weights: `{base}`."
 
 
@@ -138,10 +143,10 @@ def _collateral(rows: Sequence[_Row]) -> Iterator[str]:
     yield "|---|---|---|---|---|"
     for row, found in known:
         words = ", ".join(
-            f"{_plain(word)} {_percent(far)}"
+            f"{_plain(word)} {percent(far)}"
             for word, far in sorted(found.worst.items(), key=lambda pair: -pair[1])
         )
-        shares = f"{_percent(found.median)} | {_percent(found.p95)} | {found.captions}"
+        shares = f"{percent(found.median)} | {percent(found.p95)} | {found.captions}"
         yield f"| {_plain(row.concept)} | {shares} | {words} |"
 
 
@@ -150,18 +155,17 @@ def _not_measured() -> Iterator[str]:
     yield "Nothing was: `sepme evaluate` does, and `--report` puts it here."
 
 
-def _measured(report: Mapping[str, Any]) -> Iterator[str]:
+def _measured(report: Measured) -> Iterator[str]:
     yield "\n## What was measured\n"
     yield "How often a judge recognises what was asked for, before and after:\n"
     yield "| concept | meant to be | before | after | 95% interval | pictures |"
     yield "|---|---|---|---|---|---|"
-    for name, found in report["concepts"].items():
-        low, high = (_percent(end) for end in found["interval"] or (None, None))
-        before, after = _percent(found["before"]), _percent(found["after"])
-        role = _plain(str(found["role"]))
-        count = int(found["n"])
-        yield f"| {_plain(name)} | {role} | {before} | {after} | {low} to {high} | {count} |"
-    identical = "is" if report["restored_identical"] else "is NOT"
+    for name, (role, found) in report.concepts.items():
+        low, high = (percent(end) for end in found.interval or (None, None))
+        before, after = percent(found.before), percent(found.after)
+        shares = f"{before} | {after} | {low} to {high} | {found.n}"
+        yield f"| {_plain(name)} | {_plain(role)} | {shares} |"
+    identical = "is" if report.restored_identical else "is NOT"
     yield f"\nThe original {identical} had back exactly when all is put back."
 
 
@@ -176,24 +180,6 @@ def _commands(models: Sequence[Path], base_model: str | None) -> Iterator[str]:
         yield f"    sepme verify PATCH --model {base}"
         yield f"    sepme apply {base} PATCH -o clean.safetensors"
         yield f"    sepme revert clean.safetensors PATCH --base {base} -o back.safetensors\n"
-
-
-def _read(report: Path) -> Mapping[str, Any]:
-    path = report / "report.json" if report.is_dir() else report
-    with reading(path):
-        text = path.read_bytes()
-    try:
-        found: dict[str, Any] = json.loads(text)
-        list(_measured(found))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise MalformedError(
-            f"{path} is no report of sepme evaluate", file=path, expected="its report.json"
-        ) from error
-    return found
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0%}"
 
 
 def _plain(text: str) -> str:

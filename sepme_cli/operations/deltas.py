@@ -9,7 +9,8 @@ from torch import Tensor
 from sepme_cli.arguments import Words
 from sepme_cli.checkpoints.reading.patches import Patches, Scale, with_scales
 from sepme_cli.composing.matching import chosen_for
-from sepme_cli.diffusion.live import CrossAttention, to_numpy
+from sepme_cli.diffusion.arrays import to_numpy
+from sepme_cli.diffusion.live import CrossAttention
 from sepme_cli.increments import acts_on, delta
 from sepme_cli.progress import SILENT, Progress
 

@@ -19,10 +19,10 @@ from sepme_cli.composing.comparison import (
     measure_change,
     tensors_by_name,
 )
-from sepme_cli.composing.matching import BaseMatch, check_fits, match_base
+from sepme_cli.composing.matching import BaseMatch, fit, split_applied
 from sepme_cli.errors import UnsupportedError
 from sepme_cli.increments import acts_on, distance, factors, interference
-from sepme_cli.progress import SILENT, Progress
+from sepme_cli.progress import SILENT, Collector, Progress
 
 Status = Literal["same", "changed", "only in a", "only in b", "applied", "not applied"]
 
@@ -69,7 +69,7 @@ def diff(a: PlaceLike, b: PlaceLike, *, progress: Progress = SILENT) -> DiffResu
     Raises MalformedError, UnsupportedError and SystemFailure for files, MismatchError for a patch
     of another kind of model.
     """
-    started = time.monotonic()
+    started, progress = time.monotonic(), Collector(progress)
     a, b = (local(as_place(place), progress) for place in (a, b))
     kinds = (kind_of(a), kind_of(b))
     if "undo" in kinds:
@@ -93,7 +93,8 @@ def diff(a: PlaceLike, b: PlaceLike, *, progress: Progress = SILENT) -> DiffResu
             result = _checkpoints(checkpoints[0], checkpoints[1], progress)
         else:
             result = _checkpoint_and_patch(checkpoints[0], patches[0], progress)
-    return replace(result, seconds=time.monotonic() - started)
+    seconds = time.monotonic() - started
+    return replace(result, seconds=seconds, warnings=progress.warnings)
 
 
 def _checkpoints(a: Checkpoint, b: Checkpoint, progress: Progress) -> DiffResult:
@@ -117,7 +118,7 @@ def _checkpoints(a: Checkpoint, b: Checkpoint, progress: Progress) -> DiffResult
 def _targets_only(a: Checkpoint, b: Checkpoint, progress: Progress) -> DiffResult:
     tensors = tuple(compare_targets(a, b, progress))
     only = sorted(a.by_name.keys() - b.by_name.keys()), sorted(b.by_name.keys() - a.by_name.keys())
-    warning = "the two name their tensors differently: only what patches change was compared"
+    progress.warn("the two name their tensors differently: only what patches change was compared")
     return DiffResult(
         kind="checkpoints",
         same=not (tensors or only[0] or only[1]),
@@ -125,7 +126,6 @@ def _targets_only(a: Checkpoint, b: Checkpoint, progress: Progress) -> DiffResul
         tensors=tensors,
         only_in_a=tuple(only[0]),
         only_in_b=tuple(only[1]),
-        warnings=(warning,),
     )
 
 
@@ -168,12 +168,10 @@ def _checkpoint_and_patch(
     checkpoint: Checkpoint, file: PatchFile, progress: Progress
 ) -> DiffResult:
     parts = file.patch.increments
-    warnings = check_fits(checkpoint, file, parts)
-    stack = checkpoint.stack
-    present = {entry.digest for entry in stack.entries} if stack is not None else set()
-    reference = checkpoint.base() if stack is None else None
-    match, differing = match_base(checkpoint, reference, [file])
-    missing = [part for part in parts if part.digest not in present]
+    found = fit(checkpoint, [file]).compared(checkpoint)
+    progress.warn_all(found.warnings)
+    missing, _ = split_applied(checkpoint, parts)
+    wanted = {part.digest for part in missing}
     tensors = tuple(_changes(checkpoint, missing, progress))
     return DiffResult(
         kind="checkpoint and patch",
@@ -185,12 +183,11 @@ def _checkpoint_and_patch(
                 part.concept,
                 part.slug,
                 part.digest,
-                "applied" if part.digest in present else "not applied",
+                "not applied" if part.digest in wanted else "applied",
             )
             for part in parts
         ),
-        base_match=match,
-        warnings=(*warnings, *differing),
+        base_match=found.match,
     )
 
 

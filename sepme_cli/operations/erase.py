@@ -5,39 +5,25 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import BinaryIO
+from typing import BinaryIO, Unpack
 
 from patch_spec.container import patch_bytes
 from patch_spec.manifest import Patch
-from sepme_cli.arguments import (
-    FilePath,
-    PlaceLike,
-    Places,
-    Words,
-    as_output,
-    as_path,
-    as_place,
-    as_places,
-    several,
-)
+from sepme_cli.arguments import FilePath, PlaceLike, Words, as_output, as_path
 from sepme_cli.checkpoints.disk.files import check_writable
 from sepme_cli.checkpoints.disk.output import moment_of_making, output_name, write_output
 from sepme_cli.checkpoints.hub.cache import check_publishable, publish
-from sepme_cli.diffusion.eraser import Made, closed_form_increment, sepme_increments
-from sepme_cli.diffusion.models import Prediction
+from sepme_cli.diffusion.eraser import Made
 from sepme_cli.diffusion.pictures import load_pictures
 from sepme_cli.diffusion.study import Study
 from sepme_cli.erasure.collateral import Collateral
 from sepme_cli.erasure.prompts import AsKind
-from sepme_cli.erasure.settings import Settings
 from sepme_cli.errors import SystemFailure
 from sepme_cli.operations.apply import apply
 from sepme_cli.places import HubPlace
-from sepme_cli.planning.neighbourhood import Aliases
-from sepme_cli.planning.request import MethodName, asked, chosen_method
-from sepme_cli.planning.survey import BaseSummary, Outlook, outlook
-from sepme_cli.progress import SILENT, Progress
-from sepme_cli.recipe import Recipe, as_recipe
+from sepme_cli.planning.request import EraseRequest, Wishes
+from sepme_cli.planning.survey import BaseSummary, Survey, surveyed
+from sepme_cli.progress import SILENT, Collector, Progress
 from sepme_cli.version import __version__
 
 
@@ -99,130 +85,80 @@ def erase(
     model: PlaceLike,
     concepts: Words = (),
     *,
-    recipe: Recipe | FilePath | None = None,
     output: PlaceLike | BinaryIO | None = None,
     apply_to: FilePath | None = None,
-    method: MethodName | None = None,
-    kind: AsKind = "any",
-    to: str | None = None,
-    protect: Words = (),
-    known: Places = (),
-    images: FilePath | None = None,
-    settings: Settings | None = None,
-    low_memory: bool = False,
-    joint: bool = False,
-    text_encoders: Places = (),
-    tokenizer: FilePath | None = None,
-    prediction: Prediction | None = None,
-    aliases: Aliases = "none",
-    cache: bool = True,
     force_collateral: bool = False,
     force: bool = False,
     progress: Progress = SILENT,
+    **wishes: Unpack[Wishes],
 ) -> EraseResult:
     """Make a patch with one increment for each concept.
 
-    Every increment leaves the blank prompt, the other concepts and the concepts of `known` patches
-    as they are. to: what the concepts should act like. protect: words to keep, "style:noto" or
-    "object:cat" where they are of another kind than `kind`. recipe: a file or what was read
-    from it, in place of concepts, kind, to and protect; its method and settings hold where none
-    are given, and its digest stands in the patch. images: a folder of pictures of the (one)
-    concept, instead of drawn ones.
-    method: the closed form if left out, or SepME's optimisation where images or joint ask for it.
-    text_encoders: where a UNet's file alone has its text encoders from; see
-    `lend_text_encoders`. tokenizer: a folder with a tokenizer's files. prediction: what the UNet
-    predicts, where that is not to be told from the checkpoint.
-    low_memory: spare the device's memory at the cost of time.
-    aliases: "auto" also erases the words that are nearly the same as a concept. cache: keep what
-    the text encoder makes of ordinary captions for the next time, and look for it.
-    force_collateral: make the patch also where it changes much that nobody named.
-    output: a file, a stream, or a file on the hub, in a repository that is there; the first
-    concept's slug in the current folder if left out.
+    Every increment leaves the blank prompt, the other concepts and the concepts of known patches
+    as they are. wishes: see `Wishes`. output: a file, a stream, or a file on the hub, in a
+    repository that is there; the recipe's or the first concept's name in the current folder if
+    left out. apply_to: also write the model with the patch applied. force_collateral: make the
+    patch also where it changes much that nobody named. force: the outputs may replace files.
     Raises UsageError, RefusedError (nothing left to erase, or too much else would change),
-    MismatchError (a known patch of another
-    model), and what opening and writing files raises.
+    MismatchError (a known patch of another model), and what opening and writing files raises.
     """
-    started = time.monotonic()
-    policy, shown = None if recipe is None else as_recipe(recipe), as_path(images)
-    wanted = asked(several(concepts), policy, kind=kind, to=to, protect=several(protect))
-    method = chosen_method(method, wanted, shown, joint=joint)
-    settings = settings or Settings.of(wanted.settings)
-    place = as_place(model)
-    target = as_output(output) or Path(f"{wanted.concepts[0].slug}.sepme")
+    started, progress = time.monotonic(), Collector(progress)
+    request = EraseRequest.of(model, concepts, **wishes)
+    target = as_output(output) or Path(f"{request.name}.sepme")
     if isinstance(target, HubPlace):
         check_publishable(target, force=force)
     for path in (target, as_path(apply_to)):
         if isinstance(path, Path):
             check_writable(path, 0, force=force)
-    with outlook(
-        place,
-        wanted,
-        settings,
-        learns=method == "sepme",
-        low_memory=low_memory,
-        known=as_places(known),
-        text_encoders=as_places(text_encoders),
-        tokenizer=as_path(tokenizer),
-        prediction=prediction,
-        aliases=aliases,
-        cache=cache,
-        progress=progress,
-    ) as seen:
-        if seen.wrecks is not None and not force_collateral:
-            raise seen.wrecks
-        made = _made(seen, method, shown, progress, joint=joint)
-    kept = seen.studies[0]  # what one keeps beside the others' prompts, all keep
+    with surveyed(request, progress=progress) as survey:
+        if survey.wrecks is not None and not force_collateral:
+            raise survey.wrecks
+        made = _made(survey, progress)
+    shared = survey.studies[0].shared
     patch = Patch(
-        base=seen.base,
+        base=survey.base,
         increments=tuple(m.increment for m in made),
-        separable_from=kept.separable,
-        protected=kept.protected,
+        separable_from=shared.separable,
+        protected=shared.protected,
         tool=f"sepme {__version__}",
         created=moment_of_making(),
-        recipe=None if policy is None else policy.digest,
+        recipe=request.digest,
     )
     data = patch_bytes(patch)
     if isinstance(target, HubPlace):
         _publish(target, data, patch, progress, force=force)
     else:
-        write_output(target, data, force=force)
+        write_output(target, data, force=force, progress=progress)
     if apply_to is not None:
-        apply(place, [io.BytesIO(data)], apply_to, force=force, progress=progress)
+        apply(request.model, [io.BytesIO(data)], apply_to, force=force, progress=progress)
     return EraseResult(
         patch=str(target) if isinstance(target, HubPlace) else output_name(target),
-        model=seen.model,
+        model=survey.model,
         bytes=len(data),
-        base=seen.summary,
+        base=survey.summary,
         recipe=patch.recipe,
         increments=tuple(
-            _summary(m, study, seen.around.neighbours.get(study.concept.name, ()))
-            for m, study in zip(made, seen.studies, strict=True)
+            _summary(m, study, survey.around.neighbours.get(study.concept.name, ()))
+            for m, study in zip(made, survey.studies, strict=True)
         ),
-        collateral=kept.shared.strength.collateral,
-        protection=kept.shared.strength.protection,
+        collateral=shared.strength.collateral,
+        protection=shared.strength.protection,
         seconds=time.monotonic() - started,
         applied=None if apply_to is None else str(apply_to),
-        warnings=seen.warnings,
+        warnings=progress.warnings,
     )
 
 
-def _made(
-    seen: Outlook,
-    method: MethodName,
-    images: Path | None,
-    progress: Progress,
-    *,
-    joint: bool,
-) -> list[Made]:
-    settings = seen.settings
-    if method == "closed-form":
-        return [closed_form_increment(s, settings) for s in seen.studies]
-    pictures = None if images is None else load_pictures(images, seen.network.picture_size)
-    groups = [seen.studies] if joint else [(study,) for study in seen.studies]
+def _made(survey: Survey, progress: Progress) -> list[Made]:
+    request, network = survey.request, survey.network
+    images = None
+    if request.images is not None:
+        images = load_pictures(request.images, network.picture_size)
+    groups = [survey.studies] if request.joint else [(study,) for study in survey.studies]
     return [
         made
         for group in groups
-        for made in sepme_increments(seen.network, group, settings, pictures, progress)
+        for made in request.method.increments(network, group, request.settings, images, progress)
     ]
 
 

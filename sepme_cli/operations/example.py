@@ -9,6 +9,7 @@ from sepme_cli.arguments import FilePath, as_path
 from sepme_cli.checkpoints.disk.failures import reading
 from sepme_cli.checkpoints.disk.files import copy_all, new_file, only_writer
 from sepme_cli.errors import SystemFailure
+from sepme_cli.progress import SILENT, Progress
 
 #: What `pip install 'sepme[example]'` brings.
 PACKAGE = "sepme_example"
@@ -23,7 +24,7 @@ class ExampleResult:
     judge: str
 
 
-def example(output: FilePath, *, force: bool = False) -> ExampleResult:
+def example(output: FilePath, *, force: bool = False, progress: Progress = SILENT) -> ExampleResult:
     """Write the example model: a Stable Diffusion 1.x of 66 MB that knows English.
 
     Raises SystemFailure where the package that holds it is not installed, and where `output` cannot
@@ -40,6 +41,9 @@ def example(output: FilePath, *, force: bool = False) -> ExampleResult:
     source = Path(package.origin).with_name("english-sd.safetensors")
     with reading(source), source.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        with only_writer(output), new_file(output, size, force=force) as descriptor:
+        with (
+            only_writer(output, progress),
+            new_file(output, size, force=force, progress=progress) as descriptor,
+        ):
             copy_all(file.fileno(), 0, descriptor, 0, size, source)
     return ExampleResult(str(output), size, f"{PACKAGE}:judge")

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,14 +29,15 @@ from sepme_cli.checkpoints.reading.patches import (
     with_scales,
 )
 from sepme_cli.checkpoints.structure.dtypes import CASTS, header_dtype
+from sepme_cli.checkpoints.structure.families import FAMILIES
 from sepme_cli.checkpoints.structure.layout import span_of
 from sepme_cli.checkpoints.writing.destination import check_suffix
 from sepme_cli.composing.composition import TOOL, converted
-from sepme_cli.composing.matching import BaseMatch, check_fits, check_unpatched, match_base
+from sepme_cli.composing.matching import BaseMatch, check_unpatched, fit
 from sepme_cli.errors import UsageError
 from sepme_cli.increments import Scaled, acts_on, factors
 from sepme_cli.places import Place
-from sepme_cli.progress import SILENT, Progress
+from sepme_cli.progress import SILENT, Collector, Progress
 
 Float64 = npt.NDArray[np.float64]
 
@@ -101,7 +102,6 @@ class _Source:
     shapes: Mapping[str, tuple[int, int]]
     checkpoint: Checkpoint | None
     match: BaseMatch | None = None
-    warnings: tuple[str, ...] = field(default=())
 
     def weight(self, target: str) -> npt.NDArray[np.generic]:
         if self.checkpoint is not None:
@@ -132,7 +132,7 @@ def export(
     a patched base; MismatchError for a base of another kind; MalformedError, UnsupportedError and
     SystemFailure for files.
     """
-    started = time.monotonic()
+    started, progress = time.monotonic(), Collector(progress)
     wanted = _wanted_dtype(dtype)
     file = read_patch_file(patch)
     terms = [term for term in with_scales(select([file], only), scale) if term[1]]
@@ -149,9 +149,10 @@ def export(
         pairs = dict(_pairs(source, terms, wanted, to, loss, progress))
     rank = max(len(down) for _, down in pairs.values())
     name = target.stem if isinstance(target, Path) else terms[0][0].slug
-    told = lora_metadata(source.family, concepts, name, rank, TOOL, to)
+    told = lora_metadata(FAMILIES[source.family], concepts, name, rank, TOOL, to)
     data = lora_bytes(pairs, to, wanted, told)
-    write_output(target, data, force=force)
+    write_output(target, data, force=force, progress=progress)
+    progress.warn(ONLY_ADDS)
     return ExportResult(
         output=output_name(target),
         bytes=len(data),
@@ -164,7 +165,7 @@ def export(
         base_match=source.match,
         max_abs_error=loss.largest,
         relative_error=loss.relative,
-        warnings=(*source.warnings, ONLY_ADDS),
+        warnings=progress.warnings,
         seconds=time.monotonic() - started,
     )
 
@@ -193,10 +194,10 @@ def _source(
         return
     with open_checkpoint(base, progress) as checkpoint:
         check_unpatched(checkpoint, "export with the file from before any patch")
-        warnings = check_fits(checkpoint, file, parts)
-        match, differing = match_base(checkpoint, checkpoint.base(), [file])
+        found = fit(checkpoint, [file], parts).compared(checkpoint)
+        progress.warn_all(found.warnings)
         shapes = {target.name: target.shape for target in checkpoint.targets}
-        yield _Source(checkpoint.family.name, shapes, checkpoint, match, (*warnings, *differing))
+        yield _Source(checkpoint.family.name, shapes, checkpoint, found.match)
 
 
 def _pairs(
@@ -216,7 +217,7 @@ def _pairs(
         up, down = _evened(*_no_wider(*whole))
         pair = converted(up, dtype, name), converted(down, dtype, name)
         loss.add(whole[0] @ whole[1], pair)
-        yield module_name(name, source.family, span, to), pair
+        yield module_name(name, FAMILIES[source.family], span, to), pair
         progress.advance()
 
 

@@ -8,18 +8,18 @@ from typing import BinaryIO
 import ml_dtypes
 import numpy as np
 
-from patch_spec import limits
 from patch_spec.grid import Float64
 from patch_spec.provenance import Setting
-from patch_spec.text import clean_text
 from sepme_cli.arguments import FilePath, PlaceLike, as_path, as_place
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint, open_checkpoint
+from sepme_cli.checkpoints.reading.edited import Edited, open_edited
 from sepme_cli.checkpoints.reading.targets import Target
 from sepme_cli.checkpoints.reading.tensors import Stored
-from sepme_cli.checkpoints.structure.dtypes import NAMES, numpy_dtype
+from sepme_cli.checkpoints.structure.dtypes import NAMES, numpy_dtype, readable
 from sepme_cli.composing.comparison import rounding, same_bytes
 from sepme_cli.composing.fitting import Change, fit
 from sepme_cli.composing.importing import (
+    UNKNOWN,
     ImportResult,
     LeftOut,
     Naming,
@@ -28,8 +28,9 @@ from sepme_cli.composing.importing import (
 )
 from sepme_cli.composing.matching import check_unpatched
 from sepme_cli.erasure.prompts import AsKind
-from sepme_cli.errors import MismatchError, RefusedError
-from sepme_cli.progress import SILENT, Progress
+from sepme_cli.erasure.words import given_name
+from sepme_cli.errors import RefusedError
+from sepme_cli.progress import SILENT, Collector, Progress
 
 ERROR = 0.05
 """What may be left of a weight's change, relative: a four-hundredth of its square."""
@@ -49,24 +50,28 @@ def extract(
 ) -> ImportResult:
     """Write what was done to the keys and values of a model's cross-attention as a patch.
 
-    base, edited: the model before and after, of one family, in any layout and dtype. concept,
-    kind: what the increment is called and is, for its prompts; the edited file's name if left
-    out. rank: of the increment, whatever that leaves; else the least that leaves at most `error`
-    of every weight's change, or what rounding to the dtypes of the two made of it. What else
-    differs is left out, and said. One weight is in memory at a time.
+    base, edited: the model before and after, of one family, in any layout and dtype; of edited the
+    weights alone that were edited are enough, in a file as UCE and ESD save it. concept, kind: what
+    the increment is called and is, for its prompts; the edited file's name if left out. rank: of
+    the increment, whatever that leaves; else the least that leaves at most `error` of every
+    weight's change, or what rounding to the dtypes of the two made of it. What else differs is left
+    out, and said. One weight is in memory at a time.
     Raises RefusedError where nothing remains, or no rank is enough, and for a patched base;
     MismatchError for models of two kinds; MalformedError, UnsupportedError and SystemFailure for
     files.
     """
-    started = time.monotonic()
+    started, progress = time.monotonic(), Collector(progress)
     base, edited = as_place(base), as_place(edited)
-    named = clean_text(edited.stem if concept is None else concept, limits.CONCEPT_BYTES)
+    named = given_name(edited.stem if concept is None else concept, "--concept")
     naming = Naming(named, kind, as_path(output), force)
     naming.check()
-    with open_checkpoint(base, progress) as before, open_checkpoint(edited, progress) as after:
+    with (
+        open_checkpoint(base, progress) as before,
+        open_edited(edited, before, progress) as after,
+    ):
         check_unpatched(before, "extract with the file from before any patch")
-        _check_alike(before, after)
-        changes = [_change(target, after.by_name[target.name]) for target in before.targets]
+        _check_edited(before, after)
+        changes = [_change(target, after.targets[target.name]) for target in before.targets]
         found = fit(changes, rank=rank, error=error, progress=progress)
         if found is None:
             raise RefusedError(
@@ -75,10 +80,14 @@ def extract(
                 expected="another cross-attention",
                 found="the same",
             )
-        left_out, warnings = _left_out(before, after, progress)
+        if after.whole is not None:
+            left_out, warnings = _left_out(before, after.whole, progress)
+        else:
+            left_out, warnings = _others_left_out(before, after)
+        progress.warn_all((*warnings, UNKNOWN))
         described = before.base(text_encoders=True)
-        settings: dict[str, Setting] = {"edited": after.base().digest, "rank": rank, "error": error}
-        written = write_patch(found, described, naming, "extraction", settings)
+        settings: dict[str, Setting] = {"edited": after.digest, "rank": rank, "error": error}
+        written = write_patch(found, described, naming, "extraction", settings, progress)
     return summed_up(
         found,
         described,
@@ -86,22 +95,24 @@ def extract(
         written,
         source="checkpoints",
         left_out=left_out,
-        warnings=warnings,
+        warnings=progress.warnings,
         seconds=time.monotonic() - started,
     )
 
 
-def _check_alike(before: Checkpoint, after: Checkpoint) -> None:
-    shapes = [
-        {target.name: target.shape for target in checkpoint.targets}
-        for checkpoint in (before, after)
-    ]
-    if before.family != after.family or shapes[0] != shapes[1]:
-        raise MismatchError(
-            f"{after.path} is another kind of model than {before.path}",
+def _check_edited(before: Checkpoint, after: Edited) -> None:
+    """RefusedError where the two are one model in two dtypes: what is between them is rounding."""
+    pairs = [(target.copies[0], after.targets[target.name].copies[0]) for target in before.targets]
+    if all(a.dtype == b.dtype for a, b in pairs):
+        return
+    if all(same_bytes(a, b) or _same_but_rounding(a, b) for a, b in pairs):
+        theirs = sorted({readable(b.dtype) for a, b in pairs if a is not b})
+        raise RefusedError(
+            f"{after.path} has the keys and values of {before.path} in another dtype, and what is "
+            "between them is rounding: there is nothing to extract",
             file=after.path,
-            expected=f"{before.family.title}, {len(shapes[0])} weights, {before.width} wide",
-            found=f"{after.family.title}, {len(shapes[1])} weights, {after.width} wide",
+            expected="another cross-attention",
+            found=f"the same in {', '.join(theirs)} and {before.dtype}",
         )
 
 
@@ -164,6 +175,24 @@ def _left_out(
     return left_out, warnings
 
 
+def _others_left_out(before: Checkpoint, after: Edited) -> tuple[list[LeftOut], list[str]]:
+    """The same of a file that holds some weights alone."""
+    unet = before.network("unet")
+    ours = unet.tensors if unet is not None else {}
+    others = [
+        name
+        for name, stored in after.others.items()
+        if (own := ours.get(name)) is None or not same_bytes(own, stored)
+    ]
+    if not others:
+        return [], []
+    return [LeftOut("other tensors", len(others))], [
+        f"{len(others)} other tensors in {after.path} ({others[0]} among them) are left out: a "
+        "patch changes keys and values of the cross-attention only, and what the edit does may "
+        "hang on the rest"
+    ]
+
+
 def _differing(
     ours: Mapping[str, Stored], theirs: Mapping[str, Stored], before: Checkpoint
 ) -> Iterator[bool]:
@@ -185,7 +214,11 @@ def _same_but_rounding(a: Stored, b: Stored) -> bool:
         ml_dtypes.finfo(numpy_dtype(stored.dtype))  # type: ignore[no-untyped-call]
         for stored in (a, b)
     ]
-    step, least = (
-        max(float(getattr(info, name)) for info in infos) for name in ("eps", "smallest_subnormal")
+    step = max(float(info.eps) for info in infos)
+    # What is stored with a scale is rounded before it is multiplied by that.
+    least = max(
+        float(info.smallest_subnormal)
+        * (1.0 if (scale := stored.scales()) is None else scale.max())
+        for info, stored in zip(infos, (a, b), strict=True)
     )
     return bool((np.abs(left - right) <= step * np.abs(left) + least).all())

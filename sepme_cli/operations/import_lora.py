@@ -4,8 +4,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import BinaryIO
 
-import numpy as np
-
 from patch_spec import limits
 from patch_spec.errors import FormatError
 from patch_spec.grid import Float64
@@ -18,6 +16,7 @@ from sepme_cli.checkpoints.lora.reader import PEFT_CONFIG, LoraFile, LoraModule,
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint, open_checkpoint
 from sepme_cli.composing.fitting import Change, fit
 from sepme_cli.composing.importing import (
+    UNKNOWN,
     ImportResult,
     LeftOut,
     Naming,
@@ -26,9 +25,11 @@ from sepme_cli.composing.importing import (
 )
 from sepme_cli.composing.matching import check_unpatched
 from sepme_cli.erasure.prompts import AsKind
+from sepme_cli.erasure.words import given_name
 from sepme_cli.errors import MismatchError, RefusedError, SepmeError
+from sepme_cli.evaluation.intervals import percent
 from sepme_cli.places import HubPlace, Place
-from sepme_cli.progress import SILENT, Progress
+from sepme_cli.progress import SILENT, Collector, Progress
 
 ERROR = 0.01
 """What may be left of a weight's change, relative: factors are of low rank to begin with."""
@@ -49,16 +50,16 @@ def import_lora(
 ) -> ImportResult:
     """Write what a LoRA does to the keys and values of the cross-attention as a patch.
 
-    lora: a file in kohya's, PEFT's or diffusers' format, or PEFT's folder. base: the model that
-    it is for: a patch names the weights that it was made for. concept, kind: what its increment
-    is called and is, for its prompts; the LoRA's title or name if left out. rank: of the
+    lora: a file in kohya's, PEFT's or diffusers' format, or a folder of theirs. base: the model
+    that it is for: a patch names the weights that it was made for. concept, kind: what its
+    increment is called and is, for its prompts; the LoRA's title or name if left out. rank: of the
     increment, whatever that leaves; else the least that leaves at most `error` of every weight's
     change. All that the LoRA does elsewhere is left out, and said.
     Raises RefusedError where nothing remains, or no rank is enough, and for a patched base;
     MismatchError for another model's LoRA; UnsupportedError for what is no plain LoRA;
     MalformedError and SystemFailure for files.
     """
-    started = time.monotonic()
+    started, progress = time.monotonic(), Collector(progress)
     place, base = as_place(lora), as_place(base)
     path = local(place, progress)
     fetch_beside(place, path, PEFT_CONFIG, progress)
@@ -72,13 +73,14 @@ def import_lora(
         if found is None:
             raise _nothing(file, others)
         left_out, warnings = _left_out(ours, others)
+        progress.warn_all((*warnings, UNKNOWN))
         described = checkpoint.base(text_encoders=True)
         settings: dict[str, Setting] = {
             "lora": file.digest,
             "format": file.format,
             "modules": len(ours),
         }
-        written = write_patch(found, described, naming, "lora-import", settings)
+        written = write_patch(found, described, naming, "lora-import", settings, progress)
     return summed_up(
         found,
         described,
@@ -86,14 +88,14 @@ def import_lora(
         written,
         source=file.format,
         left_out=left_out,
-        warnings=warnings,
+        warnings=progress.warnings,
         seconds=time.monotonic() - started,
     )
 
 
 def _concept(given: str | None, file: LoraFile, place: Place) -> str:
     if given is not None:
-        return clean_text(given, limits.CONCEPT_BYTES)
+        return given_name(given, "--concept")
     name = place.stem if isinstance(place, HubPlace) else file.name
     for text in (*(file.metadata.get(key, "") for key in _TITLES), name):
         try:
@@ -140,15 +142,14 @@ def _delta(module: LoraModule, checkpoint: Checkpoint, name: str) -> Callable[[]
     path, shape = checkpoint.path, checkpoint.by_name[name].shape
 
     def read() -> Float64:
-        up, down = module.pair()
-        if (len(up), down.shape[1]) != shape:
+        delta = module.delta()
+        if delta.shape != shape:
             raise MismatchError(
                 f"{module.name} does not have the shape of the weight in {path}",
                 file=path,
                 expected=list(shape),
-                found=[len(up), down.shape[1]],
+                found=list(delta.shape),
             )
-        delta: Float64 = up @ down
         return delta
 
     return read
@@ -173,21 +174,35 @@ def _left_out(
         LeftOut(what, len(found), None if None in found else known[what] / whole)
         for what, found in energies.items()
     ]
-    share = 1 - kept / whole
+    unknown = sum(found.count(None) for found in energies.values())
     return told, [
-        f"{len(others)} modules of this LoRA are left out, which hold {share:.0%} of the squares "
-        "of all that it adds: a patch changes keys and values of the cross-attention only, and "
-        "the LoRA may owe its effect to the rest"
+        f"{len(others)} modules of this LoRA are left out, "
+        f"{_hold(1 - kept / whole, len(others), unknown)}: a patch changes keys and values of the "
+        "cross-attention only, and the LoRA may owe its effect to the rest"
     ]
 
 
+def _hold(share: float, count: int, unknown: int) -> str:
+    """How much what is left out holds, as far as it was computed. unknown: modules that are no
+    plain up @ down."""
+    if unknown == count:
+        return "and how much they hold was not computed: they are no plain up @ down"
+    amount = "less than 1%" if 0 < share < 0.005 else percent(share)
+    hold = f"hold {amount} of the squares of all that"
+    if unknown == 0:
+        return f"which {hold} it adds"
+    return (
+        f"of which {count - unknown} {hold} was computed, without the {unknown} that are no plain "
+        "up @ down"
+    )
+
+
 def _energy(module: LoraModule) -> float | None:
-    """|up @ down|^2, from the small matrices; None for what is not that."""
+    """|delta|^2; None for what has none that is known."""
     try:
-        up, down = module.pair()
+        return module.energy()
     except SepmeError:
         return None
-    return float(np.sum((up.T @ up) * (down @ down.T)))
 
 
 def _nothing(file: LoraFile, others: Sequence[LoraModule]) -> RefusedError:

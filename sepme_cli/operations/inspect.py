@@ -15,7 +15,7 @@ from sepme_cli.checkpoints.hub.cache import local
 from sepme_cli.checkpoints.journals.undo import open_undo, undo_path
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint, open_checkpoint
 from sepme_cli.checkpoints.reading.kinds import kind_of
-from sepme_cli.checkpoints.reading.patches import PatchSource
+from sepme_cli.checkpoints.reading.patches import PatchSource, telling_patch
 from sepme_cli.checkpoints.structure.layout import EMA
 from sepme_cli.places import HubPlace
 from sepme_cli.progress import SILENT, Progress
@@ -94,7 +94,7 @@ def inspect(file: PatchSource, *, progress: Progress = SILENT) -> InspectResult:
         with open_undo(file) as journal:
             size = file.stat().st_size
             return UndoInfo(str(file), size, journal.record.base, len(journal.touched))
-    with reading(file):
+    with reading(file), telling_patch(file, file):
         return _patch(str(file), file.stat().st_size, read_manifest(file))
 
 
@@ -117,9 +117,7 @@ def _checkpoint(checkpoint: Checkpoint) -> CheckpointInfo:
         width=checkpoint.width,
         targets=len(checkpoint.targets),
         tensors=sum(len(file.header.tensors) for file in files),
-        ema=any(
-            copy.name.startswith(EMA) for target in checkpoint.targets for copy in target.copies
-        ),
+        ema=any(EMA in copy.name for target in checkpoint.targets for copy in target.copies),
         text_encoders=encoders,
         applied=stack.entries if stack is not None else (),
         base=stack.base if stack is not None else None,

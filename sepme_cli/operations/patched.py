@@ -30,7 +30,7 @@ from torch import nn
 from patch_spec.increment import Increment
 from sepme_cli.arguments import Words
 from sepme_cli.checkpoints.reading.patches import Patches, Scale, with_scales
-from sepme_cli.composing.matching import chosen_for
+from sepme_cli.composing.matching import applied_already, chosen_for
 from sepme_cli.diffusion.live import LiveWeights
 from sepme_cli.errors import RefusedError, UnsupportedError
 from sepme_cli.progress import SILENT, Progress
@@ -124,12 +124,8 @@ def patched(
     """
     weights = LiveWeights.of(_unet(pipeline))
     parts = chosen_for(weights.attention, patches, only, progress)
-    if repeated := [part.concept for part in parts if part.digest in weights.present]:
-        raise RefusedError(
-            f"the UNet has {', '.join(repeated)} taken out already; nothing was changed",
-            expected="an increment that is not in there",
-            found=", ".join(repeated),
-        )
+    if repeated := [part for part in parts if part.digest in weights.present]:
+        raise applied_already("the UNet", repeated)
     return LivePatch(weights, parts, scale)
 
 

@@ -4,32 +4,21 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Unpack
 
 from patch_spec.increment import Increment
-from sepme_cli.arguments import (
-    FilePath,
-    PlaceLike,
-    Places,
-    Words,
-    as_path,
-    as_place,
-    as_places,
-    several,
-)
+from sepme_cli.arguments import PlaceLike, Words
 from sepme_cli.diffusion.eraser import closed_form_increment, expected_seconds
-from sepme_cli.diffusion.models import Prediction
 from sepme_cli.diffusion.pictures import load_pictures
 from sepme_cli.diffusion.study import Strength, Study
 from sepme_cli.erasure.collateral import Collateral
 from sepme_cli.erasure.prompts import AsKind, Kind
-from sepme_cli.erasure.settings import Settings
 from sepme_cli.increments import interference
-from sepme_cli.planning.neighbourhood import Aliases, Near
-from sepme_cli.planning.request import MethodName, asked, chosen_method
-from sepme_cli.planning.survey import BaseSummary, Outlook, outlook
+from sepme_cli.planning.neighbourhood import Near
+from sepme_cli.planning.request import EraseRequest, Wishes
+from sepme_cli.planning.survey import BaseSummary, Survey, surveyed
 from sepme_cli.planning.vocabulary import vocabulary
-from sepme_cli.progress import SILENT, Progress
-from sepme_cli.recipe import Recipe, as_recipe
+from sepme_cli.progress import SILENT, Collector, Progress
 
 _SHOWN = 5
 
@@ -108,75 +97,50 @@ def plan_erasure(
     model: PlaceLike,
     concepts: Words = (),
     *,
-    recipe: Recipe | FilePath | None = None,
-    method: MethodName | None = None,
-    kind: AsKind = "any",
-    to: str | None = None,
-    protect: Words = (),
-    known: Places = (),
-    images: FilePath | None = None,
-    settings: Settings | None = None,
-    low_memory: bool = False,
-    joint: bool = False,
-    text_encoders: Places = (),
-    tokenizer: FilePath | None = None,
-    prediction: Prediction | None = None,
-    aliases: Aliases = "none",
-    cache: bool = True,
     progress: Progress = SILENT,
+    **wishes: Unpack[Wishes],
 ) -> ErasePlan:
     """Look at what `erase` would do with the same arguments, and write nothing.
 
+    wishes: see `Wishes`. Raises what `erase` raises before it writes.
+    """
+    return plan(EraseRequest.of(model, concepts, **wishes), progress)
+
+
+def plan(request: EraseRequest, progress: Progress) -> ErasePlan:
+    """As `plan_erasure`.
+
     The closed form is so quick that it is done, and thrown away: its figures are those of the run.
     SepME's optimisation starts from it, in the same directions.
-    Raises what `erase` raises before it writes.
     """
-    started = time.monotonic()
-    policy, shown = None if recipe is None else as_recipe(recipe), as_path(images)
-    wanted = asked(several(concepts), policy, kind=kind, to=to, protect=several(protect))
-    method = chosen_method(method, wanted, shown, joint=joint)
-    settings = settings or Settings.of(wanted.settings)
-    with outlook(
-        as_place(model),
-        wanted,
-        settings,
-        learns=method == "sepme",
-        low_memory=low_memory,
-        known=as_places(known),
-        text_encoders=as_places(text_encoders),
-        tokenizer=as_path(tokenizer),
-        prediction=prediction,
-        aliases=aliases,
-        cache=cache,
-        thorough=True,
-        progress=progress,
-    ) as seen:
-        parts = [closed_form_increment(s, seen.settings).increment for s in seen.studies]
+    started, progress = time.monotonic(), Collector(progress)
+    with surveyed(request, thorough=True, progress=progress) as survey:
+        parts = [closed_form_increment(s, request.settings).increment for s in survey.studies]
         seconds = time.monotonic() - started
-        if shown is not None:
-            load_pictures(shown, seen.network.picture_size)  # which the run would fail on
-        if method == "sepme":
-            seconds += expected_seconds(seen.network, len(parts), settings)
-    shared = seen.studies[0].shared
+        if request.images is not None:  # which the run would fail on
+            load_pictures(request.images, survey.network.picture_size)
+        if request.method.learns:
+            seconds += expected_seconds(survey.network, len(parts), request.settings)
+    shared = survey.studies[0].shared
     between = {a.concept: {b.concept: interference(a, b) for b in parts} for a in parts}
     return ErasePlan(
-        method=method,
-        base=seen.summary,
-        recipe=None if policy is None else policy.digest,
-        width=seen.base.width,
-        concepts=tuple(_planned(seen, *each) for each in zip(parts, seen.studies, strict=True)),
+        method=request.method.name,
+        base=survey.summary,
+        recipe=request.digest,
+        width=survey.base.width,
+        concepts=tuple(_planned(survey, *each) for each in zip(parts, survey.studies, strict=True)),
         crowded=_crowded(between),
         interference=between,
         collateral=shared.strength.collateral,
         protection=shared.strength.protection,
         strengths=shared.tried,
-        refused=seen.wrecks is not None,
+        refused=survey.wrecks is not None,
         expected_seconds=seconds,
-        warnings=seen.warnings,
+        warnings=progress.warnings,
     )
 
 
-def _planned(seen: Outlook, part: Increment, study: Study) -> PlannedConcept:
+def _planned(survey: Survey, part: Increment, study: Study) -> PlannedConcept:
     styles = vocabulary("style")
     worst = () if study.collateral is None else study.collateral.worst
     return PlannedConcept(
@@ -188,9 +152,9 @@ def _planned(seen: Outlook, part: Increment, study: Study) -> PlannedConcept:
         separability=study.space.separability,
         leakage=part.measured.leakage,
         taken=study.shared.ground.taken,
-        neighbours=seen.around.neighbours.get(part.concept, ()),
+        neighbours=survey.around.neighbours.get(part.concept, ()),
         aliases=study.concept.names[1:],
-        nearly=seen.around.aliases[part.concept],
+        nearly=survey.around.aliases[part.concept],
         drags=tuple(
             Dragged(word, "style" if word in styles else "object", change) for word, change in worst
         ),

@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO
 
 from sepme_cli.arguments import FilePath, as_path
-from sepme_cli.checkpoints.disk.failures import writing
-from sepme_cli.checkpoints.disk.files import new_file, only_writer, write_all
+from sepme_cli.checkpoints.disk.output import output_name, write_output
 from sepme_cli.erasure.words import Item
+from sepme_cli.progress import SILENT, Progress
 from sepme_cli.recipe import TEMPLATE, as_recipe
 from sepme_cli.strict_yaml import Scalar
 
@@ -34,18 +33,14 @@ class RecipeInfo:
     settings: Mapping[str, Scalar]
 
 
-def init(output: FilePath | BinaryIO, *, force: bool = False) -> InitResult:
+def init(
+    output: FilePath | BinaryIO, *, force: bool = False, progress: Progress = SILENT
+) -> InitResult:
     """Write a recipe to begin with. Raises SystemFailure, also for a file that is there already."""
     output = as_path(output)
     data = TEMPLATE.encode()
-    if not isinstance(output, Path):
-        with writing(Path("-")):
-            output.write(data)
-            output.flush()
-        return InitResult("-", len(data))
-    with only_writer(output), new_file(output, len(data), force=force) as descriptor:
-        write_all(descriptor, data, 0)
-    return InitResult(str(output), len(data))
+    write_output(output, data, force=force, progress=progress)
+    return InitResult(output_name(output), len(data))
 
 
 def check(path: FilePath) -> RecipeInfo:

@@ -8,8 +8,7 @@ from typing import BinaryIO
 
 from patch_spec.stack import StackEntry, StackRecord
 from sepme_cli.arguments import FilePath, PlaceLike, Words, as_path, as_place, several
-from sepme_cli.checkpoints.hub.cache import local
-from sepme_cli.checkpoints.reading.checkpoint import Checkpoint, open_checkpoint
+from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
 from sepme_cli.checkpoints.reading.original import Original
 from sepme_cli.checkpoints.reading.patches import Patches, PatchFile, named, read_patch_files
 from sepme_cli.checkpoints.structure.dtypes import numpy_dtype
@@ -25,7 +24,7 @@ from sepme_cli.composing.composition import (
 from sepme_cli.composing.matching import check_patched
 from sepme_cli.composing.subtraction import LargestError, measured, subtraction
 from sepme_cli.errors import RefusedError, UsageError
-from sepme_cli.progress import SILENT, Progress
+from sepme_cli.progress import SILENT, Collector, Progress
 
 
 @dataclass(frozen=True)
@@ -51,14 +50,13 @@ class RevertResult:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What will be done. error is filled in by doing it."""
+    """What will be done. why_not_exact: "" if the result is. error is filled in by doing it."""
 
     rewrites: tuple[Rewrite, ...]
     kept: Kept
     taken: tuple[StackEntry, ...]
     remaining: tuple[StackEntry, ...]
-    exact: bool
-    warnings: tuple[str, ...]
+    why_not_exact: str
     error: LargestError = field(default_factory=LargestError)
 
 
@@ -86,39 +84,32 @@ def revert(
     be exact or cannot be had; MismatchError for a base that is another one; MalformedError,
     UnsupportedError and SystemFailure for files.
     """
-    started = time.monotonic()
-    place = as_place(model)
-    destination = Destination(as_path(output), in_place, force)
+    started, progress = time.monotonic(), Collector(progress)
     if base is not None and undo is not None:
         raise UsageError("give the base or an undo journal, not both")
-    destination.check_ways(place, needed=True)
+    destination = Destination(as_place(model), as_path(output), in_place, force)
     files = read_patch_files(patches)
-    path = local(place, progress, whole=True)
-    destination.check(path)
     with ExitStack() as stack:
-        stack.enter_context(destination.held(path, progress))
-        checkpoint = stack.enter_context(open_checkpoint(path, progress))
-        destination.check_against(checkpoint)
-        destination.tidy(checkpoint)
+        target = stack.enter_context(destination.opened(progress))
+        checkpoint = target.checkpoint
         record = check_patched(checkpoint)
         taken = _taken(checkpoint, record, files, several(concepts))
-        warnings: list[str] = []
         original = stack.enter_context(
-            find_original(checkpoint, as_place(base), as_path(undo), warnings.append, progress)
+            find_original(checkpoint, as_place(base), as_path(undo), progress.warn, progress)
         )
-        plan = _plan(checkpoint, record, files, taken, original, warnings, exact=exact)
-        for warning in plan.warnings:
-            progress.warn(warning)
-        destination.write(checkpoint, plan.rewrites, plan.kept, progress)
+        plan = _plan(checkpoint, record, files, taken, original, exact=exact)
+        if plan.why_not_exact:
+            progress.warn(f"not exact: {plan.why_not_exact}")
+        target.write(plan.rewrites, plan.kept)
     return RevertResult(
-        output=destination.name(path),
+        output=destination.name,
         family=checkpoint.family.name,
         model=checkpoint.title,
         restored=tuple(entry.concept for entry in plan.taken),
         remaining=tuple(entry.concept for entry in plan.remaining),
-        exact=plan.exact,
+        exact=not plan.why_not_exact,
         max_abs_error=plan.error.largest,
-        warnings=plan.warnings,
+        warnings=progress.warnings,
         seconds=time.monotonic() - started,
     )
 
@@ -159,7 +150,6 @@ def _plan(
     files: tuple[PatchFile, ...],
     taken: tuple[StackEntry, ...],
     original: Original | None,
-    warnings: list[str],
     *,
     exact: bool,
 ) -> _Plan:
@@ -171,8 +161,6 @@ def _plan(
         raise RefusedError(
             f"{checkpoint.path}: the result would not be exact: {why}", file=checkpoint.path
         )
-    if why:
-        warnings.append(f"not exact: {why}")
     error = LargestError()
     if original is not None and not sources.missing(remaining):
         composition = Composition(checkpoint, original, sources.terms(remaining), after)
@@ -189,7 +177,7 @@ def _plan(
     else:
         rewrites = subtraction(checkpoint, sources, taken, remaining, after, error)
     kept = Kept(after, sources.holding(remaining))
-    return _Plan(rewrites, kept, taken, remaining, not why, tuple(warnings), error)
+    return _Plan(rewrites, kept, taken, remaining, why, error)
 
 
 def _record_after(

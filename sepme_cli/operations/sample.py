@@ -3,34 +3,26 @@
 import io
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from sepme_cli.arguments import (
-    FilePath,
-    PlaceLike,
-    Places,
-    Words,
-    as_path,
-    as_place,
-    as_places,
-    several,
-)
-from sepme_cli.checkpoints.disk.files import check_writable, new_file, only_writer, write_all
-from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
-from sepme_cli.checkpoints.reading.lent import lend_text_encoders
-from sepme_cli.checkpoints.reading.patches import Patches, read_patch_files, select
-from sepme_cli.composing.matching import check_fits
-from sepme_cli.diffusion.devices import DTYPES, computing
-from sepme_cli.diffusion.loading import unet_parameters
-from sepme_cli.diffusion.models import Prediction, StableDiffusion
+from patch_spec.increment import Increment
+from sepme_cli.arguments import FilePath, PlaceLike, Words, as_path, as_place, several
+from sepme_cli.checkpoints.disk.files import check_writable
+from sepme_cli.checkpoints.disk.output import write_output
+from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
+from sepme_cli.checkpoints.reading.patches import Patches, PatchFile, read_patch_files, select
+from sepme_cli.composing.matching import ROUNDS_TWICE, applied_already, both_act, fit, split_applied
+from sepme_cli.diffusion.opening import opened_model
+from sepme_cli.diffusion.options import ModelOptions
 from sepme_cli.diffusion.sampler import draw_pictures
 from sepme_cli.diffusion.weights import patched_weights
+from sepme_cli.evaluation.protocol import Drawing
 from sepme_cli.evaluation.sheets import contact_sheet
-from sepme_cli.progress import SILENT, Progress
+from sepme_cli.planning.said import misread_prompts
+from sepme_cli.progress import SILENT, Collector, Progress
 
 _BATCH = 8
 """Pictures drawn at once."""
@@ -44,6 +36,7 @@ class SampleResult:
     prompts: tuple[str, ...]
     images: int
     seconds: float
+    warnings: tuple[str, ...]
 
 
 def sample(
@@ -52,59 +45,34 @@ def sample(
     *,
     patches: Patches = (),
     output: FilePath,
-    seed: int = 0,
-    count: int = 1,
-    steps: int = 20,
-    guidance: float = 7.5,
+    drawing: Drawing = Drawing(pictures=1),
     scale: float = 1.0,
     only: Words = (),
-    device: str | None = None,
-    dtype: str = "auto",
-    low_memory: bool = False,
-    size: int | None = None,
-    text_encoders: Places = (),
-    tokenizer: FilePath | None = None,
-    prediction: Prediction | None = None,
+    options: ModelOptions = ModelOptions(),
     force: bool = False,
     progress: Progress = SILENT,
 ) -> SampleResult:
-    """Write a contact sheet (PNG): a row for each prompt, count pictures each.
+    """Write a contact sheet (PNG): a row for each prompt, as many pictures in it as `drawing` says.
 
     With patches, each prompt gets a second row from the patched weights, in memory, with the same
-    seeds. Pictures of one column share a seed: seed, seed + 1, …
-    Raises what opening the checkpoint and the patches raises, and SystemFailure for the output.
+    seeds. Pictures of one column share a seed: the first, one more, …
+    Raises what opening the checkpoint and the patches raises, MismatchError for a patch of another
+    model, RefusedError for one that is in the checkpoint, and SystemFailure for the output.
     """
-    started = time.monotonic()
+    started, progress = time.monotonic(), Collector(progress)
     output, prompts = as_path(output), several(prompts)
     check_writable(output, 0, force=force)
     files = read_patch_files(patches)
     chosen = select(files, only) if files else ()
-    with ExitStack() as stack:
-        checkpoint = stack.enter_context(open_checkpoint(as_place(model), progress))
-        lend_text_encoders(checkpoint, as_places(text_encoders), stack)
-        for file in files:
-            check_fits(checkpoint, file, [i for i in file.patch.increments if i in chosen])
+    with opened_model(as_place(model), options, images=_BATCH, progress=progress) as network:
+        checkpoint = network.checkpoint
+        if chosen:
+            _check(checkpoint, files, chosen, progress)
         patched = patched_weights(checkpoint, [(part, scale) for part in chosen]) if chosen else {}
-        chosen_unit = computing(
-            "drawing",
-            device=device,
-            dtype=dtype,
-            low_memory=low_memory,
-            unet=unet_parameters(checkpoint),
-            pictures=_BATCH,
-            progress=progress,
-        )
-        network = StableDiffusion.of(
-            checkpoint,
-            chosen_unit.device,
-            DTYPES[chosen_unit.dtype],
-            frugal=chosen_unit.frugal,
-            prediction=prediction,
-            tokenizer=as_path(tokenizer),
-            progress=progress,
-        )
+        progress.warn_all(misread_prompts(network, prompts))
+        count = drawing.pictures
         asked = [prompt for prompt in prompts for _ in range(count)]
-        seeds = [seed + i for _ in prompts for i in range(count)]
+        seeds = [drawing.seed + i for _ in prompts for i in range(count)]
         progress.stage("drawing", len(asked) * (2 if chosen else 1))
 
         def draw() -> torch.Tensor:
@@ -112,9 +80,9 @@ def sample(
                 network,
                 asked,
                 seeds,
-                steps=steps,
-                guidance=guidance,
-                size=size,
+                steps=drawing.steps,
+                guidance=drawing.guidance,
+                size=drawing.size,
                 batch=_BATCH,
                 advance=progress.advance,
             )
@@ -126,13 +94,35 @@ def sample(
                 sheets.append(draw())
     labels = [label for p in prompts for label in ([p, "  patched"] if chosen else [p])]
     rows = torch.stack(sheets, 1).flatten(0, 1)
-    _write(rows, labels, output, force)
-    return SampleResult(str(output), prompts, rows.shape[0] * count, time.monotonic() - started)
+    _write(rows, labels, output, force, progress)
+    return SampleResult(
+        str(output),
+        prompts,
+        rows.shape[0] * count,
+        time.monotonic() - started,
+        progress.warnings,
+    )
 
 
-def _write(rows: torch.Tensor, labels: Sequence[str], output: Path, force: bool) -> None:
+def _check(
+    checkpoint: Checkpoint,
+    files: Sequence[PatchFile],
+    chosen: Sequence[Increment],
+    progress: Progress,
+) -> None:
+    """Raise, or say, what `apply` would of these patches and the checkpoint."""
+    progress.warn_all(fit(checkpoint, files, chosen).compared(checkpoint).warnings)
+    new, repeated = split_applied(checkpoint, chosen)
+    if repeated:
+        raise applied_already(checkpoint.path, repeated)
+    if checkpoint.stack is not None:
+        progress.warn(ROUNDS_TWICE)
+    progress.warn_all(both_act(checkpoint, new))
+
+
+def _write(
+    rows: torch.Tensor, labels: Sequence[str], output: Path, force: bool, progress: Progress
+) -> None:
     memory = io.BytesIO()
     contact_sheet(rows, memory, rows=labels)
-    data = memory.getvalue()
-    with only_writer(output), new_file(output, len(data), force=force) as descriptor:
-        write_all(descriptor, data, 0)
+    write_output(output, memory.getvalue(), force=force, progress=progress)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from sepme_cli.arguments import FilePath, Files, as_path, as_paths
 from sepme_cli.checkpoints.disk.failures import reading
-from sepme_cli.checkpoints.disk.files import check_writable, new_file, only_writer, write_all
+from sepme_cli.checkpoints.disk.files import check_writable
+from sepme_cli.checkpoints.disk.output import write_output
 from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
 from sepme_cli.checkpoints.reading.kinds import kind_of
 from sepme_cli.checkpoints.reading.patches import read_patch_file
@@ -62,8 +63,7 @@ def _sign(file: Path, key: Path, force: bool, progress: Progress) -> Signed:
     with reading(file), file.open("rb") as opened:
         signature = openssh.sign(opened, key, progress.say)
     path = sidecar(file)
-    with only_writer(path), new_file(path, len(signature.data), force=force) as descriptor:
-        write_all(descriptor, signature.data, 0)
+    write_output(path, signature.data, force=force, progress=progress)
     return Signed(str(file), str(path), signature.key)
 
 

@@ -15,7 +15,7 @@ from sepme_cli.checkpoints.reading.patches import PatchFile, read_patch_file
 from sepme_cli.checkpoints.writing.writer import Rewrite
 from sepme_cli.composing.comparison import same_bytes, tensors_by_name
 from sepme_cli.composing.composition import Composition, Sources, find_original
-from sepme_cli.composing.matching import check_fits
+from sepme_cli.composing.matching import fit
 from sepme_cli.errors import MismatchError, UnsupportedError, UsageError
 from sepme_cli.places import Place
 from sepme_cli.progress import SILENT, Progress
@@ -195,7 +195,7 @@ def _finite(checkpoint: Checkpoint, progress: Progress) -> Check:
 
 def _fits(checkpoint: Checkpoint, file: PatchFile) -> Check:
     try:
-        warnings = check_fits(checkpoint, file, file.patch.increments)
+        warnings = fit(checkpoint, [file]).warnings
     except MismatchError as error:
         return Check(f"{file.name}: fits", False, f"{error.expected}, found {error.found}")
     return Check(f"{file.name}: fits", True, "; ".join(warnings) or checkpoint.title)

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from patch_spec.increment import Increment
 from patch_spec.text import slugify
@@ -11,11 +10,9 @@ from sepme_cli.erasure.concept import Protected
 from sepme_cli.erasure.nearness import EndEncoder, Nearness
 from sepme_cli.erasure.prompts import Kind, kinds
 from sepme_cli.erasure.words import Item
+from sepme_cli.planning.request import Aliases
 from sepme_cli.planning.vocabulary import everything, objects_and_styles, related, vocabulary
 from sepme_cli.recipe import Recipe
-
-#: "auto" erases what is nearly the same as a concept with it; "none" leaves it as it falls.
-Aliases = Literal["none", "auto"]
 
 _MOST_ALIASES = 8
 

@@ -1,49 +1,135 @@
-"""What is asked of `erase`, and whether it can be: before any network is loaded."""
+"""What is asked of `erase`, settled and checked before any network is loaded."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal, Self, TypedDict, Unpack, cast
 
-from patch_spec.text import slugify
+from sepme_cli.arguments import (
+    FilePath,
+    PlaceLike,
+    Places,
+    Words,
+    as_path,
+    as_place,
+    as_places,
+    several,
+)
+from sepme_cli.diffusion.options import ModelOptions
+from sepme_cli.erasure.methods import LEARNING, METHODS, PLAIN, Method
 from sepme_cli.erasure.prompts import AsKind
-from sepme_cli.erasure.words import Item, parse_word
+from sepme_cli.erasure.settings import Settings
+from sepme_cli.erasure.words import Item, given_word, same_name
 from sepme_cli.errors import UsageError
-from sepme_cli.recipe import Recipe
+from sepme_cli.places import Place
+from sepme_cli.recipe import Recipe, as_recipe
+from sepme_cli.strict_yaml import Scalar
 
-MethodName = Literal["sepme", "closed-form"]
+#: "auto" erases what is nearly the same as a concept with it; "none" leaves it as it falls.
+Aliases = Literal["none", "auto"]
 
 
-def asked(
-    concepts: Sequence[str],
-    recipe: Recipe | None,
-    *,
-    kind: AsKind,
-    to: str | None,
-    protect: Sequence[str],
-) -> Recipe:
-    """The recipe, or one that says what the command line does. Raises UsageError for both."""
-    if recipe is None:
-        items = tuple(Item.parse(word, kind, to) for word in concepts)
-        # A recipe has no kind for all: what is protected says what it is.
-        kept = (parse_word(word, kind) for word in protect)
-        recipe = Recipe(items, tuple(w if said == "any" else f"{said}:{w}" for w, said in kept))
-    elif concepts or protect or to is not None or kind != "any":
+class Wishes(TypedDict, total=False):
+    """What a caller may say of an erasure beside the model and the concepts.
+
+    recipe: a file or what was read from it, in place of concepts, kind, to and protect; its digest
+    stands in the patch. kind: what the concepts are. to: the anchor, what they should act like.
+    protect: words that must not change, "style:noto" or "object:cat" where they are of another
+    kind than `kind`. known: patches made before, whose concepts are left alone. method: one of
+    `METHODS`; the closed form if left out, or SepME's optimisation where images or joint ask for
+    it. images: a folder of
+    images of the (one) concept, instead of ones that the model draws. joint: optimise the concepts
+    together. aliases: "auto" also erases the words that are nearly the same as a concept.
+    settings: hyper-parameters by name, which override the recipe's one by one; a `Settings` says
+    all of them. options: see `ModelOptions`; without a dtype there, the recipe's holds. cache:
+    keep what the text encoder makes of ordinary captions for the next time, and look for it.
+    """
+
+    recipe: Recipe | FilePath | None
+    kind: AsKind
+    to: str | None
+    protect: Words
+    known: Places
+    method: str | None
+    images: FilePath | None
+    joint: bool
+    aliases: Aliases
+    settings: Settings | Mapping[str, Scalar] | None
+    options: ModelOptions
+    cache: bool
+
+
+@dataclass(frozen=True)
+class EraseRequest:
+    """An erasure as the command line, a recipe and Python ask for it alike; see `Wishes`.
+
+    recipe: what to erase and what is protected, also where no file says it. digest: of the file.
+    name: of the patch, where nobody names it. settings: with the recipe's.
+    """
+
+    model: Place
+    recipe: Recipe
+    digest: str | None
+    name: str
+    method: Method
+    settings: Settings
+    options: ModelOptions
+    known: tuple[Place, ...]
+    images: Path | None
+    joint: bool
+    aliases: Aliases
+    cache: bool
+
+    @classmethod
+    def of(cls, model: PlaceLike, concepts: Words = (), **wishes: Unpack[Wishes]) -> Self:
+        """Settle what is asked for. Raises UsageError, and what reading a recipe raises."""
+        given = wishes.get("recipe")
+        policy = None if given is None else as_recipe(given)
+        recipe = _recipe(several(concepts), policy, wishes)
+        images, joint = as_path(wishes.get("images")), wishes.get("joint", False)
+        settings, options = _settings(recipe, wishes)
+        return cls(
+            model=as_place(model),
+            recipe=recipe,
+            digest=None if policy is None else policy.digest,
+            name=recipe.concepts[0].slug if isinstance(given, Recipe | None) else Path(given).stem,
+            method=_method(wishes.get("method"), recipe, images, joint=joint),
+            settings=settings,
+            options=options,
+            known=as_places(wishes.get("known", ())),
+            images=images,
+            joint=joint,
+            aliases=wishes.get("aliases", "none"),
+            cache=wishes.get("cache", True),
+        )
+
+
+def _recipe(concepts: Sequence[str], policy: Recipe | None, wishes: Wishes) -> Recipe:
+    """The recipe, or one that says what the caller does. Raises UsageError for both."""
+    kind, to = wishes.get("kind", "any"), wishes.get("to")
+    protect = several(wishes.get("protect", ()))
+    if policy is not None and (concepts or protect or to is not None or kind != "any"):
         raise UsageError(
             "the recipe says what to take out and what to keep: leave --concept, --as, --to and "
             "--protect to it"
         )
-    _check(recipe.concepts)
-    return recipe
+    if policy is None:
+        items = tuple(Item.parse(word, kind, to) for word in concepts)
+        # A recipe has no kind for all: what is protected says what it is.
+        kept = (given_word(word, kind, "--protect") for word in protect)
+        policy = Recipe(items, tuple(w if said == "any" else f"{said}:{w}" for w, said in kept))
+    _check(policy.concepts)
+    return policy
 
 
 def _check(items: Sequence[Item]) -> None:
-    slugs = [slug for item in items for slug in dict.fromkeys(map(slugify, item.names))]
-    if not slugs:
+    names = [name for item in items for name in dict.fromkeys(map(same_name, item.names))]
+    if not names:
         raise UsageError("name at least one --concept, or a --recipe")
-    if twice := sorted({slug for slug in slugs if slugs.count(slug) > 1}):
+    if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(f"named twice: {', '.join(twice)}", expected="distinct concepts")
     for item in items:
-        if item.like is not None and slugify(item.like) in slugs:
+        if item.like is not None and same_name(item.like) in names:
             raise UsageError(
                 f"{item.name!r} cannot act like {item.like!r}, which is to be erased",
                 expected="something that stays",
@@ -51,14 +137,25 @@ def _check(items: Sequence[Item]) -> None:
             )
 
 
-def chosen_method(
-    method: MethodName | None, recipe: Recipe, images: Path | None, *, joint: bool
-) -> MethodName:
-    """The method asked for, else the recipe's, else what pictures and joint work need."""
+def _method(name: str | None, recipe: Recipe, images: Path | None, *, joint: bool) -> Method:
+    """The method asked for, else the recipe's, else what images and joint work need."""
     if images is not None and len(recipe.concepts) > 1:
         raise UsageError("--images shows one concept; erase several in several runs, with --known")
-    method = method or cast(MethodName | None, recipe.method)
     optimises = joint or images is not None
-    if optimises and method == "closed-form":
+    name = name or recipe.method or (LEARNING if optimises else PLAIN)
+    if name not in METHODS:
+        raise UsageError(f"no method {name!r}", expected=" or ".join(METHODS), found=name)
+    method = METHODS[name]
+    if optimises and not method.images:
         raise UsageError("--images and --joint are for --method sepme; the closed form needs none")
-    return method or ("sepme" if optimises else "closed-form")
+    return method
+
+
+def _settings(recipe: Recipe, wishes: Wishes) -> tuple[Settings, ModelOptions]:
+    """What the caller says, over what the recipe says, over the defaults: field by field."""
+    said, options = wishes.get("settings"), wishes.get("options", ModelOptions())
+    numbers = dict(recipe.settings)
+    dtype = cast(str | None, numbers.pop("dtype", None))
+    if not isinstance(said, Settings):
+        said = Settings.of({**numbers, **(said or {})})
+    return said, replace(options, dtype=options.dtype or dtype)

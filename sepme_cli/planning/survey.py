@@ -1,28 +1,24 @@
-"""A model looked at under a recipe: all that is known before any increment is made."""
+"""A model looked at under a request: all that is known before any increment is made."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from patch_spec.base import Base
 from patch_spec.increment import Increment
 from sepme_cli.checkpoints.hub.cache import fetched_from
-from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
-from sepme_cli.checkpoints.reading.lent import lend_text_encoders
 from sepme_cli.checkpoints.reading.patches import read_patch_file
 from sepme_cli.composing.matching import check_unpatched
-from sepme_cli.diffusion.devices import DTYPES, computing
-from sepme_cli.diffusion.loading import unet_parameters
-from sepme_cli.diffusion.models import Prediction, StableDiffusion
+from sepme_cli.diffusion.models import StableDiffusion
+from sepme_cli.diffusion.opening import opened_model
 from sepme_cli.diffusion.study import Study, study
-from sepme_cli.erasure.settings import Settings
-from sepme_cli.errors import MismatchError, RefusedError
+from sepme_cli.errors import MismatchError, RefusedError, UnsupportedError
 from sepme_cli.places import Place
 from sepme_cli.planning.background import background_of
-from sepme_cli.planning.neighbourhood import Aliases, Neighbourhood, look_around
+from sepme_cli.planning.neighbourhood import Neighbourhood, look_around
+from sepme_cli.planning.request import EraseRequest
+from sepme_cli.planning.said import misread
 from sepme_cli.progress import Progress
-from sepme_cli.recipe import Recipe
 
 _A_KIND = {"style": "a style", "object": "an object"}
 
@@ -36,14 +32,14 @@ class BaseSummary:
 
 
 @dataclass(frozen=True)
-class Outlook:
-    """model: how to name it so that it is the same later. settings: with the dtype that was chosen.
+class Survey:
+    """model: how to name it so that it is the same later.
 
-    network: of the model, open as long as the outlook is. studies: of the concepts of `around`.
+    network: of the model, open as long as the survey is. studies: of the concepts of `around`.
     """
 
+    request: EraseRequest
     model: str
-    settings: Settings
     network: StableDiffusion
     base: Base
     around: Neighbourhood
@@ -55,17 +51,10 @@ class Outlook:
         return BaseSummary(self.base.family, len(self.base.targets))
 
     @property
-    def warnings(self) -> tuple[str, ...]:
-        """What a user should know before the work begins."""
-        found = (*self.around.warnings, *(w for s in self.studies if (w := s.warning)))
-        wrecks = self.wrecks
-        return found if wrecks is None else (*found, wrecks.message)
-
-    @property
     def wrecks(self) -> RefusedError | None:
         """What there is to say if the increments would change what nobody named beyond the bound;
         None where they do not."""
-        strength, bound = self.studies[0].shared.strength, self.settings.collateral
+        strength, bound = self.studies[0].shared.strength, self.request.settings.collateral
         collateral = strength.collateral
         if collateral is None or collateral.p95 <= bound:
             return None
@@ -82,58 +71,35 @@ class Outlook:
 
 
 @contextmanager
-def outlook(
-    model: Place,
-    recipe: Recipe,
-    settings: Settings,
-    *,
-    learns: bool,
-    low_memory: bool,
-    known: Sequence[Place],
-    text_encoders: Sequence[Place],
-    tokenizer: Path | None,
-    prediction: Prediction | None,
-    aliases: Aliases,
-    cache: bool,
-    thorough: bool = False,
-    progress: Progress,
-) -> Iterator[Outlook]:
-    """Open a model and study the recipe's concepts on it; see `erase` for what the rest means.
+def surveyed(
+    request: EraseRequest, *, thorough: bool = False, progress: Progress
+) -> Iterator[Survey]:
+    """Open the model and study the concepts on it.
 
-    learns: whether the UNet is to learn, and not the closed form to be computed. thorough: look at
-    every strength of protection.
+    thorough: look at every strength of protection.
     Raises RefusedError for a model that is patched already and for a concept that lies in what
     must stay, MismatchError for a known patch of another model.
     """
-    with ExitStack() as stack:
-        checkpoint = stack.enter_context(open_checkpoint(model, progress))
-        check_unpatched(checkpoint, "erase from its base, and apply both patches")
-        lend_text_encoders(checkpoint, text_encoders, stack)
-        chosen = computing(
-            "learning" if learns else "closed form",
-            device=settings.device,
-            dtype=settings.dtype,
-            low_memory=low_memory,
-            unet=unet_parameters(checkpoint),
-            pictures=settings.batch_size,
-            progress=progress,
-        )
-        network = StableDiffusion.of(
-            checkpoint,
-            chosen.device,
-            DTYPES[chosen.dtype],
-            prediction=prediction,
-            tokenizer=tokenizer,
-            frugal=chosen.frugal,
-            progress=progress,
-        )
-        settings = replace(settings, dtype=chosen.dtype)
+    settings = request.settings
+    with opened_model(
+        request.model,
+        request.options,
+        "learning" if request.method.learns else "closed form",
+        images=settings.batch_size,
+        check=lambda found: check_unpatched(found, "erase from its base, and apply both patches"),
+        progress=progress,
+    ) as network:
         progress.stage("reading the checkpoint")
-        base = checkpoint.base(text_encoders=True)
-        before = _known_increments(known, base)
-        background = background_of(network, base, cached=cache, progress=progress)
-        around = look_around(network, recipe, before, background, settings.neighbours, aliases)
-        for item, asked in zip(around.concepts, recipe.concepts, strict=True):
+        _check_reads(network)
+        base = network.checkpoint.base(text_encoders=True)
+        before = _known_increments(request.known, base)
+        background = background_of(network, base, cached=request.cache, progress=progress)
+        around = look_around(
+            network, request.recipe, before, background, settings.neighbours, request.aliases
+        )
+        said = tuple(misread(network, around.concepts))
+        around = replace(around, warnings=(*said, *around.warnings))
+        for item, asked in zip(around.concepts, request.recipe.concepts, strict=True):
             if item.kind != asked.kind:
                 progress.say(f"{item.name} is taken for {_A_KIND[item.kind]} (--as says otherwise)")
             if more := item.aliases[len(asked.aliases) :]:
@@ -144,17 +110,30 @@ def outlook(
         for concept, words in around.neighbours.items():
             progress.say(f"protecting the neighbours of {concept}: {', '.join(words) or 'none'}")
         # Before the study, which may refuse for the very reason that these give.
-        for warning in around.warnings:
-            progress.warn(warning)
+        progress.warn_all(around.warnings)
         prompts = [increment.prompts for increment in before]
         studies = study(
             network, around.concepts, around.protected, prompts, settings, background, thorough
         )
-        named = fetched_from(model, checkpoint.path)
-        seen = Outlook(named, settings, network, base, around, tuple(studies))
-        for warning in seen.warnings:
-            progress.warn(warning)
-        yield seen
+        named = fetched_from(request.model, network.checkpoint.path)
+        survey = Survey(request, named, network, base, around, tuple(studies))
+        progress.warn_all(warning for one in studies if (warning := one.warning))
+        if survey.wrecks is not None:
+            progress.warn(survey.wrecks.message)
+        yield survey
+
+
+def _check_reads(network: StableDiffusion) -> None:
+    """UnsupportedError for text encoders to which all prompts are one, such as zeros."""
+    one, other = network.ends(["a cat", "a painting"])
+    if one.equal(other):
+        raise UnsupportedError(
+            f"the text encoder of {network.checkpoint.path} makes the same of every prompt, so "
+            "that no concept can be told from another; name one that works with --text-encoder",
+            file=network.checkpoint.path,
+            expected="different states of different prompts",
+            found="equal ones",
+        )
 
 
 def _known_increments(patches: Sequence[Place], base: Base) -> tuple[Increment, ...]:

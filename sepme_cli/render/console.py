@@ -169,8 +169,6 @@ class Output:
     def show(self, result: Any, render: Callable[[Any], RenderableType]) -> None:
         """Print a result dataclass: as JSON, or as what `render` makes of it."""
         self.progress.close()
-        for warning in getattr(result, "warnings", ()):
-            self.progress.warn(warning)
         if self.as_json:
             self._stream.write(json_text(result, warnings=self.progress.warnings) + "\n")
         else:

@@ -41,14 +41,13 @@ def _concepts(result: "ErasePlan") -> RenderableType:
         taken = f"{concept.taken} of {result.width} ({share}%)"
         add_row(
             table,
-            *(
-                concept.concept,
-                concept.taken_for,
-                concept.like,
-                concept.separability,
-                concept.leakage,
-            ),
-            *(concept.rank, taken),
+            concept.concept,
+            concept.taken_for,
+            concept.like,
+            concept.separability,
+            concept.leakage,
+            concept.rank,
+            taken,
         )
     return table
 

@@ -8,15 +8,16 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from sepme_cli.evaluation.intervals import percent
 from sepme_cli.render.tables import add_row, cell_text, counted, fields, new_table
 from sepme_cli.render.wording import duration, printable, size
 
 if TYPE_CHECKING:
+    from sepme_cli.evaluation.results import EvaluateResult
     from sepme_cli.operations.apply import ApplyResult
     from sepme_cli.operations.card import CardResult
     from sepme_cli.operations.diff import DiffResult
     from sepme_cli.operations.erase import EraseResult
-    from sepme_cli.operations.evaluate import EvaluateResult
     from sepme_cli.operations.example import ExampleResult
     from sepme_cli.operations.inspect import CheckpointInfo, InspectResult, PatchInfo
     from sepme_cli.operations.recipe import InitResult, RecipeInfo
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 BASE_MATCHES = {
     "exact": "the very weights that the patch was made from",
-    "same-values": "the weights that the patch was made from, in another dtype",
+    "same-values": "the weights that the patch was made from, as far as fp16 shows",
     "family": "another model of the family",
 }
 _ROLES = {True: "erased", False: "NOT erased", None: "not judged"}
@@ -36,9 +37,9 @@ LISTED = 12
 def erase(result: "EraseResult") -> RenderableType:
     """The increments, one a row, and where the patch is."""
     table = new_table(
-        *("concept", "taken for", "acts like", "separability", "leakage"),
-        *("rank", "steps", "stopped", "correlation", "time"),
-    )
+        "concept", "taken for", "acts like", "separability", "leakage",
+        "rank", "steps", "stopped", "correlation", "time",
+    )  # fmt: skip
     for increment in result.increments:
         correlation = increment.correlation
         add_row(
@@ -155,19 +156,19 @@ def evaluate(result: "EvaluateResult") -> RenderableType:
             table,
             f"{name} ({concept.kind})",
             _ROLES[concept.erased] if concept.role == "erased" else "retained",
-            _percent(concept.before),
-            _percent(concept.after),
+            percent(concept.before),
+            percent(concept.after),
             _range(concept.interval),
             concept.n,
             f"{concept.pixel_distance:.1f}",
-            _percent(concept.restored.after) if concept.restored else None,
+            percent(concept.restored.after) if concept.restored else None,
         )
     figures = fields(
-        ("UA", _percent(result.ua) + "  of what was asked for and erased is gone"),
-        ("IRA", _percent(result.ira) + "  of what stays is recognised, of the same kind"),
-        ("CRA", _percent(result.cra) + "  of the other kind"),
-        ("H", _percent(result.harmonic_mean) + "  harmonic mean of the three"),
-        ("beside", _percent(result.drawn_with_erased.after) + "  of what it was drawn with"),
+        ("UA", percent(result.ua) + "  of what was asked for and erased is gone"),
+        ("IRA", percent(result.ira) + "  of what stays is recognised, of the same kind"),
+        ("CRA", percent(result.cra) + "  of the other kind"),
+        ("H", percent(result.harmonic_mean) + "  harmonic mean of the three"),
+        ("beside", percent(result.drawn_with_erased.after) + "  of what it was drawn with"),
         ("FID, KID", None if result.reference is None else str(result.reference)),
         ("restored", "identical to the original" if result.restored_identical else "NOT identical"),
         ("report", result.page),
@@ -306,10 +307,6 @@ def _patch(result: "PatchInfo", whole: bool) -> RenderableType:
 
 def _below_each_other(prompts: Sequence[str]) -> str | None:
     return "\n".join(prompt or "the blank prompt" for prompt in prompts) or None
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{share:.0%}"
 
 
 def _range(interval: tuple[float, float] | None) -> str | None:

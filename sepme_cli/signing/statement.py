@@ -15,14 +15,8 @@ from patch_spec.errors import FormatError
 from patch_spec.records import Fields, as_object, as_text
 from patch_spec.stack import StackRecord
 from sepme_cli.checkpoints.disk.failures import reading
-from sepme_cli.checkpoints.disk.files import (
-    COPY_BYTES,
-    check_writable,
-    new_file,
-    only_writer,
-    resolved,
-    write_all,
-)
+from sepme_cli.checkpoints.disk.files import COPY_BYTES, check_writable, resolved
+from sepme_cli.checkpoints.disk.output import write_output
 from sepme_cli.checkpoints.writing.folder import model_files
 from sepme_cli.errors import MalformedError, UnsupportedError, UsageError
 from sepme_cli.progress import SILENT, Progress
@@ -127,8 +121,7 @@ def write_statement(
         data = statement.to_bytes()
     except FormatError as error:
         raise UnsupportedError(f"{model}: {error}", file=model) from error
-    with only_writer(path), new_file(path, len(data), force=force) as descriptor:
-        write_all(descriptor, data, 0)
+    write_output(path, data, force=force, progress=progress)
 
 
 def digests(model: Path, progress: Progress = SILENT) -> dict[str, str]:

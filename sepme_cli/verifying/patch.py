@@ -8,9 +8,9 @@ from patch_spec.base import Base
 from patch_spec.increment import Increment
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint, open_checkpoint
 from sepme_cli.checkpoints.reading.patches import PatchFile
-from sepme_cli.composing.matching import check_fits, match_base
+from sepme_cli.composing.matching import Fit, fit
 from sepme_cli.erasure.prompts import with_articles
-from sepme_cli.erasure.words import Item
+from sepme_cli.erasure.words import Item, same_name
 from sepme_cli.errors import MismatchError, UnsupportedError
 from sepme_cli.places import Place
 from sepme_cli.progress import Progress
@@ -38,15 +38,15 @@ def made_by(file: PatchFile, recipe: Recipe) -> Iterator[Check]:
     told = "made without a recipe" if said is None else f"made by another, digest {said}"
     same = said == recipe.digest
     yield Check(f"{file.name}: recipe", same, f"digest {said}" if same else told)
-    parts = {part.slug: part for part in file.patch.increments}
-    items = {item.slug: item for item in recipe.concepts}
-    wrong = [f"without {item.name}" for slug, item in items.items() if slug not in parts]
-    wrong += [f"with {part.concept}" for slug, part in parts.items() if slug not in items]
+    parts = {same_name(part.concept): part for part in file.patch.increments}
+    items = {same_name(item.name): item for item in recipe.concepts}
+    wrong = [f"without {item.name}" for name, item in items.items() if name not in parts]
+    wrong += [f"with {part.concept}" for name, part in parts.items() if name not in items]
     wrong += [
         f"{item.name} without {prompt!r}"
-        for slug, item in items.items()
-        if slug in parts
-        for prompt in _missing(item, parts[slug])
+        for name, item in items.items()
+        if name in parts
+        for prompt in _missing(item, parts[name])
     ]
     detail = "; ".join(wrong) or "every concept of the recipe, and no other"
     yield Check(f"{file.name}: concepts", not wrong, detail)
@@ -82,13 +82,13 @@ def kept_on(
         base = checkpoint.base(text_encoders=True)
         for file in files:
             try:
-                check_fits(checkpoint, file, file.patch.increments)
+                found = fit(checkpoint, [file]).compared(checkpoint, base)
             except MismatchError as error:
                 detail = f"{error.expected}, found {error.found}"
                 yield Check(f"{file.name}: model", False, detail)
                 unchecked.append(f"{file.name}: leakage, on a model that it does not fit")
                 continue
-            own, check = _model(checkpoint, file, base)
+            own, check = _model(found, file, base)
             yield check
             progress.stage("encoding prompts")
             try:
@@ -100,22 +100,21 @@ def kept_on(
     unchecked.append("separability: a patch does not say what its concepts should act like")
 
 
-def _model(checkpoint: Checkpoint, file: PatchFile, base: Base) -> tuple[bool, Check]:
+def _model(found: Fit, file: PatchFile, base: Base) -> tuple[bool, Check]:
     """Whether it is the model that the patch was made from, and whether the patch fits it."""
     name = f"{file.name}: model"
-    match, warnings = match_base(checkpoint, base, [file])
     theirs = file.patch.base.text_encoders
     changed = [stream for stream, its in theirs.items() if base.text_encoders.get(stream) != its]
     if changed or not theirs:
         told = f"another text encoder: {', '.join(changed)}" if changed else "the patch names none"
-        return False, Check(name, False, "; ".join(warnings) or told)
-    if match != "family":
+        return False, Check(name, False, "; ".join(found.warnings) or told)
+    if found.match != "family":
         digest = file.patch.base.digest
         return True, Check(name, True, f"the one it was made from, digest {digest}")
     if all(part.kind == "operator" for part in file.patch.increments):
         told = "another model with the same text encoder, which operators fit"
         return False, Check(name, True, told)
-    return False, Check(name, False, "; ".join(warnings) or "the patch says of no weights")
+    return False, Check(name, False, "; ".join(found.warnings) or "the patch says of no weights")
 
 
 def _leakage(

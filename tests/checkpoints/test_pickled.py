@@ -1,5 +1,7 @@
 """Files that torch has pickled: their weights come out, and nothing of theirs runs."""
 
+import errno
+import mmap
 import os
 import pickle
 import pickletools
@@ -14,6 +16,7 @@ import torch
 from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
 from sepme_cli.checkpoints.reading.pickled import PickledFile
 from sepme_cli.errors import MalformedError, UnsupportedError
+from sepme_cli.render.console import Reporter
 from tests.layouts import to_torch, write_ckpt
 from tests.synthetic import checkpoint_tensors
 
@@ -39,6 +42,28 @@ def test_every_tensor_is_what_was_saved(dtype: str, archive: bool, tmp_path: Pat
         whole = file.read_range(0, file.header.data_length, "all")
         assert len(whole) == file.header.data_length
         assert file.read_range(5, 1005, "some") == whole[5:1005]
+
+
+@pytest.mark.parametrize("number", [errno.ENODEV, errno.EACCES, errno.ENOSYS, errno.EINVAL])
+def test_what_cannot_be_mapped_is_read(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And that it takes memory is said, once."""
+    path, saved, reporter = tmp_path / "m.ckpt", state(), Reporter()
+    torch.save({"state_dict": saved}, path)
+
+    def fail(*_: object, **more: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(mmap, "mmap", fail)
+    monkeypatch.setattr(torch.UntypedStorage, "from_file", fail)
+    with open_checkpoint(path, reporter) as checkpoint:
+        file = checkpoint.files[0]
+        for entry in file.header.tensors:
+            expected = saved[entry.name].contiguous().flatten().view(torch.uint8).numpy().tobytes()
+            assert file.read_range(entry.begin, entry.end, entry.name) == expected
+    assert [text for text in reporter.warnings if "memory" in text] == reporter.warnings
+    assert len(reporter.warnings) == 1
 
 
 def test_views_are_read_as_they_look(tmp_path: Path) -> None:

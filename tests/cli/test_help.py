@@ -11,9 +11,9 @@ import pytest
 from tests.cli.conftest import Run
 
 COMMANDS = (
-    *("erase", "apply", "revert", "diff", "inspect", "verify", "sign", "sample", "evaluate"),
-    *("card", "export", "import", "example", "recipe"),
-)
+    "erase", "apply", "revert", "diff", "inspect", "verify", "sign", "sample", "evaluate",
+    "card", "export", "import", "example", "recipe",
+)  # fmt: skip
 GROUPED = ("recipe init", "recipe check")
 HEAVY = {"torch", "numpy", "diffusers", "transformers", "PIL", "huggingface_hub"}
 

@@ -66,14 +66,14 @@ def test_a_check_writes_nothing_and_has_its_fields(
     line = ("erase", small_model, "--recipe", policy, "--protect-neighbours", 2, "--check")
     found = sepme(*line, "--json").json
     assert found.keys() == {
-        *("method", "base", "recipe", "width", "concepts", "crowded", "interference"),
-        *("collateral", "protection", "strengths", "refused", "expected_seconds", "warnings"),
-    }
+        "method", "base", "recipe", "width", "concepts", "crowded", "interference",
+        "collateral", "protection", "strengths", "refused", "expected_seconds", "warnings",
+    }  # fmt: skip
     (concept,) = found["concepts"]
     assert concept.keys() == {
-        *("concept", "taken_for", "slug", "rank", "like", "separability", "leakage", "taken"),
-        *("neighbours", "aliases", "nearly", "drags", "collateral"),
-    }
+        "concept", "taken_for", "slug", "rank", "like", "separability", "leakage", "taken",
+        "neighbours", "aliases", "nearly", "drags", "collateral",
+    }  # fmt: skip
     assert {drag.keys() == {"word", "kind", "change"} for drag in concept["drags"]} == {True}
     said = sepme(*line).out.decode()
     assert "nothing is written" in said

@@ -55,6 +55,59 @@ def test_so_does_the_error(output: str, here: Path, sepme: Run) -> None:
     assert parse_object(done.err)["error"]["kind"] == "system"
 
 
+STANDARD_OUTPUT = ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", "/proc/thread-self/fd/1", "link"]
+
+
+@pytest.mark.parametrize("name", STANDARD_OUTPUT)
+def test_other_names_of_standard_output_mean_it_too(name: str, here: Path, process: Run) -> None:
+    """Nothing may follow the file, neither the result nor, as JSON, the error."""
+    (here / "link").symlink_to("/dev/stdout")
+    line = ("apply", "model.safetensors", "monet.sepme", "-o", name)
+    done = process(*line)
+    assert (done.status, done.out) == (0, read("clean.safetensors")), done.err
+    assert "Monet" in done.err
+    failed = process(*line, "--only", "Nobody", "--json")
+    assert (failed.status, failed.out) == (1, b"")
+    assert parse_object(failed.err)["error"]["kind"] == "refused"
+
+
+@pytest.mark.parametrize("name", STANDARD_OUTPUT[:-1])
+def test_so_they_do_where_it_is_a_file(name: str, here: Path) -> None:
+    done = shell(f"sepme apply model.safetensors monet.sepme -o {name} > out")
+    assert done.returncode == 0, done.stderr
+    assert read("out") == read("clean.safetensors")
+    assert b"Monet" in done.stderr
+
+
+def test_a_file_that_standard_output_goes_to_is_still_that_file(here: Path) -> None:
+    done = shell("sepme apply model.safetensors monet.sepme -o out --force > out")
+    assert done.returncode == 0, done.stderr
+    assert read("out") == read("clean.safetensors")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "export monet.sepme --to kohya -o",
+        "import lora.safetensors --base model.safetensors -o",
+        "recipe init",
+    ],
+)
+def test_whatever_writes_a_file_knows_them(line: str, here: Path, process: Run) -> None:
+    process("export", "monet.sepme", "--to", "kohya", "-o", "lora.safetensors")
+    dash, named = (process(*line.split(), name, "-q") for name in ("-", "/dev/stdout"))
+    assert dash.status == named.status == 0
+    assert dash.out == named.out
+
+
+def test_a_name_that_the_stream_has_no_letters_for_is_escaped(here: Path) -> None:
+    line = "sepme apply model.safetensors monet.sepme -o 絵.safetensors"
+    done = shell(f"PYTHONIOENCODING=cp1252 {line}")
+    assert done.returncode == 0, done.stderr
+    assert b"\\u7d75.safetensors" in done.stdout
+    assert read("絵.safetensors") == read("clean.safetensors")
+
+
 def test_a_lora_goes_through_pipes_both_ways(here: Path, sepme: Run) -> None:
     sepme("export", "monet.sepme", "--to", "kohya")
     piped = sepme("export", "-", "--to", "kohya", "-o", "-", "-q", stdin=read("monet.sepme"))

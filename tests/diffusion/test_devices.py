@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
 from sepme_cli.diffusion.devices import Computing, Residence, Unit, Work, choose, units
 from sepme_cli.diffusion.models import StableDiffusion
+from sepme_cli.diffusion.options import ModelOptions
 from sepme_cli.diffusion.predictor import EditedPredictor
 from sepme_cli.diffusion.sampler import draw_pictures
 from sepme_cli.errors import UsageError
@@ -22,8 +24,10 @@ OLD = Unit("cuda", "an old GPU", 8 * GIB, "fp16")
 APPLE = Unit("mps", "Apple GPU", 12 * GIB, "fp16")
 
 
-def chosen(here: tuple[Unit, ...], work: Work, **said: object) -> tuple[str, str, bool]:
-    found: Computing = choose(here, work, unet=UNET, **said)  # type: ignore[arg-type]
+def chosen(
+    here: tuple[Unit, ...], work: Work, pictures: int = 1, **said: Any
+) -> tuple[str, str, bool]:
+    found: Computing = choose(here, work, ModelOptions(**said), unet=UNET, pictures=pictures)
     assert (", sparing its memory" in found.why) == found.frugal
     return (str(found.device), found.dtype, found.frugal)
 
@@ -61,7 +65,7 @@ def test_what_is_said_holds() -> None:
 @pytest.mark.parametrize("device", ["cuda", "abacus", "mps:1", "cpu:7", "cpu:x"])
 def test_a_device_that_is_not_there_says_what_is(device: str) -> None:
     with pytest.raises(UsageError) as caught:
-        choose((APPLE, CPU), "drawing", device=device)
+        choose((APPLE, CPU), "drawing", ModelOptions(device=device))
     assert caught.value.expected == "mps (Apple GPU) or cpu (a processor)"
 
 

@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from examples.emoji.pack import single_file
 from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
+from sepme_cli.checkpoints.structure.families import SD1
 from sepme_cli.diffusion.configs import unet_config, vae_config
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.text import text_config
@@ -120,14 +121,14 @@ def test_the_full_sd_1_architecture_is_read_off_its_shapes() -> None:
     shapes = {name: tuple(value.shape) for name, value in names.items()}
     inner = {n.removeprefix("first_stage_model."): s for n, s in shapes.items()}
     bare = {name: tuple(value.shape) for name, value in unet.state_dict().items()}
-    config = unet_config(bare, "sd1")
+    config = unet_config(bare, SD1)
     assert config["block_out_channels"] == [320, 640, 1280, 1280]
     assert config["layers_per_block"] == 2
     assert config["down_block_types"] == ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"]
     assert config["cross_attention_dim"] == 768
     with torch.device("meta"):
         rebuilt = UNet2DConditionModel(**config)
-        rebuilt_vae = AutoencoderKL(**vae_config(inner, "sd1"))
+        rebuilt_vae = AutoencoderKL(**vae_config(inner, SD1))
     for again, original in ((rebuilt, unet), (rebuilt_vae, vae)):
         assert {n: v.shape for n, v in again.state_dict().items()} == {
             n: v.shape for n, v in original.state_dict().items()

@@ -21,9 +21,9 @@ from tests.small_model import POSITIONS, SMALL, small_parts, small_text, write_s
 CPU = torch.device("cpu")
 ROOM = 8
 PROMPTS = [
-    *("", "a cat in ink style", "a cat", "a cat in noto style", "zzz", "a cat", "a"),
+    "", "a cat in ink style", "a cat", "a cat in noto style", "zzz", "a cat", "a",
     *("many words " * POSITIONS, "many words " * (POSITIONS // 2 - 1), *"bcdefghijklmnop"),
-]
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from sepme_cli.evaluation.figures import (
-    Figure,
     Looked,
     album,
     concept_figures,
@@ -17,6 +16,7 @@ from sepme_cli.evaluation.figures import (
 )
 from sepme_cli.evaluation.intervals import Proportion
 from sepme_cli.evaluation.protocol import Question, Subject, questions
+from sepme_cli.evaluation.results import Figure
 from sepme_cli.evaluation.subjects import choose_subjects
 
 STYLES, OBJECTS = ("ink", "noto", "Van_Gogh"), ("cat", "dog")

@@ -23,9 +23,9 @@ CHANGES = (
 #: The same call by the other name that a C library may give it.
 SAME = {"unlinkat": "unlink", "renameat": "rename", "mkdirat": "mkdir", "fchmodat": "chmod"}
 BY_NAME = (
-    *("openat", "open", "creat", "rename", "renameat", "renameat2", "link", "symlink"),
-    *("unlink", "unlinkat", "mkdir", "mkdirat", "rmdir", "truncate", "chmod", "fchmodat"),
-)
+    "openat", "open", "creat", "rename", "renameat", "renameat2", "link", "symlink",
+    "unlink", "unlinkat", "mkdir", "mkdirat", "rmdir", "truncate", "chmod", "fchmodat",
+)  # fmt: skip
 _LINE = re.compile(r"\d+ +(\w+)\((.*)\) += (-?\d+)")
 _QUOTED = re.compile(r'"([^"]*)"')
 _OPENED = re.compile(r"\d+<([^>]*)>")

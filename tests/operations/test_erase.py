@@ -14,6 +14,7 @@ from patch_spec.container import read_patch
 from patch_spec.manifest import Patch
 from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
 from sepme_cli.diffusion.models import StableDiffusion
+from sepme_cli.diffusion.options import ModelOptions
 from sepme_cli.erasure.concept import Lexicon, Protected, describe
 from sepme_cli.erasure.settings import Settings
 from sepme_cli.erasure.words import Item
@@ -26,10 +27,12 @@ from sepme_cli.errors import (
     UnsupportedError,
     UsageError,
 )
+from sepme_cli.evaluation.protocol import Drawing
 from sepme_cli.exit_status import ExitStatus
 from sepme_cli.operations.apply import apply
 from sepme_cli.operations.erase import EraseResult, erase
 from sepme_cli.operations.sample import sample
+from sepme_cli.progress import Progress
 from sepme_cli.recipe import Recipe
 from tests.small_model import save_small_model
 from tests.synthetic import make_checkpoint
@@ -176,12 +179,56 @@ def test_a_patched_model_draws_otherwise_and_an_unknown_prompt_hardly(
 ) -> None:
     patch, sheet = tmp_path / "ink.sepme", tmp_path / "sheet.png"
     erase(small_model, ["ink"], output=patch, method="closed-form", kind="style")
-    result = sample(small_model, ["ink", ""], patches=[patch], output=sheet, steps=3, count=2)
+    result = sample(
+        small_model, ["ink", ""], patches=[patch], output=sheet, drawing=Drawing(2, steps=3)
+    )
     assert result.images == 8
     rows = np.asarray(Image.open(sheet))[:, -34:].astype(int)
     ink, ink_patched, blank, blank_patched = np.array_split(rows[: len(rows) // 4 * 4], 4)
     assert np.abs(ink - ink_patched).max() > 0
     assert np.array_equal(blank, blank_patched)
+
+
+class Heard(Progress):
+    """Keeps the warnings."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
+
+
+def test_samples_say_what_applying_would(small_model: Path, tmp_path: Path) -> None:
+    """Nothing is taken out twice, and a patch of another model is said to be one."""
+    ink, cat, other = (tmp_path / f"{name}.sepme" for name in ("ink", "cat", "other"))
+    erase(small_model, ["ink"], output=ink)
+    erase(small_model, ["cat"], output=cat)
+    clean, cousin = tmp_path / "clean.safetensors", tmp_path / "cousin.safetensors"
+    apply(small_model, [ink], clean)
+    save_small_model(cousin, seed=7)
+    erase(cousin, ["ink"], output=other)
+
+    def sampled(model: Path, patch: Path) -> tuple[str, ...]:
+        """The warnings, which are heard as well."""
+        heard, sheet = Heard(), tmp_path / "sheet.png"
+        drawing = Drawing(1, steps=1)
+        result = sample(
+            model, "ink", patches=patch, output=sheet, drawing=drawing, force=True, progress=heard
+        )
+        assert result.warnings == tuple(heard.warnings)
+        return result.warnings
+
+    def applied(model: Path, patch: Path) -> tuple[str, ...]:
+        return apply(model, patch, check=True).warnings
+
+    for act in (sampled, applied):
+        with pytest.raises(RefusedError, match="has ink taken out already"):
+            act(clean, ink)
+        assert act(small_model, ink) == ()
+        assert "rounds twice" in act(clean, cat)[0]
+    assert any("ink is in there already, by another" in w for w in sampled(clean, other))
+    assert sampled(small_model, other) == applied(small_model, other) != ()
 
 
 POLICY = Recipe(
@@ -346,7 +393,13 @@ def broken_image(model: Path, folder: Path) -> None:
 
 
 def no_such_device(model: Path, folder: Path) -> None:
-    erase(model, ["ink"], settings=replace(QUICK, device="tpu"), output=folder / "o.sepme")
+    erase(
+        model,
+        ["ink"],
+        settings=QUICK,
+        options=ModelOptions(device="tpu"),
+        output=folder / "o.sepme",
+    )
 
 
 def not_safetensors(_: Path, folder: Path) -> None:

@@ -10,8 +10,10 @@ import torch
 from patch_spec.container import read_patch
 from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
 from sepme_cli.diffusion.models import StableDiffusion
+from sepme_cli.diffusion.options import ModelOptions
 from sepme_cli.erasure.settings import Settings
 from sepme_cli.errors import UnsupportedError
+from sepme_cli.evaluation.protocol import Drawing
 from sepme_cli.operations.apply import apply
 from sepme_cli.operations.erase import erase
 from sepme_cli.operations.sample import sample
@@ -92,7 +94,7 @@ def test_the_optimisation_lowers_the_correlation(
         kind="style",
         method="sepme",
         settings=QUICK,
-        prediction=prediction,
+        options=ModelOptions(prediction=prediction),
     )
     correlation = result.increments[0].correlation
     assert correlation.start is not None and correlation.end is not None
@@ -108,7 +110,7 @@ def test_a_unet_alone_borrows_its_text_encoder(
     with pytest.raises(UnsupportedError, match="--text-encoder"):
         erase(unet, ["Monet"], output=tmp_path / "x.sepme")
     assert not (tmp_path / "x.sepme").exists()
-    erase(unet, ["Monet"], output=tmp_path / "alone.sepme", text_encoders=[folder])
+    erase(unet, ["Monet"], output=tmp_path / "alone.sepme", options=ModelOptions([folder]))
     erase(folder, ["Monet"], output=tmp_path / "whole.sepme")
     alone, whole = (tmp_path / f"{each}.sepme" for each in ("alone", "whole"))
     assert alone.read_bytes() == whole.read_bytes()
@@ -126,8 +128,7 @@ def test_samples_are_drawn(name: str, shelf: dict[str, tuple[Path, Path]], tmp_p
         ["a pond by Monet"],
         patches=[tmp_path / "m.sepme"],
         output=tmp_path / "grid.png",
-        steps=2,
-        size=16,
+        drawing=Drawing(1, steps=2, size=16),
     )
     assert result.images == 2
     assert (tmp_path / "grid.png").stat().st_size > 100

@@ -6,6 +6,7 @@ import json
 import shutil
 from base64 import b64decode
 from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,13 +16,15 @@ import torch
 from PIL import Image
 
 from patch_spec.container import patch_bytes, read_patch
+from sepme_cli.diffusion.options import ModelOptions
 from sepme_cli.erasure.words import Item
 from sepme_cli.errors import SystemFailure
 from sepme_cli.evaluation.page import data_uri
 from sepme_cli.evaluation.protocol import Drawing
+from sepme_cli.evaluation.results import EvaluateResult
 from sepme_cli.operations.apply import apply
 from sepme_cli.operations.erase import erase
-from sepme_cli.operations.evaluate import EvaluateResult, evaluate
+from sepme_cli.operations.evaluate import evaluate
 from sepme_cli.operations.sample import sample
 from sepme_cli.progress import Progress
 from sepme_cli.recipe import Recipe
@@ -54,7 +57,7 @@ def run(model: Path, patches: list[Path], report: Path, drawing: Drawing = DRAWI
         judge="tests.small_judge:judge",
         report=report,
         drawing=drawing,
-        device="cpu",
+        options=ModelOptions(device="cpu"),
         command="sepme evaluate m.safetensors 'two words.sepme'",
         **options,
     )
@@ -103,7 +106,7 @@ def test_the_page_needs_nothing_else_and_has_every_picture(first: EvaluateResult
     assert all(link.startswith("data:image/png;base64,") for link in links.found)
     assert "url(" not in page
     assert "prefers-color-scheme: dark" in page
-    assert "sepme evaluate m.safetensors &#x27;two words.sepme&#x27;" in page
+    assert "sepme evaluate m.safetensors 'two words.sepme'" in unescape(page)
 
 
 def test_json_and_csv_say_the_same(first: EvaluateResult) -> None:
@@ -185,7 +188,7 @@ def test_after_is_what_the_patched_checkpoint_draws(
         )
     sheet = tmp_path / "sheet.png"
     seed = int(asked["seed"])
-    sample(clean, [asked["prompt"]], output=sheet, seed=seed, steps=2, guidance=3.0, device="cpu")
+    sample(clean, [asked["prompt"]], output=sheet, drawing=Drawing(1, seed, 2, 3.0))
     drawn = np.asarray(Image.open(sheet).convert("RGB"))[:16, -18:-2].astype(int)
     kept = [
         np.asarray(Image.open(path)).astype(int)

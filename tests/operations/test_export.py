@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from patch_spec.container import read_patch
 from sepme_cli.checkpoints.lora.names import known_modules, module_name
 from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
+from sepme_cli.checkpoints.structure import families
 from sepme_cli.checkpoints.structure.layout import Layout, span_of
 from sepme_cli.errors import MismatchError, RefusedError, UsageError
 from sepme_cli.increments import delta
@@ -183,7 +184,8 @@ def test_names_of_modules_are_unique_and_read_back() -> None:
         assert layout.target(layout.stored(target)) == target
         for family in ("sd1", "sdxl"):
             for to in ("kohya", "peft"):
-                assert known[module_name(target, family, 3, to)] == target  # type: ignore[arg-type]
+                name = module_name(target, families.FAMILIES[family], 3, to)  # type: ignore[arg-type]
+                assert known[name] == target
     assert (
         layout.stored("up_blocks.1.attentions.2.transformer_blocks.1.attn2.to_k.weight")
         == "output_blocks.5.1.transformer_blocks.1.attn2.to_k.weight"

@@ -15,7 +15,7 @@ from sepme_cli.operations.apply import apply
 from sepme_cli.operations.extract import extract
 from sepme_cli.operations.revert import revert
 from sepme_cli.operations.verify import verify
-from tests.layouts import write_layout
+from tests.layouts import cast_to, scaled, write_folder, write_layout
 from tests.synthetic import (
     DTYPES,
     Shape,
@@ -249,3 +249,39 @@ def test_what_cannot_be_extracted(tmp_path: Path) -> None:
         with pytest.raises(MismatchError):
             extract(model, other, tmp_path / "x.sepme")
     assert not (tmp_path / "x.sepme").exists()
+
+
+@pytest.mark.parametrize("swapped", [False, True], ids=["from fp32", "to fp32"])
+@pytest.mark.parametrize(
+    "cast", ["F16", "BF16", "F64", "F8_E4M3", "F8_E5M2", "scaled", "some", "folder", "UNet"]
+)
+def test_the_same_model_in_another_dtype_is_no_edit(
+    cast: str, swapped: bool, tmp_path: Path
+) -> None:
+    tensors = checkpoint_tensors(dtype="F32")
+    model = write_safetensors(tmp_path / "m.safetensors", tensors)
+    other = tmp_path / "other.safetensors"
+    if cast == "scaled":
+        write_safetensors(other, scaled(tensors))
+    elif cast == "some":
+        half = cast_to({n: v for n, v in tensors.items() if "middle_block" in n}, "F16")
+        write_safetensors(other, tensors | half)
+    elif cast in ("folder", "UNet"):
+        other = write_folder(tmp_path / "other", tensors, variants={"": "F16"})
+        other = other / "unet" if cast == "UNet" else other
+    else:
+        write_safetensors(other, cast_to(tensors, cast))
+    base, edited = (other, model) if swapped else (model, other)
+    with pytest.raises(RefusedError, match=r"in another dtype.*nothing to extract") as caught:
+        extract(base, edited, tmp_path / "x.sepme", rank=2)
+    assert caught.value.expected and "the same in" in str(caught.value.found)
+    assert not (tmp_path / "x.sepme").exists()
+
+
+def test_an_edit_that_was_cast_afterwards_is_one(tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / "m.safetensors", WIDE, dtype="F32")
+    rows = np.linalg.qr(np.random.default_rng(0).standard_normal((128, 2)))[0].T
+    edited = write_edited(
+        tmp_path / "e.safetensors", lambda w, _: np.ones((len(w), 2)) * 0.1 @ rows, dtype="F16"
+    )
+    assert extract(model, edited, tmp_path / "x.sepme").rank <= 2

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from patch_spec.container import patch_bytes, read_patch
-from patch_spec.manifest import Increment, Patch
+from patch_spec.increment import Increment
+from patch_spec.manifest import Patch
 from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.study import leakages

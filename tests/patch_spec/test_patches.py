@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patch_spec import limits
+from patch_spec.base import Base
 from patch_spec.canonical import canonical_json
 from patch_spec.cases.examples import (
     KEY,
@@ -27,16 +28,9 @@ from patch_spec.cases.tools import raw
 from patch_spec.container import patch_bytes, patch_digest, read_manifest, read_patch
 from patch_spec.errors import FormatError
 from patch_spec.grid import GRID
-from patch_spec.manifest import (
-    KINDS,
-    Base,
-    Increment,
-    Manifest,
-    Measured,
-    Method,
-    Patch,
-    Summary,
-)
+from patch_spec.increment import KINDS, Increment, Summary
+from patch_spec.manifest import Manifest, Patch
+from patch_spec.provenance import Measured, Method
 from patch_spec.stack import StackEntry, StackRecord
 from patch_spec.text import unique_slug
 from tests.patch_spec.strategies import digests, texts

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from patch_spec.errors import FormatError
+from sepme_cli.checkpoints.disk.system import replaces_open_files
 from sepme_cli.errors import MalformedError, SystemFailure
 from sepme_cli.places import Place
 
@@ -38,7 +39,9 @@ def system_failure(error: OSError, file: str | Place) -> SystemFailure:
         errno.EDQUOT: "the disk quota is used up; nothing was left behind",
         errno.EFBIG: "the system does not allow a file so large; nothing was left behind",
         errno.EIO: "the disk reports an error; check it, and keep a copy of what is on it",
-        errno.EACCES: "permission denied",
+        errno.EACCES: "permission denied"
+        if replaces_open_files()
+        else "permission denied, or a program has it open",
         errno.EPERM: "permission denied",
         errno.EROFS: "the file system is read-only",
         errno.ENOENT: "not found",

@@ -5,27 +5,58 @@ synced. Its temporaries have names that are recognised, and swept by the next wr
 """
 
 import errno
-import fcntl
 import os
 import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryFile
 
+from sepme_cli.checkpoints.disk import system
 from sepme_cli.checkpoints.disk.failures import reading, writing
 from sepme_cli.checkpoints.disk.interrupts import interruptible, uninterrupted
 from sepme_cli.errors import MalformedError, SystemFailure
+from sepme_cli.progress import SILENT, Progress
 
 BLOCK = 4096
 """Of file systems, on machines of today; a page of memory too."""
 COPY_BYTES = 8 * 2**20
 """How much is copied by hand at a time, and reported."""
+UNDO = ".sepme-undo"
+PENDING = ".sepme-pending"
+"""What the names of a checkpoint's journals end in."""
+_TEMPORARY = ".sepme-tmp"
+AROUND_TEMPORARY = len("..4294967295.old") + len(_TEMPORARY)
+"""Bytes that the longest name of a temporary has more than the name of its file."""
 
 
 def resolved(path: Path) -> Path:
     """The file behind a symbolic link: links stay, what they point to is replaced."""
     return Path(os.path.realpath(path))
+
+
+def companion(path: Path, ending: str) -> Path:
+    """The file beside another that is named after it, and ends so."""
+    return path.with_name(shortened(path, len(ending)) + ending)
+
+
+def temporary(path: Path, ending: str = _TEMPORARY) -> Path:
+    """Where this process makes what will be `path`."""
+    return path.with_name(f".{shortened(path, AROUND_TEMPORARY)}.{os.getpid()}{ending}")
+
+
+def shortened(path: Path, more: int) -> str:
+    """The name of a file, to which `more` bytes are to be added.
+
+    Where the file system allows no name so long, its end gives way to a digest of all of it.
+    """
+    name, longest = os.fsencode(path.name), system.longest_name(path.parent) - more
+    if len(name) <= longest:
+        return path.name
+    digest = f"~{sha256(name).hexdigest()[:16]}"
+    return name[: longest - len(digest)].decode(errors="ignore") + digest
 
 
 def check_own(path: Path, beside: Path) -> None:
@@ -38,7 +69,7 @@ def check_own(path: Path, beside: Path) -> None:
     with writing(path), suppress(FileNotFoundError):
         status = path.lstat()
         link = stat.S_ISLNK(status.st_mode)
-        if link or status.st_uid not in (os.geteuid(), beside.stat().st_uid):
+        if link or status.st_uid not in (system.user(), beside.stat().st_uid):
             raise SystemFailure(
                 f"{path} was put there by somebody else: see what it is, and remove it",
                 file=path,
@@ -48,32 +79,40 @@ def check_own(path: Path, beside: Path) -> None:
 
 
 @contextmanager
-def only_writer(path: Path) -> Iterator[None]:
+def only_writer(path: Path, progress: Progress = SILENT) -> Iterator[None]:
     """Nobody else writes `path` meanwhile; SystemFailure ("busy") if somebody does.
 
     The lock goes with the process that holds it, however that ends; it is a file beside `path`
-    because `path` itself is replaced while it is held.
+    because `path` itself is replaced while it is held. Where there are no locks, that is said.
     """
     path = resolved(path)
-    lock = path.with_name(f".{path.name}.sepme-lock")
+    lock = path.with_name(f".{shortened(path, len('..sepme-lock'))}.sepme-lock")
     with uninterrupted():
         with writing(path):
             descriptor = _lock(lock, path)
         try:
             with interruptible():
+                if descriptor is None:
+                    progress.warn(
+                        f"{path.parent}: there are no locks on this file system, so see to it "
+                        "that nothing else writes the same file"
+                    )
                 yield
         finally:
-            with suppress(OSError):
-                lock.unlink()
-            os.close(descriptor)
+            if descriptor is not None:
+                system.close_and_remove(descriptor, lock)
 
 
-def _lock(lock: Path, path: Path) -> int:
+def _lock(lock: Path, path: Path) -> int | None:
+    """An open file that is locked; None where there are no locks."""
     while True:
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        descriptor = os.open(lock, flags, 0o666)
+        descriptor = system.open_file(lock, os.O_RDWR | os.O_CREAT | system.NOT_THROUGH_LINKS)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not system.lock(descriptor):
+                if _has_locks(path.parent):
+                    raise BlockingIOError
+                system.close_and_remove(descriptor, lock)
+                return None
             # The holder before may have removed the file between our open and our lock.
             if os.path.samestat(os.fstat(descriptor), os.stat(lock)):
                 return descriptor
@@ -88,32 +127,36 @@ def _lock(lock: Path, path: Path) -> int:
         os.close(descriptor)
 
 
+def _has_locks(folder: Path) -> bool:
+    """Whether a file that nobody else has can be locked: Windows, and SMB, refuse what another
+    holds as others refuse all locks."""
+    with TemporaryFile(dir=folder) as file:
+        return system.lock(file.fileno())
+
+
 def keep_writers_out(descriptor: int, path: Path) -> None:
     """Nobody writes an open file in place until it is closed; SystemFailure ("busy") if one does.
 
     Any number of readers may. Where a file system has no locks there is none.
     """
-    _flock(descriptor, fcntl.LOCK_SH, path, "writing")
+    _keep_out(descriptor, path, "writing", shared=True)
 
 
 def keep_readers_out(descriptor: int, path: Path) -> None:
     """Nobody reads an open file until it is closed; SystemFailure ("busy") if somebody does."""
-    _flock(descriptor, fcntl.LOCK_EX, path, "reading")
+    _keep_out(descriptor, path, "reading", shared=False)
 
 
 def let_writers_in(descriptor: int) -> None:
     """Take `keep_writers_out` back, for the one who is going to write."""
-    with suppress(OSError):
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
+    system.unlock(descriptor)
 
 
-def _flock(descriptor: int, how: int, path: Path, doing: str) -> None:
+def _keep_out(descriptor: int, path: Path, doing: str, *, shared: bool) -> None:
     try:
-        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+        system.lock(descriptor, shared=shared)
     except BlockingIOError:
         raise _busy(path, doing) from None
-    except OSError:
-        return
 
 
 def _busy(path: Path, doing: str) -> SystemFailure:
@@ -139,9 +182,8 @@ def check_writable(path: Path, size: int, *, force: bool) -> None:
             raise FileNotFoundError(errno.ENOENT, "the folder does not exist", path.parent)
         if not os.access(path.parent, os.W_OK):
             raise PermissionError(errno.EACCES, "permission denied", path.parent)
-        space = os.statvfs(path.parent)
-    free = space.f_bavail * space.f_frsize
-    if free < size:
+    free = system.free_bytes(path.parent)
+    if free is not None and free < size:
         raise SystemFailure(
             f"{path}: too little space on the disk; nothing was written",
             file=path,
@@ -151,7 +193,9 @@ def check_writable(path: Path, size: int, *, force: bool) -> None:
 
 
 @contextmanager
-def new_file(path: Path, size: int, *, force: bool = False) -> Iterator[int]:
+def new_file(
+    path: Path, size: int, *, force: bool = False, progress: Progress = SILENT
+) -> Iterator[int]:
     """A descriptor to write `path` through; the file appears whole when the block is over.
 
     size: bytes that will be written, looked for on the disk first. The caller is the
@@ -159,38 +203,30 @@ def new_file(path: Path, size: int, *, force: bool = False) -> Iterator[int]:
     """
     path = resolved(path)
     check_writable(path, size, force=force)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.sepme-tmp")
+    made = temporary(path)
     with uninterrupted(), writing(path):
         sweep(path)
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        descriptor = os.open(temporary, flags, 0o666)
+        descriptor = system.open_file(made, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try:
-            with interruptible():
-                _copy_owner(path, descriptor)
-                yield descriptor
-                os.fsync(descriptor)
+            try:
+                with interruptible():
+                    _copy_owner(path, descriptor, progress)
+                    yield descriptor
+                    os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
             check_writable(path, 0, force=force)
-            os.replace(temporary, path)
+            os.replace(made, path)
         except BaseException:
             with suppress(OSError):
-                temporary.unlink()
+                made.unlink()
             raise
-        finally:
-            os.close(descriptor)
         sync_folder(path)
 
 
 def sync_folder(path: Path) -> None:
     """Make what was made, renamed or removed beside `path` last."""
-    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        # Some network file systems sync files and know nothing of it for folders.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(descriptor)
+    system.sync_folder(path.parent)
 
 
 def remove(path: Path) -> None:
@@ -200,11 +236,19 @@ def remove(path: Path) -> None:
         sync_folder(path)
 
 
+def write_file(
+    path: Path, data: bytes, *, force: bool = False, progress: Progress = SILENT
+) -> None:
+    """A small file, whole or not at all; see `new_file`. The caller is the `only_writer`."""
+    with new_file(path, len(data), force=force, progress=progress) as descriptor:
+        write_all(descriptor, data, 0)
+
+
 def write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
     """All of `data` at `offset`; a single write may take less."""
     view = memoryview(data).cast("B")
     while view:
-        written = os.pwrite(descriptor, view, offset)
+        written = system.write_at(descriptor, view, offset)
         view, offset = view[written:], offset + written
 
 
@@ -219,12 +263,10 @@ def copy_range(
     before = -source_offset % BLOCK
     if before and (source_offset - target_offset) % BLOCK == 0:
         count = min(count, before)
-    with suppress(OSError):
-        copied = os.copy_file_range(source, target, count, source_offset, target_offset)
-        if copied:
-            return copied
+    if copied := system.copy_within(source, source_offset, target, target_offset, count):
+        return copied
     with reading(path):
-        data = os.pread(source, min(count, COPY_BYTES), source_offset)
+        data = system.read_at(source, min(count, COPY_BYTES), source_offset)
     write_all(target, data, target_offset)
     return len(data)
 
@@ -245,13 +287,19 @@ def copy_all(
         done += copied
 
 
-def _copy_owner(path: Path, descriptor: int) -> None:
+def _copy_owner(path: Path, descriptor: int, progress: Progress) -> None:
     """A replaced file keeps its mode, and its owner where that is allowed."""
     with suppress(FileNotFoundError):
-        status = path.stat()
-        with suppress(PermissionError):
-            os.fchown(descriptor, status.st_uid, status.st_gid)
-        os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
+        if not system.copy_owner(descriptor, path.stat()):
+            warn_of_mode(path, progress)
+
+
+def warn_of_mode(path: Path, progress: Progress) -> None:
+    """Say that a file there does not have the mode that it should have."""
+    progress.warn(
+        f"{path.parent}: this file system does not let sepme say who may read a file, so look at "
+        "the permissions of what it writes there"
+    )
 
 
 def sweep(path: Path) -> None:
@@ -259,7 +307,9 @@ def sweep(path: Path) -> None:
 
     The caller is its only writer.
     """
-    stale = re.compile(re.escape(f".{path.name}") + r"(\.sepme-(undo|pending))?\.\d+\.sepme-tmp")
+    ours = (path, companion(path, UNDO), companion(path, PENDING))
+    names = (re.escape(shortened(file, AROUND_TEMPORARY)) for file in ours)
+    stale = re.compile(rf"\.({'|'.join(names)})\.\d+{re.escape(_TEMPORARY)}")
     for name in os.listdir(path.parent):
         if stale.fullmatch(name):
             with suppress(FileNotFoundError):
@@ -269,7 +319,7 @@ def sweep(path: Path) -> None:
 def read_exactly(descriptor: int, count: int, offset: int) -> bytes:
     """`count` bytes at `offset` of an open file, fewer only where the file ends."""
     parts = []
-    while count > 0 and (part := os.pread(descriptor, count, offset)):
+    while count > 0 and (part := system.read_at(descriptor, count, offset)):
         parts.append(part)
         count, offset = count - len(part), offset + len(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)

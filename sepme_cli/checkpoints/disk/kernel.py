@@ -25,9 +25,10 @@ def start_writing(descriptor: int, offset: int, count: int) -> None:
 
 
 def _call(name: str, *arguments: object) -> None:
-    function = getattr(ctypes.CDLL(None, use_errno=True), name, None)
-    if function is None:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    try:
+        function = getattr(ctypes.CDLL(None, use_errno=True), name)
+    except (AttributeError, TypeError):  # as macOS and as Windows say that there is none
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS)) from None
     if function(*arguments) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))

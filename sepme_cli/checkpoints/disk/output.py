@@ -6,15 +6,18 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sepme_cli.checkpoints.disk.failures import writing
-from sepme_cli.checkpoints.disk.files import new_file, only_writer, write_all
+from sepme_cli.checkpoints.disk.files import only_writer, write_file
 from sepme_cli.errors import UsageError
+from sepme_cli.progress import SILENT, Progress
 
 
-def write_output(target: Path | BinaryIO, data: bytes, *, force: bool) -> None:
+def write_output(
+    target: Path | BinaryIO, data: bytes, *, force: bool, progress: Progress = SILENT
+) -> None:
     """Write a whole file, or to a stream. force: an existing file may be replaced."""
     if isinstance(target, Path):
-        with only_writer(target), new_file(target, len(data), force=force) as descriptor:
-            write_all(descriptor, data, 0)
+        with only_writer(target, progress):
+            write_file(target, data, force=force, progress=progress)
     else:
         with writing(Path("-")):
             target.write(data)

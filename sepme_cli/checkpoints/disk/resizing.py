@@ -10,9 +10,10 @@ import os
 from pathlib import Path
 
 from sepme_cli.checkpoints.disk.failures import reading, writing
-from sepme_cli.checkpoints.disk.files import BLOCK, write_all
+from sepme_cli.checkpoints.disk.files import BLOCK, temporary, write_all
 from sepme_cli.checkpoints.disk.interrupts import uninterrupted
 from sepme_cli.checkpoints.disk.kernel import fallocate
+from sepme_cli.checkpoints.disk.system import first_hole, open_file
 
 _COLLAPSE_RANGE = 0x08
 _INSERT_RANGE = 0x20
@@ -24,12 +25,12 @@ def can_resize(path: Path) -> bool:
 
     Tried on a small file beside it, since no system says what it can do. Raises SystemFailure.
     """
-    trial = path.with_name(f".{path.name}.{os.getpid()}.sepme-tmp")
+    trial = temporary(path)
     with reading(path), path.open("rb") as file:
         if find_hole(file.fileno()) is not None:
             return False
     with uninterrupted(), writing(path):
-        descriptor = os.open(trial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        descriptor = open_file(trial, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try:
             write_all(descriptor, bytes(2 * BLOCK), 0)
             insert(descriptor, BLOCK)
@@ -58,7 +59,7 @@ def collapse(descriptor: int, offset: int, count: int) -> None:
 def find_hole(descriptor: int) -> tuple[int, int] | None:
     """Where an open file's first hole begins and how long it is; None if it has none."""
     size = os.fstat(descriptor).st_size
-    begin = os.lseek(descriptor, 0, os.SEEK_HOLE) if size else 0
+    begin = first_hole(descriptor, size) if size else 0
     if begin >= size:
         return None
     try:

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 _PARTS = (
-    *("unet", "vae", "scheduler"),
-    *("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
-)
+    "unet", "vae", "scheduler",
+    "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2",
+)  # fmt: skip
 """The folders that erasing and drawing read."""
 _INDEX = "model_index.json"
 

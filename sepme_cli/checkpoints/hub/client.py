@@ -63,8 +63,10 @@ def asking(place: HubPlace) -> Iterator["HfApi"]:
     except HfHubHTTPError as error:
         raise _refused(place, error.response.status_code) from error
     except (
-        *(RevisionResolutionError, OfflineModeIsEnabled),
-        *(httpx2.HTTPError, XetDownloadError),
+        RevisionResolutionError,
+        OfflineModeIsEnabled,
+        httpx2.HTTPError,
+        XetDownloadError,
     ) as error:
         raise _not_reached(place, error.__cause__ or error) from error
     except HFValidationError as error:
@@ -121,7 +123,7 @@ def bars(progress: Progress) -> type[Any]:
     class Bars(tqdm):  # type: ignore[misc]
         def __init__(self, *args: Any, **said: Any) -> None:
             self._left = 0
-            super().__init__(*args, **{**said, "disable": True})
+            super().__init__(*args, **said | {"disable": True})
 
         def update(self, n: float | None = 1) -> None:
             steps, self._left = divmod(self._left + int(n or 0), MIB)

@@ -53,7 +53,7 @@ def undo_if_interrupted(path: Path, progress: Progress) -> None:
     Raises SystemFailure ("busy") while that write is going on, or somebody reads the files.
     """
     if pending_path(path).exists():
-        with only_writer(path):
+        with only_writer(path, progress):
             undo_interrupted(path, progress)
 
 

@@ -27,6 +27,8 @@ from patch_spec.header import (
 from sepme_cli.checkpoints.disk.failures import reading
 from sepme_cli.checkpoints.disk.files import (
     BLOCK,
+    PENDING,
+    companion,
     copy_all,
     new_file,
     read_exactly,
@@ -40,7 +42,6 @@ from sepme_cli.progress import Progress
 
 Side = Literal["old", "new"]
 
-_SUFFIX = ".sepme-pending"
 _HEADER = "header"
 _FILES = "sepme_pending"
 
@@ -176,7 +177,9 @@ class Pending:
         if not isinstance(name, str):
             return False
         path = PurePosixPath(name)
-        if path.parts[:1] != (self.path.name.removesuffix(_SUFFIX),) or ".." in path.parts:
+        if not path.parts or path.is_absolute() or ".." in path.parts:
+            return False
+        if companion(self.folder / path.parts[0], PENDING) != self.path:
             return False
         return resolved(self.folder / path) == self.folder / path
 
@@ -220,8 +223,7 @@ class Pending:
 
 def pending_path(path: Path) -> Path:
     """The pending journal of a checkpoint, a file or a folder."""
-    path = resolved(path)
-    return path.with_name(path.name + _SUFFIX)
+    return companion(resolved(path), PENDING)
 
 
 def write_pending(

@@ -14,6 +14,8 @@ from patch_spec.header import Header, TensorEntry, encode_header, read_header
 from patch_spec.undo import HEADER_TENSOR, METADATA_KEY, UndoRecord, original_header, undo_record
 from sepme_cli.checkpoints.disk.failures import reading
 from sepme_cli.checkpoints.disk.files import (
+    UNDO,
+    companion,
     copy_all,
     new_file,
     read_exactly,
@@ -76,8 +78,7 @@ class Journal:
 
 def undo_path(path: Path) -> Path:
     """The undo journal of a checkpoint."""
-    path = resolved(path)
-    return path.with_name(f"{path.name}.sepme-undo")
+    return companion(resolved(path), UNDO)
 
 
 def write_undo(path: Path, state: State, record: UndoRecord) -> None:

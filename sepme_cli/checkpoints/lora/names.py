@@ -8,12 +8,10 @@ LDM does. PEFT has diffusers' names with dots.
 from collections.abc import Iterable
 from typing import Literal
 
-from patch_spec.base import Family
+from sepme_cli.checkpoints.structure.families import Family
 from sepme_cli.checkpoints.structure.layout import Layout, span_of
 
 LoraFormat = Literal["kohya", "peft"]
-
-_LDM_FAMILIES = ("sdxl", "sdxl-refiner")
 
 _KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("text encoder", ("lora.te", "text.encoder", "text.model")),
@@ -30,7 +28,7 @@ def module_name(target: str, family: Family, span: int, to: LoraFormat) -> str:
     """The module of a target in a LoRA file. span: L of the UNet, see `span_of`."""
     if to == "peft":
         return f"unet.{_module(target)}"
-    layout = Layout("", span) if family in _LDM_FAMILIES else Layout("", naming="diffusers")
+    layout = Layout("", span) if family.single_file_modules else Layout("", naming="diffusers")
     return f"lora_unet_{_joined(layout.stored(target))}"
 
 

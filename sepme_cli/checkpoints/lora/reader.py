@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -17,7 +17,8 @@ from sepme_cli.checkpoints.disk.failures import reading
 from sepme_cli.checkpoints.lora.names import LoraFormat
 from sepme_cli.checkpoints.reading.opening import open_weights
 from sepme_cli.checkpoints.reading.tensors import Stored, stored_in
-from sepme_cli.checkpoints.structure.dtypes import NAMES, readable
+from sepme_cli.checkpoints.structure.dtypes import INTEGERS, NAMES, readable
+from sepme_cli.checkpoints.structure.layout import Layout
 from sepme_cli.errors import MalformedError, UnsupportedError
 
 Float64 = npt.NDArray[np.float64]
@@ -36,19 +37,26 @@ _PARTS: Mapping[str, str] = {
     ".lora_linear_layer.down.weight": "down",
     ".lora_linear_layer.up.weight": "up",
     ".alpha": "alpha",
+    ".diff": "difference",
 }
-"""What follows a module's name: of kohya's scripts, PEFT and older diffusers."""
+"""What follows a module's name: of kohya's scripts, PEFT and older diffusers; and of LyCORIS and
+ComfyUI, which also keep a weight's whole change."""
 _ALGORITHMS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"(.+)\.(dora_scale|lora_magnitude_vector)\b.*"), "DoRA"),
     (re.compile(r"(.+)\.hada_.*"), "LoHa"),
     (re.compile(r"(.+)\.lokr_.*"), "LoKr"),
     (re.compile(r"(.+)\.lora_mid\b.*"), "LoCon"),
     (re.compile(r"(.+)\.oft_.*"), "OFT"),
-    (re.compile(r"(.+)\.(diff|diff_b|w_norm|b_norm)"), "a full difference"),
+    (re.compile(r"(.+)\.(diff_b|w_norm|b_norm)"), "a difference of biases or norms"),
 )
 """What tells that a module does something else than add up @ down."""
 _UNKNOWN = "something unknown"
 _PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_IN_FOLDERS = (
+    *(_PEFT_FILE, "pytorch_lora_weights.safetensors"),
+    *("adapter_model.bin", "pytorch_lora_weights.bin"),
+)
+"""What PEFT and diffusers call a LoRA in a folder of its own; the first that is there is read."""
 _DIFFUSERS_CONFIG, _DIFFUSERS_UNET = "lora_adapter_metadata", "unet."
 
 
@@ -56,8 +64,8 @@ _DIFFUSERS_CONFIG, _DIFFUSERS_UNET = "lora_adapter_metadata", "unet."
 class LoraModule:
     """What a LoRA does to one module.
 
-    parts: "up", "down" and perhaps "alpha". algorithm: "LoRA", or what else it is. factor: of
-    up @ down, where no alpha says it.
+    parts: "up", "down" and perhaps "alpha", or "difference". algorithm: "LoRA" for any of these,
+    or what else it is. config: what says the factor of up @ down, where no alpha does.
     """
 
     name: str
@@ -65,20 +73,44 @@ class LoraModule:
     algorithm: str
     config: Mapping[str, Any] = field(repr=False, default_factory=dict)
 
-    def pair(self) -> tuple[Float64, Float64]:
-        """up [out, r], with the factor in it, and down [r, in], kernels laid flat.
+    def delta(self) -> Float64:
+        """What is added to the weight [out, in], kernels laid flat.
 
         Raises MalformedError for a half that is not there, shapes that do not fit and numbers
         that are not finite; UnsupportedError for another algorithm or dtype.
         """
+        self._check()
+        if (whole := self.parts.get("difference")) is not None:
+            return _flat(whole)
+        up, down = self._pair()
+        delta: Float64 = up @ down
+        return delta
+
+    def energy(self) -> float:
+        """|delta|^2, Frobenius, of a pair from the small matrices; raises what `delta` does."""
+        self._check()
+        if (whole := self.parts.get("difference")) is not None:
+            return float(np.square(_flat(whole)).sum())
+        up, down = self._pair()
+        return float(np.sum((up.T @ up) * (down @ down.T)))
+
+    def _check(self) -> None:
         if self.algorithm != "LoRA":
             raise UnsupportedError(
                 f"{self.name} is {self.algorithm}, which is not up @ down",
                 expected="a plain LoRA",
                 found=self.algorithm,
             )
+        if "difference" in self.parts and {"up", "down"} & self.parts.keys():
+            raise MalformedError(
+                f"{self.name} is said twice, and it is not known which of the two is meant",
+                expected="lora_up and lora_down, or diff",
+                found=", ".join(sorted(self.parts)),
+            )
+
+    def _pair(self) -> tuple[Float64, Float64]:
+        """up [out, r], with the factor in it, and down [r, in]."""
         up, down = (self._read(part) for part in ("up", "down"))
-        up, down = up.reshape(len(up), -1), down.reshape(len(down), -1)
         if up.shape[1] != len(down) or not len(down):
             raise MalformedError(
                 f"{self.name}: the two halves do not fit together",
@@ -95,11 +127,12 @@ class LoraModule:
                 expected="lora_up and lora_down, or lora_B and lora_A",
                 found="none" if stored is None else list(stored.shape),
             )
-        return _values(stored)
+        return _flat(stored)
 
     def _factor(self, rank: int) -> float:
         if (stored := self.parts.get("alpha")) is not None:
-            values = _values(stored)
+            # diffusers writes the rank as it has it: a whole number.
+            values = _values(stored, INTEGERS)
             if values.size != 1:
                 raise MalformedError(f"{self.name}: alpha is not one number", found=values.size)
             return float(values.reshape(-1)[0]) / rank
@@ -115,35 +148,37 @@ class LoraModule:
 
 @dataclass(frozen=True)
 class LoraFile:
-    """An open LoRA. digest: SHA-256 of the file's data section; metadata does not count."""
+    """An open LoRA.
+
+    name: what the file, or the folder that it was found in, is called. digest: SHA-256 of the
+    file's data section; metadata does not count.
+    """
 
     path: Path
+    name: str
     format: LoraFormat
     modules: tuple[LoraModule, ...] = field(repr=False)
     metadata: Mapping[str, str] = field(repr=False)
     digest: str
 
-    @property
-    def name(self) -> str:
-        """What the file, or PEFT's folder, is called."""
-        return self.path.parent.name if self.path.name == _PEFT_FILE else self.path.stem
-
 
 @contextmanager
 def open_lora(path: Path) -> Iterator[LoraFile]:
-    """Open a LoRA in kohya's, PEFT's or diffusers' format, or PEFT's folder.
+    """Open a LoRA in kohya's, PEFT's or diffusers' format, or a folder of PEFT's or diffusers'.
 
     Raises UnsupportedError for a file without a LoRA, and what `open_weights` raises.
     """
-    if path.is_dir():
-        path = path / _PEFT_FILE
-        if not path.exists():
+    folder = path if path.is_dir() else None
+    if folder is not None:
+        found = next((name for name in _IN_FOLDERS if (folder / name).exists()), None)
+        if found is None:
             raise UnsupportedError(
-                f"{path.parent} is no folder that PEFT saved",
-                file=path.parent,
-                expected=_PEFT_FILE,
+                f"{folder} is no folder that PEFT or diffusers saved a LoRA in; name the file",
+                file=folder,
+                expected=" or ".join(_IN_FOLDERS[:2]),
                 found="none",
             )
+        path = folder / found
     file = open_weights(path)
     try:
         metadata = file.header.metadata
@@ -151,17 +186,21 @@ def open_lora(path: Path) -> Iterator[LoraFile]:
         modules = tuple(_modules(stored_in(file).values(), config))
         known = (module for module in modules if module.algorithm != _UNKNOWN)
         if not any(module.parts.keys() != {"alpha"} for module in known):
+            names = [entry.name for entry in file.header.tensors]
+            model = Layout.of(names) is not None
             raise UnsupportedError(
-                f"{path} is no LoRA",
+                f"{path} is a model and no LoRA: sepme import --edited takes one that was edited"
+                if model
+                else f"{path} is no LoRA",
                 file=path,
                 expected="tensors named ….lora_down.weight, or ….lora_A.weight",
-                found=f"{len(file.header.tensors)} other tensors",
+                found=f"{len(names)} other tensors",
             )
         kohya = any(module.name.startswith(("lora_", "lycoris_")) for module in modules)
         data = file.read_range(0, file.header.data_length, "the data section")
-        yield LoraFile(
-            path, "kohya" if kohya else "peft", modules, metadata, sha256(data).hexdigest()
-        )
+        named = path.parent.name if folder or path.name == _PEFT_FILE else path.stem
+        digest = sha256(data).hexdigest()
+        yield LoraFile(path, named, "kohya" if kohya else "peft", modules, metadata, digest)
     finally:
         file.close()
 
@@ -207,8 +246,17 @@ def _config(metadata: Mapping[str, str], path: Path) -> Mapping[str, Any]:
     return {}
 
 
-def _values(stored: Stored) -> Float64:
-    if stored.dtype not in NAMES:
+def _flat(stored: Stored) -> Float64:
+    """A matrix, or a convolution's kernels as one."""
+    if len(stored.shape) not in (2, 4) or 0 in stored.shape:
+        raise MalformedError(
+            f"{stored.name} is no matrix", expected="[out, in]", found=list(stored.shape)
+        )
+    return _values(stored).reshape(stored.shape[0], -1)
+
+
+def _values(stored: Stored, also: Container[str] = ()) -> Float64:
+    if stored.dtype not in NAMES and stored.dtype not in also:
         raise UnsupportedError(
             f"{stored.file.path}: {stored.name} is stored as {readable(stored.dtype)}",
             file=stored.file.path,

@@ -7,28 +7,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from patch_spec.base import Family
 from patch_spec.header import encode_header
 from patch_spec.validate import canonical_order
 from sepme_cli.checkpoints.lora.names import LoraFormat
 from sepme_cli.checkpoints.structure.dtypes import numpy_dtype
+from sepme_cli.checkpoints.structure.families import Family
 
 Array = npt.NDArray[Any]
 Pair = tuple[Array, Array]
 """up [out, r] and down [r, d] of a module: what is added to its weight is up @ down."""
 
-_KOHYA_VERSIONS: Mapping[Family, str] = {
-    "sd1": "sd_v1",
-    "sd2": "sd_v2",
-    "sdxl": "sdxl_base_v1-0",
-    "sdxl-refiner": "sdxl_refiner_v1-0",
-}
-_ARCHITECTURES: Mapping[Family, str] = {
-    "sd1": "stable-diffusion-v1",
-    "sd2": "stable-diffusion-v2-512",
-    "sdxl": "stable-diffusion-xl-v1-base",
-    "sdxl-refiner": "stable-diffusion-xl-v1-refiner",
-}
 _LDM_CODE = "https://github.com/Stability-AI/generative-models"
 _NAMES: Mapping[LoraFormat, tuple[str, str]] = {
     "kohya": ("lora_up", "lora_down"),
@@ -70,21 +58,20 @@ def lora_metadata(
     name: of the file, without its ending.
     """
     told = f"takes out {', '.join(concepts)}; exported from a patch by {tool}, nothing was trained"
-    ldm = family.startswith("sdxl")
     kohya = {
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(rank),
         "ss_network_alpha": str(float(rank)),
-        "ss_v2": str(family == "sd2"),
-        "ss_base_model_version": _KOHYA_VERSIONS[family],
+        "ss_v2": str(family.kohya == "sd_v2"),
+        "ss_base_model_version": family.kohya,
         "ss_output_name": name,
         "ss_training_comment": told,
     }
     return {
         **(kohya if to == "kohya" else {"format": "pt"}),
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": f"{_ARCHITECTURES[family]}/lora",
-        "modelspec.implementation": _LDM_CODE if ldm else "diffusers",
+        "modelspec.architecture": f"{family.modelspec}/lora",
+        "modelspec.implementation": _LDM_CODE if family.single_file_modules else "diffusers",
         "modelspec.title": ", ".join(concepts),
         "modelspec.description": told,
     }

@@ -23,7 +23,7 @@ from sepme_cli.checkpoints.structure.dtypes import readable
 from sepme_cli.checkpoints.structure.families import Family, detect
 from sepme_cli.checkpoints.structure.folders import ModelFolder, model_folder, weights_sets
 from sepme_cli.checkpoints.structure.headers import RECORD
-from sepme_cli.checkpoints.structure.layout import UNET, Layout
+from sepme_cli.checkpoints.structure.layout import Layout
 from sepme_cli.errors import MalformedError, UnsupportedError
 from sepme_cli.places import Place
 from sepme_cli.progress import SILENT, Progress
@@ -80,7 +80,7 @@ class Checkpoint:
         """How it comes: "single-file", "diffusers", or of a UNet alone, "unet" and the naming."""
         if self.folder is not None and self.folder.unet != self.folder.path:
             return "diffusers"
-        whole = self.layout.prefix == UNET
+        whole = self.layout.naming == "ldm" and self.layout.outer is not None
         return "single-file" if whole and self.folder is None else f"unet ({self.layout.naming})"
 
     @property
@@ -162,6 +162,11 @@ def _open(path: Path, progress: Progress) -> Checkpoint:
         targets = find_targets(variants, layout, path)
         for note in _left_out(files):
             progress.say(note)
+        if any(getattr(file, "unmapped", False) for file in files):
+            progress.warn(
+                f"{path}: this file system maps no files into memory, so all of it was read, and "
+                "takes as much memory as it is long"
+            )
         return Checkpoint(
             path,
             files,

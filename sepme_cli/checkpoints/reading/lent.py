@@ -1,33 +1,40 @@
 """Text encoders from elsewhere, for a UNet that comes without."""
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from sepme_cli.checkpoints.disk.failures import reading
 from sepme_cli.checkpoints.hub.cache import local
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
-from sepme_cli.checkpoints.reading.networks import Network, open_set
+from sepme_cli.checkpoints.reading.networks import Network, open_set, text_encoder_in
 from sepme_cli.checkpoints.reading.opening import open_weights
 from sepme_cli.checkpoints.reading.tensors import Stored, stored_in
-from sepme_cli.checkpoints.structure.families import Family
 from sepme_cli.checkpoints.structure.folders import ModelFolder, weights_sets
+from sepme_cli.checkpoints.structure.layout import Layout
 from sepme_cli.errors import UnsupportedError
 from sepme_cli.places import Place
 
-_TOKENS = "embeddings.token_embedding.weight"
+_TOKENS = re.compile(
+    r"(?P<place>(?:\w+\.)*?)"
+    r"(?:(?:text_model\.)?embeddings\.|(?P<openclip>))token_embedding\.weight"
+)
+"""The table of tokens of a text encoder, in transformers' names or in OpenCLIP's, and what stands
+before the names of that encoder."""
 
 
 def lend_text_encoders(checkpoint: Checkpoint, sources: Sequence[Place], stack: ExitStack) -> None:
     """Have text encoders from these sources stand for the checkpoint's own.
 
     sources: checkpoints in one file, model folders, text encoders' folders, or files with a text
-    encoder in transformers' names. stack: closes them.
+    encoder in transformers' or OpenCLIP's names. stack: closes them.
     Raises UnsupportedError for a path without a text encoder of the family.
     """
     for source in sources:
         path = local(source)
-        found = list(_text_encoders(checkpoint.family, path, stack))
+        found = list(_text_encoders(checkpoint, path, stack))
         if not found:
             names = ", ".join(stream.name for stream in checkpoint.family.streams)
             raise UnsupportedError(
@@ -39,20 +46,20 @@ def lend_text_encoders(checkpoint: Checkpoint, sources: Sequence[Place], stack: 
         checkpoint.networks.lend(found)
 
 
-def _text_encoders(family: Family, path: Path, stack: ExitStack) -> Iterator[Network]:
+def _text_encoders(checkpoint: Checkpoint, path: Path, stack: ExitStack) -> Iterator[Network]:
     with reading(path):
         is_folder = path.is_dir()
     if not is_folder:
         file = open_weights(path)
         stack.callback(file.close)
-        yield from _in_file(family, stored_in(file))
+        yield from _in_file(checkpoint, stored_in(file), path)
         return
     folder = ModelFolder(path)
-    inner = [(stream, path / stream.folder) for stream in family.streams]
+    inner = [(stream, path / stream.folder) for stream in checkpoint.family.streams]
     places = [(stream, place) for stream, place in inner if place.is_dir()]
     if not places and (sets := weights_sets(path)):
         _, tensors = open_set(sets[0], folder, stack)
-        yield _alone(family, tensors, folder)
+        yield from _alone(checkpoint, tensors, path, folder.config("unet"))
     for stream, place in places:
         if sets := weights_sets(place):
             _, tensors = open_set(sets[0], folder, stack)
@@ -66,22 +73,52 @@ def _text_encoders(family: Family, path: Path, stack: ExitStack) -> Iterator[Net
             )
 
 
-def _in_file(family: Family, tensors: dict[str, Stored]) -> Iterator[Network]:
-    for stream in family.streams:
-        named = {
-            name.removeprefix(stream.prefix): stored
-            for name, stored in tensors.items()
-            if name.startswith(stream.prefix)
-        }
-        if named:
-            yield Network(stream.name, stream.naming, named, unused_layers=stream.unused_layers)
-    if any(name.removeprefix("text_model.") == _TOKENS for name in tensors):
-        yield _alone(family, tensors, None)
+def _in_file(checkpoint: Checkpoint, tensors: dict[str, Stored], path: Path) -> Iterator[Network]:
+    layout = Layout.of(tensors)
+    outer = "" if layout is None else layout.outer or ""
+    found = [
+        network
+        for stream in checkpoint.family.streams
+        if (network := text_encoder_in(tensors, stream, outer)) is not None
+    ]
+    # The text encoder of a whole checkpoint of another family is none of this one's.
+    yield from found if found or layout is not None else _alone(checkpoint, tensors, path)
 
 
-def _alone(family: Family, tensors: dict[str, Stored], folder: ModelFolder | None) -> Network:
-    """A text encoder of its own: bigG's copies have a projection, CLIP-L's in XL have none."""
-    projects = "text_projection.weight" in tensors
-    stream = family.streams[-1 if projects else 0]
-    config = folder.config("unet") if folder is not None else None
-    return Network(stream.name, "transformers", tensors, config)
+def _alone(
+    checkpoint: Checkpoint,
+    tensors: Mapping[str, Stored],
+    path: Path,
+    config: Mapping[str, Any] | None = None,
+) -> Iterator[Network]:
+    """Text encoders that no checkpoint's names stand before, told apart by how wide they are.
+
+    The narrower of XL's two is CLIP-L. Both have a projection in the files of some programs.
+    """
+    streams = checkpoint.family.streams
+    taken: set[str] = set()
+    for name, token in tensors.items():
+        known = _TOKENS.fullmatch(name)
+        if known is None or len(token.shape) != 2:
+            continue
+        narrow = 2 * token.shape[1] < checkpoint.width
+        stream = streams[0 if narrow else -1]
+        if stream.name in taken:
+            raise UnsupportedError(
+                f"{path} holds several text encoders that could be {stream.name}; name a file with "
+                "one",
+                file=path,
+                expected="one",
+                found="several",
+            )
+        taken.add(stream.name)
+        place = known["place"]
+        own = {n.removeprefix(place): s for n, s in tensors.items() if n.startswith(place)}
+        fused = known["openclip"] is not None
+        yield Network(
+            stream.name,
+            "openclip" if fused else "transformers",
+            own,
+            config,
+            unused_layers=stream.unused_layers if fused else 0,
+        )

@@ -9,12 +9,13 @@ from typing import Any
 
 from sepme_cli.checkpoints.reading.opening import open_weights
 from sepme_cli.checkpoints.reading.tensors import Stored, WeightsFile, stored_in
-from sepme_cli.checkpoints.structure.families import Family
+from sepme_cli.checkpoints.structure.families import Family, TextStream
 from sepme_cli.checkpoints.structure.folders import ModelFolder, WeightsSet, weights_sets
 from sepme_cli.checkpoints.structure.layout import Layout, Naming
 from sepme_cli.errors import MalformedError
 
-VAE = "first_stage_model."
+_VAES: Mapping[str, Naming] = {"first_stage_model.": "ldm", "vae.": "diffusers"}
+"""What a VAE's names begin with in one file, of a checkpoint and of a pipeline of diffusers'."""
 
 
 @dataclass(frozen=True)
@@ -105,14 +106,14 @@ class Networks:
             return Network(name, self.layout.naming, _under(self.layout.prefix, self.unet), config)
         if self.folder is not None:
             return self._in_folder(name, self.folder)
+        outer = self.layout.outer or ""
         if name == "vae":
-            tensors = _under(VAE, self.unet)
-            return Network(name, "ldm", tensors) if tensors else None
-        stream = next((one for one in self.family.streams if one.name == name), None)
-        tensors = {} if stream is None else _under(stream.prefix, self.unet)
-        if stream is None or not tensors:
+            for prefix, naming in _VAES.items():
+                if tensors := _under(outer + prefix, self.unet):
+                    return Network(name, naming, tensors)
             return None
-        return Network(name, stream.naming, tensors, unused_layers=stream.unused_layers)
+        stream = next((one for one in self.family.streams if one.name == name), None)
+        return None if stream is None else text_encoder_in(self.unet, stream, outer)
 
     def _in_folder(self, name: str, folder: ModelFolder) -> Network | None:
         streams = {stream.name: stream.folder for stream in self.family.streams}
@@ -126,6 +127,19 @@ class Networks:
         naming: Naming = "diffusers" if name == "vae" else "transformers"
         config = folder.config(place)
         return Network(name, naming, tensors, config, tokenizer=tokenizer)
+
+
+def text_encoder_in(
+    tensors: Mapping[str, Stored], stream: TextStream, outer: str = ""
+) -> Network | None:
+    """A text encoder in a file that holds other networks too; None where it is not there.
+
+    outer: what stands before all names of the model.
+    """
+    if found := _under(outer + stream.prefix, tensors):
+        return Network(stream.name, stream.naming, found, unused_layers=stream.unused_layers)
+    found = _under(f"{outer}{stream.folder}.", tensors)
+    return Network(stream.name, "transformers", found) if found else None
 
 
 def _under(prefix: str, tensors: Mapping[str, Stored]) -> dict[str, Stored]:

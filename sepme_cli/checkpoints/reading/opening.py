@@ -8,18 +8,12 @@ from typing import BinaryIO
 from patch_spec.header import PREFIX_BYTES, Header, header_length, parse_header
 from sepme_cli.checkpoints.disk.failures import reading
 from sepme_cli.checkpoints.disk.files import keep_writers_out, read_exactly
-from sepme_cli.checkpoints.reading.tensors import ZIP, WeightsFile
-from sepme_cli.errors import MalformedError, UnsupportedError
+from sepme_cli.checkpoints.reading.foreign import ZIP, telling
+from sepme_cli.checkpoints.reading.tensors import WeightsFile
+from sepme_cli.errors import UnsupportedError
 
 PICKLED = frozenset({".ckpt", ".pt", ".pth", ".bin"})
 """What files are called that torch has saved."""
-
-_FOREIGN_MAGIC: tuple[tuple[bytes, str], ...] = (
-    (ZIP, "a pickle in a zip archive, as torch saves them"),
-    *((b"\x80" + bytes([protocol]), "a pickle") for protocol in range(1, 6)),
-    (b"GGUF", "a GGUF file"),
-    (b"\x89HDF", "an HDF5 file"),
-)
 
 
 def open_weights(path: Path, place: str = "") -> WeightsFile:
@@ -63,23 +57,7 @@ def _is_pickled(file: BinaryIO) -> bool:
 def _read_header(file: BinaryIO, path: Path) -> tuple[Header, bytes]:
     size = os.fstat(file.fileno()).st_size
     prefix = file.read(PREFIX_BYTES)
-    try:
-        with reading(path):
-            length = header_length(prefix, size)
-            text = read_exactly(file.fileno(), length, PREFIX_BYTES)
-            return parse_header(prefix, text, size), prefix + text
-    except MalformedError:
-        _refuse_by_magic(prefix, path)
-        raise
-
-
-def _refuse_by_magic(prefix: bytes, path: Path) -> None:
-    """Say what a file is that is no safetensors file. An extension says nothing of that."""
-    kind = next((kind for magic, kind in _FOREIGN_MAGIC if prefix.startswith(magic)), None)
-    if kind is not None:
-        raise MalformedError(
-            f"{path} is {kind}, not a safetensors file; have it converted to safetensors first",
-            file=path,
-            expected="a safetensors file",
-            found=kind,
-        )
+    with reading(path), telling(path):
+        length = header_length(prefix, size)
+        text = read_exactly(file.fileno(), length, PREFIX_BYTES)
+        return parse_header(prefix, text, size), prefix + text

@@ -2,21 +2,32 @@
 
 import io
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO, cast
 
 from patch_spec.container import patch_bytes, read_patch
+from patch_spec.errors import FormatError
+from patch_spec.header import read_header
 from patch_spec.increment import Increment
 from patch_spec.manifest import Patch
 from patch_spec.stack import StackEntry
 from sepme_cli.arguments import PlaceLike, Words, as_place, several
 from sepme_cli.checkpoints.disk.failures import reading, writing
-from sepme_cli.checkpoints.disk.files import check_own, new_file, resolved, sync_folder, write_all
+from sepme_cli.checkpoints.disk.files import (
+    check_own,
+    companion,
+    resolved,
+    sync_folder,
+    write_file,
+)
 from sepme_cli.checkpoints.hub.cache import local
-from sepme_cli.errors import RefusedError, UsageError
+from sepme_cli.checkpoints.reading.foreign import telling
+from sepme_cli.checkpoints.reading.kinds import kind_of
+from sepme_cli.errors import MalformedError, RefusedError, UsageError
 from sepme_cli.increments import Scaled
 from sepme_cli.places import HubPlace
 
@@ -51,8 +62,39 @@ def read_patch_file(source: PatchSource) -> PatchFile:
             return _read("standard input", place)
     if isinstance(place, HubPlace):
         _ = place.file
-    with reading(place), local(place).open("rb") as file:
+    path = local(place)
+    with reading(place), telling_patch(path, place), path.open("rb") as file:
         return _read(str(place), file)
+
+
+@contextmanager
+def telling_patch(path: Path, name: object) -> Iterator[None]:
+    """As `telling`, of a file that should be a patch; a model in its place is told, too."""
+    try:
+        with telling(path, "a patch", name):
+            yield
+    except MalformedError as error:
+        if path.suffix == ".sepme" or not _is_safetensors(path):
+            raise
+        raise MalformedError(
+            f"{name} is a safetensors file, and no patch: the model comes first, then the patches; "
+            "sepme import makes a patch of a LoRA",
+            file=name,
+            expected="a patch",
+            found="a safetensors file without a patch's manifest",
+        ) from error
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file has a safetensors header, and nothing that says it is a patch."""
+    if kind_of(path) != "checkpoint" or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        try:
+            read_header(file, path.stat().st_size)
+        except FormatError:
+            return False
+    return True
 
 
 def read_patch_files(sources: Patches) -> tuple[PatchFile, ...]:
@@ -107,8 +149,7 @@ def named(part: Increment | StackEntry, name: str) -> bool:
 
 def kept_folder(path: Path) -> Path:
     """Where in-place commands keep the patches that are in a checkpoint, beside it."""
-    path = resolved(path)
-    return path.with_name(f"{path.name}.sepme-applied")
+    return companion(resolved(path), ".sepme-applied")
 
 
 def kept_patches(path: Path) -> tuple[PatchFile, ...]:
@@ -131,9 +172,7 @@ def keep_patches(path: Path, files: Iterable[PatchFile]) -> None:
             folder.mkdir()
             sync_folder(folder)
         for digest in wanted.keys() - present.keys():
-            data = patch_bytes(wanted[digest].patch)
-            with new_file(folder / f"{digest}.sepme", len(data)) as descriptor:
-                write_all(descriptor, data, 0)
+            write_file(folder / f"{digest}.sepme", patch_bytes(wanted[digest].patch))
         for digest in present.keys() - wanted.keys():
             present[digest].unlink()
         if not wanted and folder.is_dir() and not any(folder.iterdir()):

@@ -2,7 +2,7 @@
 
 Torch's weights-only loader builds tensors and plain containers and refuses everything else; the
 file is mapped into memory, so that tensors are read from it when they are asked for. The only
-module of this floor that needs torch.
+module of this floor that needs torch, beside the table of its dtypes.
 """
 
 import errno
@@ -12,7 +12,7 @@ import warnings
 import zipfile
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,24 +22,25 @@ from torch import Tensor
 from patch_spec.header import PREFIX_BYTES, TensorEntry, encode_header, parse_header
 from sepme_cli.checkpoints.disk.failures import reading, system_failure
 from sepme_cli.checkpoints.disk.files import COPY_BYTES, read_exactly, write_all
+from sepme_cli.checkpoints.disk.system import maps_files
+from sepme_cli.checkpoints.reading.foreign import (
+    TORCH_ARCHIVE,
+    TORCH_PICKLE,
+    ZIP,
+    cut_off,
+    foreign,
+    refuse,
+)
 from sepme_cli.checkpoints.reading.opcodes import check_cost
-from sepme_cli.checkpoints.reading.tensors import ZIP, WeightsFile
+from sepme_cli.checkpoints.reading.tensors import WeightsFile
+from sepme_cli.checkpoints.structure.torch_dtypes import TORCH
 from sepme_cli.errors import MalformedError
 
-_DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
+_DTYPES = {theirs: name for name, theirs in TORCH.items()}
+_SAVED = "a file that torch has saved"
+_LIST = b"PK\x05\x06"
+_LIST_WITHIN = 2**16 + 22
+"""How far from its end an archive says where its list of members is."""
 _PICKLE_BYTES = 8 * 2**20
 """A zip member that is no tensor; real ones have some hundred kilobytes."""
 
@@ -48,11 +49,33 @@ class _ModelCheckpoint:
     """Stands for the class of PyTorch Lightning's whose name the original v1 files hold."""
 
 
+class _OfNumpy:
+    """Stands for all of numpy's that is met beside weights: scalars, dtypes and arrays.
+
+    Nothing of it is wanted, and numpy's own would build what a hostile file says.
+    """
+
+    def __init__(self, *args: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
 _UNSAFE = re.compile(r"GLOBAL ([\w.]*\w)")
 """What a refusal by torch says it would have had to call."""
 _HARMLESS: list[Any] = [
     (_ModelCheckpoint, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
+    (_OfNumpy, "numpy.dtype"),
+    (_OfNumpy, "numpy.ndarray"),
+    *(
+        (_OfNumpy, f"numpy.{core}.multiarray.{name}")
+        for core in ("core", "_core")  # before and since numpy 2
+        for name in ("scalar", "_reconstruct")
+    ),
 ]
+_WRAPPERS = ("model_state_dict", "model", "module")
+"""What training programs put a dictionary of weights under, beside Lightning's `state_dict`."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +83,14 @@ class PickledFile(WeightsFile):
     """A pickled file as if its tensors lay one after the other in a safetensors file.
 
     tensors: by name, mapped into memory. left_out: what else it holds (optimizer states and the
-    like). file_bytes: how long the file is.
+    like). file_bytes: how long the file is. unmapped: read into memory whole, as the file system
+    maps nothing.
     """
 
     tensors: Mapping[str, Tensor] = field(repr=False, default_factory=dict)
     left_out: tuple[str, ...] = ()
     file_bytes: int = 0
+    unmapped: bool = False
 
     @property
     def written_place(self) -> str:
@@ -105,37 +130,89 @@ def open_pickled(path: Path, place: str, file: BinaryIO) -> PickledFile:
     Raises MalformedError for what is no dictionary of tensors, what is compressed, and what would
     run code, naming what it would run.
     """
-    loaded = _load(path, file)
+    # By how it begins, as torch does: what is found from its end may be another archive.
+    archive = read_exactly(file.fileno(), len(ZIP), 0) == ZIP
+    unmapped = archive and not maps_files(file.fileno())
+    loaded = _load(path, file, archive=archive, mapped=archive and not unmapped)
     if not isinstance(loaded, dict):
         raise _no_weights(path, type(loaded).__name__)
-    inner = loaded.get("state_dict", loaded)
-    outer = loaded if "state_dict" in loaded else {}
+    inside = _wrapper(path, loaded)
+    inner = loaded if inside is None else loaded[inside]
+    outer = {} if inside is None else loaded
     if not isinstance(inner, dict):
         raise _no_weights(path, type(inner).__name__)
+    if inside is None:
+        inner = _joined(inner)
     tensors = {name: value for name, value in inner.items() if _is_weight(name, value)}
     _check_sizes(path, file, tensors)
     if not tensors:
         raise _no_weights(path, f"{len(inner)} other things")
     rest = [str(name) for name in inner if name not in tensors]
-    rest += [str(name) for name in outer if name != "state_dict"]
+    rest += [str(name) for name in outer if name != inside]
     with reading(path):
         header_bytes = encode_header({}, list(_entries(tensors)))
         header = parse_header(header_bytes[:PREFIX_BYTES], header_bytes[PREFIX_BYTES:], None)
     size = os.fstat(file.fileno()).st_size
-    return PickledFile(path, place, header, header_bytes, file, tensors, tuple(rest), size)
+    return PickledFile(
+        path, place, header, header_bytes, file, tensors, tuple(rest), size, unmapped
+    )
 
 
-def _load(path: Path, file: BinaryIO) -> Any:
-    # By how it begins, as torch does: what is found from its end may be another archive.
-    mapped = read_exactly(file.fileno(), len(ZIP), 0) == ZIP
+def _wrapper(path: Path, loaded: Mapping[Any, Any]) -> str | None:
+    """Under which of its names a dictionary has its weights; None where it is they.
+
+    Raises MalformedError where that could be any of several.
+    """
+    if "state_dict" in loaded:
+        return "state_dict"
+    if any(_is_weight(name, value) for name, value in loaded.items()):
+        return None
+    found = [name for name in _WRAPPERS if _holds_weights(loaded.get(name))]
+    if len(found) > 1:
+        raise MalformedError(
+            f"{path} holds several models ({', '.join(found)}); save the one that is meant alone",
+            file=path,
+            expected="one dictionary of tensors",
+            found=", ".join(found),
+        )
+    return found[0] if found else None
+
+
+def _joined(loaded: Mapping[Any, Any]) -> dict[Any, Any]:
+    """A dictionary of dictionaries of weights, such as one for each network or module, as one of
+    weights; as it is where it holds weights itself."""
+    if any(_is_weight(name, value) for name, value in loaded.items()):
+        return dict(loaded)
+    joined: dict[Any, Any] = {}
+    for name, value in loaded.items():
+        if isinstance(name, str) and _holds_weights(value):
+            joined |= {f"{name}.{part}": weight for part, weight in value.items()}
+        else:
+            joined[name] = value
+    return joined
+
+
+def _holds_weights(value: object) -> bool:
+    return isinstance(value, dict) and any(_is_weight(*item) for item in value.items())
+
+
+def _load(path: Path, file: BinaryIO, *, archive: bool, mapped: bool) -> Any:
     try:
-        if mapped:
+        if archive:
             _check_archive(path, file)
         else:
             _check_pickles(path)
+    except MalformedError as error:
+        if (strange := _strange(path)) is None:
+            raise
+        raise strange from error
     # A seek to before the beginning, and names in no encoding, are not told by a type of its own.
     except (zipfile.BadZipFile, RuntimeError, ValueError, OSError, EOFError) as error:
-        raise MalformedError(f"{path} is damaged, or hostile: {error}", file=path) from error
+        raise (
+            _strange(path, str(error))
+            or (_cut_off(path, file) if archive else None)
+            or MalformedError(f"{path} is damaged, or hostile: {error}", file=path)
+        ) from error
     try:
         with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
             # It warns of every protocol that it does not write itself.
@@ -148,11 +225,14 @@ def _load(path: Path, file: BinaryIO) -> Any:
             raise system_failure(error, path) from error
         unsafe = _UNSAFE.search(str(error))
         if unsafe is None:
-            raise MalformedError(
-                f"{path} cannot be read as a file that torch has saved; it may be damaged",
-                file=path,
-                expected="a file that torch has saved",
-                found=type(error).__name__,
+            raise (
+                _strange(path)
+                or MalformedError(
+                    f"{path} cannot be read as a file that torch has saved; it may be damaged",
+                    file=path,
+                    expected=_SAVED,
+                    found=type(error).__name__,
+                )
             ) from error
         raise MalformedError(
             f"{path} holds more than weights, and loading it would run code of its own; have it "
@@ -161,6 +241,30 @@ def _load(path: Path, file: BinaryIO) -> Any:
             expected="tensors",
             found=unsafe[1],
         ) from error
+
+
+def _strange(path: Path, reason: str = "") -> MalformedError | None:
+    """What to say of a file that torch has not saved; None for one that it has, or may have.
+
+    reason: why it cannot be read, if that says more.
+    """
+    with path.open("rb") as file:
+        if file.read(len(TORCH_PICKLE)) == TORCH_PICKLE:
+            return None
+    found = foreign(path)
+    if found is None or found.title == TORCH_ARCHIVE:
+        return None
+    detail = f"{found.detail} ({reason})" if reason else found.detail
+    return refuse(path, replace(found, detail=detail), _SAVED)
+
+
+def _cut_off(path: Path, file: BinaryIO) -> MalformedError | None:
+    """What to say of an archive without the list of members that ends all of them."""
+    size = os.fstat(file.fileno()).st_size
+    tail = min(size, _LIST_WITHIN)
+    if _LIST in read_exactly(file.fileno(), tail, size - tail):
+        return None
+    return cut_off(path, "a list of what is in the archive, at its end", "none")
 
 
 def _check_archive(path: Path, file: BinaryIO) -> None:
@@ -242,6 +346,6 @@ def _no_weights(path: Path, found: str) -> MalformedError:
     return MalformedError(
         f"{path} holds no weights by name",
         file=path,
-        expected="a dictionary of tensors, or one under 'state_dict'",
+        expected="a dictionary of tensors, or one under 'state_dict', 'model' and the like",
         found=found,
     )

@@ -49,7 +49,7 @@ def find_targets(
     found = []
     for tensor in variants[0]:
         if name := layout.target(tensor):
-            copies = tuple(_copies(variants, tensor, path))
+            copies = tuple(_copies(variants, tensor, layout.outer or "", path))
             shape = copies[0].shape
             for copy in copies:
                 _check(copy, shape, path)
@@ -102,10 +102,10 @@ def base_of(
 
 
 def _copies(
-    variants: Sequence[Mapping[str, Stored]], tensor: str, path: str | PathLike[str]
+    variants: Sequence[Mapping[str, Stored]], tensor: str, outer: str, path: str | PathLike[str]
 ) -> Iterator[Stored]:
     yield variants[0][tensor]
-    if twin := variants[0].get(ema_twin(tensor)):
+    if twin := variants[0].get(ema_twin(tensor, outer)):
         yield twin
     for other in variants[1:]:
         if tensor not in other:

@@ -18,10 +18,16 @@ from sepme_cli.errors import MalformedError, UnsupportedError
 
 Array = npt.NDArray[Any]
 
-ZIP = b"PK\x03\x04"
-"""How a file begins that torch has saved, but for its oldest format, which is a bare pickle."""
 _SCALES = (".scale_weight", ".weight_scale")
 """What follows a layer's name in the name of its weight's scale: of older and newer files."""
+_COMPANIONS = (
+    *_SCALES,
+    *(".scale_input", ".input_scale"),
+    *(".scale_output", ".output_scale"),
+    *(".scaled_fp8", ".comfy_quant"),
+)
+"""What follows a layer's, or a network's, name in that of a number that quantising left beside the
+weights: their scales, those of what goes in and out, and marks. None of them is a parameter."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +115,11 @@ class Stored:
             return None
         scales = self.file.read(self.scale).astype(np.float64)
         return scales.reshape((-1, *[1] * (len(self.shape) - 1)) if scales.size > 1 else ())
+
+
+def is_companion(name: str) -> bool:
+    """Whether a tensor of this name is no parameter of its network but tells how one is stored."""
+    return f".{name}".endswith(_COMPANIONS)
 
 
 def stored_in(file: WeightsFile) -> dict[str, Stored]:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from patch_spec.digest import tensor_fingerprint, text_encoder_fingerprint
 from patch_spec.errors import FormatError
 from sepme_cli.checkpoints.reading.networks import Network
-from sepme_cli.checkpoints.reading.tensors import Stored
+from sepme_cli.checkpoints.reading.tensors import Stored, is_companion
 from sepme_cli.checkpoints.structure.dtypes import NAMES, readable
 from sepme_cli.checkpoints.structure.layout import Naming
 from sepme_cli.errors import MalformedError, UnsupportedError
@@ -72,6 +72,8 @@ def transformers_name(naming: Naming, name: str) -> str | None:
 
     A fused `attn.in_proj_weight` is three tensors there, and called "….self_attn.weight" here.
     """
+    if is_companion(name):
+        return None
     if naming == "transformers":
         plain = name.removeprefix("text_model.")
         return (
@@ -104,6 +106,17 @@ def _fingerprints(named: dict[str, Stored], path: str | PathLike[str]) -> Iterat
 def _fingerprinted(
     name: str, stored: Stored, path: str | PathLike[str]
 ) -> Sequence[tuple[str, str]]:
+    check_numbers(stored, path)
+    try:
+        return [(part, tensor_fingerprint(value)) for part, value in unfused(name, stored)]
+    except FormatError as error:
+        raise MalformedError(
+            f"{path}: the values of {stored.name} are not all finite in fp16", file=path
+        ) from error
+
+
+def check_numbers(stored: Stored, path: str | PathLike[str]) -> None:
+    """UnsupportedError, with the file named, for a tensor in a dtype that sepme does not read."""
     if stored.dtype not in NAMES:
         raise UnsupportedError(
             f"{path}: {stored.name} is stored as {readable(stored.dtype)}",
@@ -111,12 +124,6 @@ def _fingerprinted(
             expected="fp32, fp16, bf16 or fp8",
             found=readable(stored.dtype),
         )
-    try:
-        return [(part, tensor_fingerprint(value)) for part, value in unfused(name, stored)]
-    except FormatError as error:
-        raise MalformedError(
-            f"{path}: the values of {stored.name} are not all finite in fp16", file=path
-        ) from error
 
 
 def unfused(name: str, stored: Stored) -> Iterator[tuple[str, Array]]:

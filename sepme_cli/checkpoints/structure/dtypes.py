@@ -13,6 +13,12 @@ FP8: Mapping[str, str] = MappingProxyType({"F8_E4M3": "fp8_e4m3", "F8_E5M2": "fp
 NAMES: Mapping[str, str] = MappingProxyType({"F64": "fp64", **CASTS, **FP8})
 """What the floating dtypes that sepme patches are called, by their name in the header."""
 
+INTEGERS: Mapping[str, str] = MappingProxyType(
+    {f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)}
+    | {f"U{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)}
+)
+"""What numpy calls the integers, by their name in the header."""
+
 _NUMPY: Mapping[str, np.dtype[Any]] = MappingProxyType(
     {
         "F64": np.dtype("<f8"),
@@ -21,12 +27,13 @@ _NUMPY: Mapping[str, np.dtype[Any]] = MappingProxyType(
         "BF16": np.dtype(ml_dtypes.bfloat16),
         "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
         "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+        **{dtype: np.dtype(name).newbyteorder("<") for dtype, name in INTEGERS.items()},
     }
 )
 
 
 def numpy_dtype(dtype: str) -> np.dtype[Any]:
-    """numpy's dtype for one of NAMES."""
+    """numpy's dtype for one of NAMES or INTEGERS."""
     return _NUMPY[dtype]
 
 

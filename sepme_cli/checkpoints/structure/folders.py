@@ -24,6 +24,24 @@ _INDEX = re.compile(
 _SHARD = re.compile(r".*-\d{5}-of-\d{5}(\.[\w-]+)?\.safetensors")
 _NUMBER = re.compile(r"-\d{5}-of-\d{5}")
 _OTHER_COPIES = (".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".onnx", ".onnx_data", ".h5", ".xml")
+_NO_COPIES = re.compile(
+    r"(optimizer|scheduler|scaler|rng_state|random_states|training_args|trainer_state"
+    r"|custom_checkpoint|pytorch_lora_weights|adapter_model|learned_embeds).*"
+)
+"""What training leaves beside weights, and what is put on top of them: none are copies of them."""
+_EXPORTS: Mapping[str, str] = {
+    ".onnx": "an ONNX export",
+    ".gguf": "a GGUF export",
+    ".engine": "TensorRT engines",
+    ".plan": "TensorRT engines",
+    ".trt": "TensorRT engines",
+    ".mlpackage": "a Core ML export",
+    ".mlmodelc": "a Core ML export",
+    ".msgpack": "Flax weights",
+    ".h5": "TensorFlow weights",
+}
+"""What weights are called that other programs make of a model's."""
+_SINGLE_FILES = (".safetensors", ".ckpt")
 _JSON_BYTES = 16 * 2**20
 
 
@@ -71,11 +89,11 @@ class ModelFolder:
         """Files that hold the same weights in a shape that sepme does not patch here."""
         used = {path for one in weights_sets(self.unet) for path in one.shards}
         for path in sorted(self.unet.iterdir()):
-            if path.name.endswith(_OTHER_COPIES) and path not in used:
+            if _may_be_a_copy(path, _OTHER_COPIES) and path not in used:
                 yield path
         if self.unet != self.path:
             for path in sorted(self.path.iterdir()):
-                if path.is_file() and path.name.endswith((".safetensors", *_OTHER_COPIES)):
+                if path.is_file() and _may_be_a_copy(path, (".safetensors", *_OTHER_COPIES)):
                     yield path
 
 
@@ -96,14 +114,49 @@ def model_folder(path: Path) -> ModelFolder:
         )
     folder = ModelFolder(path)
     if not weights_sets(folder.unet):
-        raise UnsupportedError(
-            f"{path} is a folder without a UNet's weights; name a .safetensors file, or a model's "
-            "folder",
-            file=path,
-            expected="unet/diffusion_pytorch_model.safetensors",
-            found=", ".join(sorted(child.name for child in path.iterdir())[:5]) or "nothing",
-        )
+        raise _no_model(folder)
     return folder
+
+
+def _may_be_a_copy(path: Path, endings: tuple[str, ...]) -> bool:
+    return path.name.endswith(endings) and not _NO_COPIES.match(path.name)
+
+
+def _no_model(folder: ModelFolder) -> UnsupportedError:
+    """What to say of a folder without a UNet's weights: what it is, as far as its names tell."""
+    path = folder.path
+    names = sorted(child.name for child in path.iterdir())
+    inner = sorted(child.name for child in folder.unet.iterdir())
+    return UnsupportedError(
+        f"{path} is a folder without a UNet's weights; {_instead(folder, names, inner)}",
+        file=path,
+        expected="unet/diffusion_pytorch_model.safetensors",
+        found=", ".join((inner or names)[:5]) or "nothing",
+    )
+
+
+def _instead(folder: ModelFolder, names: Sequence[str], inner: Sequence[str]) -> str:
+    path = folder.path
+    if export := next((_EXPORTS[end] for n in inner if (end := Path(n).suffix) in _EXPORTS), None):
+        return (
+            f"it holds {export}, made of a model for another program: name the model that it was "
+            "made from"
+        )
+    if "openvino_model.xml" in inner:
+        return "it holds an OpenVINO export: name the model that it was made from"
+    if folder.unet != path:
+        return "its unet folder holds none: the download is not whole, get it again"
+    if any(name.startswith(("adapter_config", "pytorch_lora_weights")) for name in names):
+        return "it holds a LoRA: name the model; sepme import makes a patch of a LoRA"
+    if files := [name for name in names if name.endswith(_SINGLE_FILES)]:
+        return f"name the model in it: {', '.join(files[:5])}"
+    if "snapshots" in names:
+        places = sorted(f"snapshots/{child.name}" for child in (path / "snapshots").iterdir())
+        return f"it is a hub's cache: name the snapshot in it: {', '.join(places[:5])}"
+    models = [name for name in names if (path / name / "unet").is_dir()]
+    if models:
+        return f"name the model's folder in it: {', '.join(models[:5])}"
+    return "name a .safetensors file, or a model's folder"
 
 
 def weights_sets(folder: Path) -> tuple[WeightsSet, ...]:

@@ -8,7 +8,7 @@ L = layers_per_block + 1, ``input_blocks.{i}.1`` is
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -19,6 +19,18 @@ Naming = Literal["ldm", "diffusers", "transformers", "openclip"]
 
 UNET = "model.diffusion_model."
 EMA = "model_ema."
+
+_FIRST = {"ldm": "input_blocks.0.0.weight", "diffusers": "conv_in.weight"}
+"""The UNet's first convolution, by whose names it has."""
+_IN_PIPELINE = "unet."
+"""What stands before a UNet's names in a whole pipeline of diffusers' in one file."""
+_WRAPPED = re.compile(
+    r"(?:(?:module|_orig_mod|state_dict|model|diffusion_model|unet|pipe|net|model_ema|ema_model|ema)"
+    r"\.)+"
+)
+"""What else programs put there: DataParallel, torch.compile, Lightning, keepers of averages."""
+_WRAPPER = re.compile(r"(?:(?:module|_orig_mod)\.)+$")
+"""What of that is around the UNet itself, and not around the model that it is part of."""
 
 # As programs write numbers: 01, or the digits of another script, would give one weight two names.
 _NUMBER = r"(?:0|[1-9][0-9]{0,3})"
@@ -49,17 +61,51 @@ class Layout:
 
     @classmethod
     def of(cls, names: Iterable[str]) -> Self | None:
-        """The layout of a file with these tensor names; None if it has no such UNet."""
+        """The layout of a file with these tensor names; None if it has no such UNet.
+
+        Raises UnsupportedError where there are several, and none is in its usual place.
+        """
+        return next(iter(cls.all_of(names)), None)
+
+    @classmethod
+    def all_of(cls, names: Iterable[str]) -> list[Self]:
+        """Every layout that a file with these tensor names may have, the likeliest first; raises as
+        `of` does."""
         known = frozenset(names)
-        for prefix in (UNET, ""):
-            if f"{prefix}input_blocks.0.0.weight" in known:
-                return cls(prefix, _span(known, prefix))
-        for prefix in ("", "unet."):
-            if f"{prefix}conv_in.weight" in known and any(
-                name.startswith(f"{prefix}down_blocks.") for name in known
-            ):
-                return cls(prefix, naming="diffusers")
-        return None
+        usual = (
+            *((prefix, "ldm") for prefix in (UNET, "")),
+            *((prefix, "diffusers") for prefix in ("", _IN_PIPELINE)),
+        )
+        if found := list(cls._at(known, usual)):
+            return found
+        found = list(cls._at(known, _wrapped(known)))
+        if len(found) > 1:
+            places = ", ".join(layout.prefix for layout in found)
+            raise UnsupportedError(
+                f"there are several UNets here ({places}); save the one that is meant alone",
+                expected="one UNet",
+                found=places,
+            )
+        return found
+
+    @classmethod
+    def _at(cls, names: frozenset[str], places: Iterable[tuple[str, str]]) -> Iterator[Self]:
+        """The layouts with these prefixes and namings that the names have."""
+        for prefix, naming in places:
+            if f"{prefix}{_FIRST[naming]}" not in names:
+                continue
+            if naming == "ldm":
+                yield cls(prefix, _span(names, prefix))
+            elif any(name.startswith(f"{prefix}down_blocks.") for name in names):
+                yield cls(prefix, naming="diffusers")
+
+    @property
+    def outer(self) -> str | None:
+        """What stands before all names of the model that the UNet is part of, "" for nothing; None
+        where it is alone."""
+        inner = UNET if self.naming == "ldm" else _IN_PIPELINE
+        place = _WRAPPER.sub("", self.prefix)
+        return place.removesuffix(inner) if place.endswith(inner) else None
 
     def target(self, name: str) -> str | None:
         """What a patch calls the tensor `name`; None if it is no target."""
@@ -115,9 +161,30 @@ def span_of(targets: Iterable[str]) -> int:
     return max(up, default=_PUBLISHED_SPAN - 1) + 1
 
 
-def ema_twin(name: str) -> str:
-    """The name of the moving average that a full checkpoint keeps of the UNet tensor `name`."""
-    return EMA + name.removeprefix("model.").replace(".", "")
+def target_in_part(name: str, span: int) -> str | None:
+    """What a patch calls a tensor of a file that holds parts of a UNet, in either naming and behind
+    whatever programs put before the names; None if it is no target. span: L of the UNet."""
+    wrapped = _WRAPPED.match(name)
+    bare = name[wrapped.end() :] if wrapped else name
+    layouts = Layout("", span), Layout("", naming="diffusers")
+    return next((found for layout in layouts if (found := layout.target(bare))), None)
+
+
+def ema_twin(name: str, outer: str = "") -> str:
+    """The name of the moving average that a full checkpoint keeps of the UNet tensor `name`.
+
+    outer: what stands before all names of the checkpoint.
+    """
+    return outer + EMA + name.removeprefix(outer).removeprefix("model.").replace(".", "")
+
+
+def _wrapped(names: frozenset[str]) -> Iterator[tuple[str, str]]:
+    """Prefixes and namings that UNets have in unusual places, in the order of their names."""
+    for name in sorted(names):
+        for naming, first in _FIRST.items():
+            prefix = name.removesuffix(first)
+            if prefix != name and _WRAPPED.fullmatch(prefix):
+                yield prefix, naming
 
 
 def _span(names: frozenset[str], prefix: str) -> int:

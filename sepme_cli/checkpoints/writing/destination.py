@@ -3,7 +3,7 @@
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -11,9 +11,11 @@ from typing import BinaryIO
 from sepme_cli.checkpoints.disk.failures import reading, writing
 from sepme_cli.checkpoints.disk.files import check_own, check_writable, only_writer, resolved
 from sepme_cli.checkpoints.disk.interrupts import uninterrupted
+from sepme_cli.checkpoints.disk.system import replaces_open_files
+from sepme_cli.checkpoints.hub.cache import local
 from sepme_cli.checkpoints.journals.in_place import undo_interrupted
 from sepme_cli.checkpoints.journals.pending import pending_path
-from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
+from sepme_cli.checkpoints.reading.checkpoint import Checkpoint, open_checkpoint
 from sepme_cli.checkpoints.reading.opening import PICKLED
 from sepme_cli.checkpoints.reading.patches import keep_patches, kept_folder, kept_patches
 from sepme_cli.checkpoints.writing.companions import Kept, keep_undo, put_away, settle
@@ -26,34 +28,73 @@ from sepme_cli.progress import Progress
 
 @dataclass(frozen=True)
 class Destination:
-    """Where to write.
+    """Where what becomes of a model is written.
 
-    output: a file or a stream; None with in_place, or where nothing is to be written.
-    force: an existing file may be replaced.
+    output: a file or a stream; None with in_place, or where nothing is to be written. force: an
+    existing file may be replaced. dry: look for all that would go wrong, and write nothing.
+    Raises UsageError unless exactly one way to write is named, or none where none is needed, and
+    for a model on the hub in place: its cache is everybody's.
     """
 
+    model: Place
     output: Path | BinaryIO | None
     in_place: bool
     force: bool
+    dry: bool = False
 
-    def check_ways(self, model: Place, *, needed: bool) -> None:
-        """UsageError unless exactly one way to write is named, or none where none is needed.
-
-        Nothing is written in place that is on the hub: its cache is everybody's.
-        """
+    def __post_init__(self) -> None:
         ways = (self.output is not None) + self.in_place
-        if ways > 1 or (needed and not ways):
+        if ways > 1 or not (ways or self.dry):
             raise UsageError("name an output, or write in place: one of the two")
-        if self.in_place and isinstance(model, HubPlace):
+        if self.in_place and isinstance(self.model, HubPlace):
             raise UsageError(
-                f"{model}: what is on the hub cannot be written in place, and its cache on this "
-                "machine is shared with other programs; write a new one with -o",
+                f"{self.model}: what is on the hub cannot be written in place, and its cache on "
+                "this machine is shared with other programs; write a new one with -o",
                 expected="a model of your own, or -o",
-                found=model,
+                found=self.model,
             )
 
-    def check(self, model: Path) -> None:
-        """What writing would raise, as far as it can be told before the model is opened."""
+    @property
+    def path(self) -> Path | None:
+        """The file or folder that is written; None for a stream, and for nowhere."""
+        path = self.model if self.in_place else self.output
+        return path if isinstance(path, Path) and not is_special(path) else None
+
+    @property
+    def name(self) -> str | None:
+        """How results call it: the file's path, "-" for a stream, None for nowhere."""
+        if self.in_place:
+            return str(self.model)
+        if self.output is None:
+            return None
+        return str(self.output) if isinstance(self.output, Path) else "-"
+
+    @contextmanager
+    def opened(self, progress: Progress) -> Iterator["Target"]:
+        """The model, open, and what writes to here. Nobody else writes here meanwhile, so that
+        what is read stays true; what a run that was killed has left is undone and put away first.
+
+        Raises what opening a checkpoint raises, and what writing would raise as far as it can be
+        told before anything is read: UsageError, RefusedError, SystemFailure.
+        """
+        model = local(self.model, progress, whole=not self.dry)
+        self._check(model)
+        held = nullcontext() if self.dry else self._held(model, progress)
+        with held, open_checkpoint(model, progress) as checkpoint:
+            self._check_against(checkpoint)
+            if self.in_place and not self.dry:
+                put_away(checkpoint)
+            yield Target(self, checkpoint, progress)
+
+    def _check(self, model: Path) -> None:
+        path = self.path
+        if path and resolved(path) == resolved(model) and not replaces_open_files():
+            raise UsageError(
+                f"{model}: this system replaces no file that is open, so a model cannot be written "
+                "over itself; write to another file with -o",
+                expected="another file",
+                found=path,
+            )
         if not isinstance(self.output, Path) or is_special(self.output):
             return
         if model.is_dir():
@@ -62,7 +103,7 @@ class Destination:
         check_suffix(self.output)
         check_writable(self.output, 0, force=self.force)
 
-    def check_against(self, checkpoint: Checkpoint) -> None:
+    def _check_against(self, checkpoint: Checkpoint) -> None:
         """Whether a checkpoint of this shape can be written so; UsageError, RefusedError."""
         streams = not isinstance(self.output, Path) or is_special(self.output)
         if checkpoint.folder is not None and self.output is not None and streams:
@@ -84,72 +125,66 @@ class Destination:
                     found=f"a link to {os.readlink(file.path)}",
                 )
 
-    def tidy(self, checkpoint: Checkpoint) -> None:
-        """In place: put away what a run that was killed has left beside the checkpoint."""
-        if self.in_place:
-            put_away(checkpoint)
-
-    def check_space(self, checkpoint: Checkpoint, rewrites: Sequence[Rewrite]) -> None:
-        """SystemFailure if what is to be written does not fit on the disk."""
-        output = checkpoint.path if self.in_place else self.output
-        if not isinstance(output, Path) or is_special(output):
-            return
-        size = sum(rewrite.file_size for rewrite in rewrites)
-        if checkpoint.folder is None:
-            check_writable(output, size, force=self.force or self.in_place)
-        elif not self.in_place:
-            check_new_folder(output, checkpoint.path, force=self.force, size=size)
-
-    def path(self, model: Place) -> Path | None:
-        """The file or folder that is written; None for a stream, and for nowhere."""
-        path = model if self.in_place else self.output
-        return path if isinstance(path, Path) and not is_special(path) else None
-
-    def name(self, model: Path) -> str | None:
-        """How results call it: the file's path, "-" for a stream, None for nowhere."""
-        if self.in_place:
-            return str(model)
-        if self.output is None:
-            return None
-        return str(self.output) if isinstance(self.output, Path) else "-"
-
     @contextmanager
-    def held(self, model: Path, progress: Progress) -> Iterator[None]:
-        """The destination is ours alone meanwhile, so that what is read stays true.
-
-        An in-place write of it that was cut short is undone first.
-        """
-        path = self.path(model)
+    def _held(self, model: Path, progress: Progress) -> Iterator[None]:
+        """The destination is ours alone; an in-place write of it that was cut short is undone."""
+        path = self.path
         if path is None:
             yield
             return
-        with only_writer(path):
+        with only_writer(path, progress):
             if resolved(path) == resolved(model):
                 undo_interrupted(model, progress)
             yield
 
-    def write(
-        self,
-        checkpoint: Checkpoint,
-        rewrites: Sequence[Rewrite],
-        kept: Kept,
-        progress: Progress,
-    ) -> None:
-        """Write all of the checkpoint to where it goes. kept: what stays beside it in place."""
-        if self.in_place:
-            write_over(checkpoint, rewrites, kept, progress)
-        elif not isinstance(self.output, Path):
-            assert self.output is not None  # `check` has seen to it
-            write_stream(rewrites[0], self.output, progress)
-        elif is_special(self.output):
-            with writing(self.output), self.output.open("wb") as stream:
-                write_stream(rewrites[0], stream, progress)
-        elif checkpoint.folder is not None:
-            write_folder(
-                checkpoint.folder, rewrites, self.output, force=self.force, progress=progress
-            )
+
+@dataclass(frozen=True)
+class Target:
+    """A checkpoint that is open, and the destination that is held for it."""
+
+    destination: Destination
+    checkpoint: Checkpoint
+    progress: Progress
+
+    def write(self, rewrites: Sequence[Rewrite], kept: Kept) -> None:
+        """Write all of the checkpoint to where it goes, or look whether it could be.
+
+        kept: what stays beside it in place.
+        """
+        if self.destination.dry:
+            self._check_space(rewrites)
+            for rewrite in rewrites:
+                rewrite.rehearse(self.progress)
+        elif self.destination.in_place:
+            write_over(self.checkpoint, rewrites, kept, self.progress)
         else:
-            write_copy(rewrites[0], self.output, force=self.force, progress=progress)
+            self._write_new(rewrites)
+
+    def _write_new(self, rewrites: Sequence[Rewrite]) -> None:
+        output, force = self.destination.output, self.destination.force
+        assert output is not None  # without one it is dry or in place
+        if not isinstance(output, Path):
+            write_stream(rewrites[0], output, self.progress)
+        elif is_special(output):
+            with writing(output), output.open("wb") as stream:
+                write_stream(rewrites[0], stream, self.progress)
+        elif self.checkpoint.folder is not None:
+            folder = self.checkpoint.folder
+            write_folder(folder, rewrites, output, force=force, progress=self.progress)
+        else:
+            write_copy(rewrites[0], output, force=force, progress=self.progress)
+
+    def _check_space(self, rewrites: Sequence[Rewrite]) -> None:
+        """SystemFailure if what is to be written does not fit on the disk."""
+        to = self.destination
+        output = self.checkpoint.path if to.in_place else to.output
+        if not isinstance(output, Path) or is_special(output):
+            return
+        size = sum(rewrite.file_size for rewrite in rewrites)
+        if self.checkpoint.folder is None:
+            check_writable(output, size, force=to.force or to.in_place)
+        elif not to.in_place:
+            check_new_folder(output, self.checkpoint.path, force=to.force, size=size)
 
 
 def check_suffix(output: Path) -> None:
@@ -187,7 +222,7 @@ def write_over(
     old = [(rewrite.source, rewrite.source.header_bytes) for rewrite in rewrites]
     new = [(rewrite.source, rewrite.header_bytes) for rewrite in rewrites]
     for path in checkpoint.folder.unpatched() if checkpoint.folder else ():
-        progress.warn(f"{path} holds the same weights in another shape and stays as it is")
+        progress.warn(f"{path} seems to hold the same weights in another shape and stays as it is")
     with uninterrupted():
         try:
             if kept.record is not None:

@@ -7,14 +7,19 @@ from pathlib import Path
 
 from sepme_cli.checkpoints.disk.failures import writing
 from sepme_cli.checkpoints.disk.files import (
+    AROUND_TEMPORARY,
     check_writable,
     copy_all,
     new_file,
     resolved,
+    shortened,
     sync_folder,
+    temporary,
+    warn_of_mode,
 )
 from sepme_cli.checkpoints.disk.interrupts import interruptible, uninterrupted
 from sepme_cli.checkpoints.disk.kernel import exchange
+from sepme_cli.checkpoints.disk.system import set_mode
 from sepme_cli.checkpoints.structure.folders import ModelFolder, model_folder
 from sepme_cli.checkpoints.writing.writer import Rewrite, write_copy
 from sepme_cli.errors import SepmeError, SystemFailure, UsageError
@@ -51,7 +56,7 @@ def check_new_folder(output: Path, model: Path, *, force: bool, size: int = 0) -
             f"{output}: there is such a folder already; --force overwrites it", file=output
         )
     # A folder needs the space and the rights that a file beside it would need.
-    check_writable(output.with_name(f"{output.name}.sepme-tmp"), total, force=True)
+    check_writable(temporary(output), total, force=True)
 
 
 def _is_model(path: Path) -> bool:
@@ -77,17 +82,17 @@ def write_folder(
     Raises SystemFailure, and what making the tensors raises.
     """
     output = resolved(output)
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.sepme-tmp")
+    made = temporary(output)
     with uninterrupted(), writing(output):
         _sweep(output)
         check_new_folder(output, folder.path, force=force)
         try:
-            temporary.mkdir()
+            made.mkdir()
             with interruptible():
-                _fill(temporary, folder, rewrites, progress)
-            _put(temporary, output)
+                _fill(made, folder, rewrites, progress)
+            _put(made, output)
         except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(made, ignore_errors=True)
             raise
 
 
@@ -98,7 +103,9 @@ def _fill(
     unpatched = set(folder.unpatched())
     for path, place in model_files(folder.path):
         if path in unpatched:
-            progress.warn(f"{path} holds the same weights in another shape and was left out")
+            progress.warn(
+                f"{path} seems to hold the same weights in another shape and was left out"
+            )
             continue
         rewrite = rewritten.get(place)
         copy = target / (rewrite.source.written_place if rewrite else place)
@@ -106,7 +113,7 @@ def _fill(
         if rewrite is not None:
             write_copy(rewrite, copy, progress=progress)
         else:
-            _copy(path, copy)
+            _copy(path, copy, progress)
     for parent, _, _ in os.walk(target, topdown=False):
         sync_folder(Path(parent) / "any")
 
@@ -121,24 +128,25 @@ def model_files(folder: Path) -> Iterator[tuple[Path, str]]:
                 yield path, path.relative_to(folder).as_posix()
 
 
-def _copy(path: Path, copy: Path) -> None:
+def _copy(path: Path, copy: Path, progress: Progress) -> None:
     size = path.stat().st_size
     with path.open("rb") as source, new_file(copy, size) as target:
         copy_all(source.fileno(), 0, target, 0, size, path)
-        os.fchmod(target, path.stat().st_mode & 0o777)
+        if not set_mode(target, path.stat().st_mode & 0o777):
+            warn_of_mode(copy, progress)
 
 
-def _put(temporary: Path, output: Path) -> None:
+def _put(made: Path, output: Path) -> None:
     """Rename a finished folder to its name, in exchange for the one that has it."""
     if not output.exists():
-        temporary.rename(output)
+        made.rename(output)
         sync_folder(output)
         return
-    aside = temporary
-    if not _exchange(temporary, output):
-        aside = output.with_name(f".{output.name}.{os.getpid()}{_ASIDE}")
+    aside = made
+    if not _exchange(made, output):
+        aside = temporary(output, _ASIDE)
         output.rename(aside)
-        temporary.rename(output)
+        made.rename(output)
     # Only then: the files could be gone for good before the new names are there for good.
     sync_folder(output)
     shutil.rmtree(aside)
@@ -158,10 +166,11 @@ def _sweep(output: Path) -> None:
 
     Killed between two renames, it has left nothing else: the old folder then gets its name back.
     """
-    for path in output.parent.glob(f".{output.name}.*{_ASIDE}"):
+    name = shortened(output, AROUND_TEMPORARY)
+    for path in output.parent.glob(f".{name}.*{_ASIDE}"):
         if not output.exists():
             path.rename(output)
             sync_folder(output)
-    for path in output.parent.glob(f".{output.name}.*.sepme-tmp"):
+    for path in output.parent.glob(f".{name}.*.sepme-tmp"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

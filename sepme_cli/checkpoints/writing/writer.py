@@ -105,7 +105,7 @@ def write_copy(
     Raises SystemFailure, and what `rewrite.replaced` raises.
     """
     meter = _Meter(rewrite, output.name, progress)
-    with new_file(output, rewrite.file_size, force=force) as target:
+    with new_file(output, rewrite.file_size, force=force, progress=progress) as target:
         write_all(target, rewrite.header_bytes, 0)
         copier = ThreadPoolExecutor(max_workers=1)
         try:

@@ -1,0 +1,117 @@
+"""What another method made of a checkpoint: all of it again, or only the weights it changed."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sepme_cli.checkpoints.hub.cache import local
+from sepme_cli.checkpoints.reading.checkpoint import Checkpoint, open_checkpoint
+from sepme_cli.checkpoints.reading.opening import open_weights
+from sepme_cli.checkpoints.reading.targets import Target, base_of
+from sepme_cli.checkpoints.reading.tensors import Stored, is_companion, stored_in
+from sepme_cli.checkpoints.reading.text_encoders import check_numbers
+from sepme_cli.checkpoints.structure.layout import span_of, target_in_part
+from sepme_cli.errors import MismatchError, UnsupportedError
+from sepme_cli.places import Place
+from sepme_cli.progress import SILENT, Progress
+
+
+@dataclass(frozen=True)
+class Edited:
+    """targets: the base's, by name, as they are after the edit; the base's own where a file of
+    weights alone does not have them. whole: the checkpoint, None for such a file. others: what else
+    such a file holds, by its names there."""
+
+    path: Path
+    base: Checkpoint = field(repr=False)
+    targets: Mapping[str, Target] = field(repr=False)
+    whole: Checkpoint | None
+    others: Mapping[str, Stored] = field(repr=False, default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """What a patch made from the whole would call its base, text encoders aside."""
+        targets = [self.targets[target.name] for target in self.base.targets]
+        return base_of(self.base.family, targets, Target.read, self.path, {}).digest
+
+
+@contextmanager
+def open_edited(place: Place, base: Checkpoint, progress: Progress = SILENT) -> Iterator[Edited]:
+    """Open what another method made of `base`: a checkpoint, or a file with some of its weights.
+
+    Such files are what UCE and ESD save: keys and values of the cross-attention, or all of it, in
+    the names of diffusers or of a single file.
+    Raises MismatchError for weights of another model, and what `open_checkpoint` raises.
+    """
+    with ExitStack() as stack:
+        yield _opened(place, base, stack, progress)
+
+
+def _opened(place: Place, base: Checkpoint, stack: ExitStack, progress: Progress) -> Edited:
+    try:
+        whole = stack.enter_context(open_checkpoint(place, progress))
+    except UnsupportedError:
+        alone = _weights_alone(local(place, progress), base, stack)
+        if alone is None:
+            raise
+        return alone
+    _check_alike(base, whole)
+    return Edited(whole.path, base, whole.by_name, whole)
+
+
+def _check_alike(before: Checkpoint, after: Checkpoint) -> None:
+    shapes = [
+        {target.name: target.shape for target in checkpoint.targets}
+        for checkpoint in (before, after)
+    ]
+    if before.family != after.family or shapes[0] != shapes[1]:
+        raise MismatchError(
+            f"{after.path} is another kind of model than {before.path}",
+            file=after.path,
+            expected=f"{before.family.title}, {len(shapes[0])} weights, {before.width} wide",
+            found=f"{after.family.title}, {len(shapes[1])} weights, {after.width} wide",
+        )
+
+
+def _weights_alone(path: Path, base: Checkpoint, stack: ExitStack) -> Edited | None:
+    """A file that holds some of the base's targets and no UNet; None where it holds none."""
+    if path.is_dir():
+        return None
+    file = open_weights(path)
+    stack.callback(file.close)
+    span = span_of(base.by_name)
+    found: dict[str, Target] = {}
+    others: dict[str, Stored] = {}
+    for name, stored in stored_in(file).items():
+        target = target_in_part(name, span)
+        if target is None:
+            if not is_companion(name):
+                others[name] = stored
+        elif target in found:
+            raise MismatchError(
+                f"{path} has two tensors for {target}",
+                file=path,
+                expected="one",
+                found=f"{found[target].copies[0].name} and {name}",
+            )
+        else:
+            found[target] = _target(target, stored, base, path)
+    if not found:
+        return None
+    return Edited(path, base, {**base.by_name, **found}, None, others)
+
+
+def _target(name: str, stored: Stored, base: Checkpoint, path: Path) -> Target:
+    check_numbers(stored, path)
+    own = base.by_name.get(name)
+    if own is None or own.shape != stored.shape:
+        raise MismatchError(
+            f"{path} holds weights of another model than {base.path}",
+            file=path,
+            expected=f"{base.title}, {base.width} wide"
+            if own is None
+            else f"{name} of shape {list(own.shape)}",
+            found=f"{stored.name} of shape {list(stored.shape)}",
+        )
+    return Target(name, own.shape, (stored,))

@@ -1,0 +1,39 @@
+"""The methods of erasing there are, and what each needs; no network is known here."""
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to make increments.
+
+    name: what users and patches call it. home: "module:function" that makes them, imported when it
+    is used; called with the networks, the studies of concepts that are made together, settings,
+    images of the concept or None, and progress, it gives a `Made` for each study. learns: whether
+    it learns through the UNet, which takes its memory and time. images: whether it uses images of
+    the concept; only such a method can make increments together.
+    """
+
+    name: str
+    home: str
+    learns: bool = False
+    images: bool = False
+
+    @property
+    def increments(self) -> Any:
+        """The function that makes them."""
+        module, _, function = self.home.partition(":")
+        return getattr(import_module(module), function)
+
+
+#: What is taken where nothing is said, without images and with them.
+PLAIN, LEARNING = "closed-form", "sepme"
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method(PLAIN, "sepme_cli.diffusion.eraser:closed_form_increments"),
+        Method(LEARNING, "sepme_cli.diffusion.eraser:sepme_increments", learns=True, images=True),
+    )
+}

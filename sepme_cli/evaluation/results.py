@@ -1,0 +1,172 @@
+"""What an evaluation found, by the field's names; also read back from its report.
+
+UA, IRA and CRA are UnlearnCanvas' (Zhang et al. 2024), each 1 at best: unlearning accuracy, the
+share of pictures asked for with an erased concept in which it is not recognised; in-domain
+retention, the share of those asked for without one whose word of the same kind is recognised; and
+cross-domain retention, of the other kind.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sepme_cli.checkpoints.disk.failures import reading
+from sepme_cli.erasure.prompts import Kind
+from sepme_cli.errors import MalformedError
+from sepme_cli.evaluation.protocol import Role
+
+JSON = "report.json"
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """How often something is recognised, of n pictures under each weights; None of no pictures.
+
+    before, after: with the original and with the patched weights. interval: of after, 95% Wilson.
+    """
+
+    before: float | None
+    after: float | None
+    n: int
+    interval: Interval | None
+
+
+@dataclass(frozen=True)
+class Restored:
+    """One concept put back while the others stay out: as `Figure`, and how far its pictures are
+    from the original's (mean |difference| of 255)."""
+
+    after: float | None
+    n: int
+    interval: Interval | None
+    pixel_distance: float
+
+
+@dataclass(frozen=True)
+class ConceptFigures:
+    """One concept, asked for in n pictures; see `Figure` for before, after, n and interval.
+
+    unseen: of the pictures asked for in phrasings that erasing never sees. erased: whether it is;
+    None where it was not meant to be, or cannot be judged. pixel_distance: mean |after - before|
+    of 255. latent_distance: the same of the VAE's latents. perceptual_distance: LPIPS.
+    restored: None where that was not tried.
+    """
+
+    kind: Kind
+    role: Role
+    before: float | None
+    after: float | None
+    n: int
+    interval: Interval | None
+    unseen: Figure
+    erased: bool | None
+    pixel_distance: float
+    latent_distance: float
+    perceptual_distance: float | None
+    restored: Restored | None
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The retained concepts' pictures against a folder of reference pictures.
+
+    fid, kid: with the original and with the patched weights, on the features of the model given;
+    they compare with each other, and with figures on the same features only.
+    pictures, references: how many there are of each.
+    """
+
+    fid_before: float
+    fid_after: float
+    kid_before: float
+    kid_after: float
+    pictures: int
+    references: int
+
+    def __str__(self) -> str:
+        before = f"{self.fid_before:.3g}, {self.kid_before:.3g}"
+        return f"{before} before; {self.fid_after:.3g}, {self.kid_after:.3g} after"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """All concepts together; see the module.
+
+    erased, retained_same_domain, retained_other_domain: accuracies, of which UA, IRA and CRA are
+    made. drawn_with_erased: the other kind, in pictures asked for with an erased concept.
+    harmonic_mean: of UA, IRA and CRA, of those there are.
+    """
+
+    erased: Figure
+    retained_same_domain: Figure
+    retained_other_domain: Figure
+    drawn_with_erased: Figure
+    ua: float | None
+    ira: float | None
+    cra: float | None
+    harmonic_mean: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateResult(Summary):
+    """What was found, and where the report is: the one home of all that the page, the JSON and the
+    command line show.
+
+    report: the folder. page: the report to open. concepts: by name. all_erased: every concept of
+    the patches is. restored_identical: composed without the increments, the weights are the
+    original's bytes, and so are the pictures. reference: against reference pictures. command:
+    that made the report, if it was one. drawn: how many pictures this run drew.
+    """
+
+    report: str
+    page: str
+    model: str
+    patches: tuple[str, ...]
+    concepts: Mapping[str, ConceptFigures]
+    all_erased: bool
+    restored_identical: bool
+    reference: Reference | None
+    command: str
+    drawn: int
+    seconds: float
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Of a report on disk, what others tell of it.
+
+    concepts: role and figure by name. restored_identical: see `EvaluateResult`.
+    """
+
+    concepts: Mapping[str, tuple[str, Figure]]
+    restored_identical: bool
+
+
+def read_measured(path: Path) -> Measured:
+    """From what `evaluate` left: its folder or its report.json.
+
+    Raises MalformedError for what is no report, SystemFailure if it cannot be read.
+    """
+    path = path / JSON if path.is_dir() else path
+    with reading(path):
+        text = path.read_bytes()
+    try:
+        found = json.loads(text)
+        concepts = {str(name): _concept(one) for name, one in found["concepts"].items()}
+        return Measured(concepts, bool(found["restored_identical"]))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise MalformedError(
+            f"{path} is no report of sepme evaluate", file=path, expected="its report.json"
+        ) from error
+
+
+def _concept(said: Mapping[str, Any]) -> tuple[str, Figure]:
+    before, after = (None if said[k] is None else float(said[k]) for k in ("before", "after"))
+    interval = None
+    if said["interval"]:
+        low, high = map(float, said["interval"])
+        interval = low, high
+    return str(said["role"]), Figure(before, after, int(said["n"]), interval)
