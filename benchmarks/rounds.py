@@ -220,10 +220,13 @@ def table() -> str:
         lines.append("|---" * (len(heads) + 2) + "|")
         for name in methods(told, "1"):
             rows = [entries.get(f"{told}/{state}/{name}") for state in states()]
+            if not any(rows):
+                continue
             cells = ["" if row is None else f"{100 * score(row):.1f}" for row in rows]
             moved = "" if rows[1] is None else f"{rows[1]['moved']:.1f}/255"
             lines.append(f"| {name} | {' | '.join(cells)} | {moved} |")
-        parts.append("\n".join(lines))
+        if any(name.startswith(told) for name in entries):
+            parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
 
