@@ -30,6 +30,7 @@ def test_the_documents_hold_every_table() -> None:
         "benchmarks.bare table",
         "benchmarks.bare synonyms",
         "benchmarks.bare many-table",
+        "benchmarks.rounds table",
     ]
 
 
