@@ -90,9 +90,9 @@ def surveyed(
         progress=progress,
     ) as network:
         progress.stage("reading the checkpoint")
-        _check_reads(network)
         base = network.checkpoint.base(text_encoders=True)
         before = _known_increments(request.known, base)
+        _check_reads(network)
         background = background_of(network, base, cached=request.cache, progress=progress)
         around = look_around(
             network, request.recipe, before, background, settings.neighbours, request.aliases
