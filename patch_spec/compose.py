@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from patch_spec.errors import FormatError
 from patch_spec.grid import (
+    Float32,
     Float64,
     additive_factor,
     all_finite,
@@ -16,6 +17,7 @@ from patch_spec.grid import (
     row_blocks,
 )
 from patch_spec.increment import Increment
+from patch_spec.streams import Stream, stream_of
 
 Factors = tuple[Float64, Float64]
 """dW as factor [out, r] and basis [r, d]; their product is exact."""
@@ -44,12 +46,15 @@ def _factors(
 ) -> list[Factors | None]:
     for increment in increments:
         _check_shape(increment, target, weight)
-    operators = [(i.shift, i.shift_exponent) for i in increments if i.shift is not None]
-    made = iter(operator_factors(weight, operators))
+    stream = stream_of(target)
+    if stream is None:
+        return [None] * len(increments)
+    shifts = [_shift(increment, stream) for increment in increments]
+    made = iter(operator_factors(weight, [shift for shift in shifts if shift is not None]))
     found: list[Factors | None] = []
-    for increment in increments:
+    for increment, shift in zip(increments, shifts, strict=True):
         factor = None
-        if increment.shift is not None:
+        if shift is not None:
             factor = next(made)
         elif target in increment.up:
             factor = additive_factor(increment.up[target], increment.exponents[target])
@@ -60,11 +65,17 @@ def _factors(
     return found
 
 
+def _shift(increment: Increment, stream: Stream) -> tuple[Float32, int] | None:
+    """What an operator does to a stream, and its exponent; None of all else."""
+    found = increment.on(stream)
+    return None if found is None or found.shift is None else (found.shift, found.exponent)
+
+
 def _check_shape(increment: Increment, target: str, weight: npt.NDArray[Any]) -> None:
-    if increment.shift is None and target not in increment.up:
+    if not increment.acts_on(target):
         return
     width = increment.basis_of(target).shape[1]
-    out = weight.shape[0] if increment.shift is not None else increment.up[target].shape[0]
+    out = weight.shape[0] if increment.kind == "operator" else increment.up[target].shape[0]
     if weight.shape != (out, width):
         raise FormatError(
             "C1",

@@ -158,6 +158,8 @@ def _increment(summary: Summary, factors: Mapping[str, npt.NDArray[Any]], width:
         **described,
         basis=factors.get(f"{slug}.basis", np.zeros((0, width), np.float32)),
         shift=factors.get(f"{slug}.shift"),
+        pooled_basis=factors.get(f"{slug}.pooled.basis"),
+        pooled_shift=factors.get(f"{slug}.pooled.shift"),
         up={target: factors[f"{slug}.up.{target}"] for target in summary.exponents},
         down={
             target: factors[f"{slug}.down.{target}"]

@@ -17,8 +17,10 @@ from patch_spec.errors import FormatError
 
 GRID = 2.0**-22
 """`basis` and `shift` are multiples of this within [-1, 1]."""
-WEIGHT_BITS = 20
-"""The operator product sees weights as multiples of 2**(e - 20), 2**e their largest."""
+WEIGHT_BITS = 31
+"""The operator product sees weights [out, d] as multiples of 2**(e - b), 2**e their largest, with
+b = 31 - ceil(log2 d) and at most 20: a sum of d products then fits into float64."""
+MOST_WEIGHT_BITS = 20
 MIDDLE_BITS = 24
 """… and weight @ shift as multiples of 2**(f - 24), 2**f its largest."""
 
@@ -96,7 +98,8 @@ def operator_factors(
     if not operators:
         return []
     half = to_half(weight)
-    step = _grid_step(float(_largest(half)), WEIGHT_BITS)
+    bits = min(MOST_WEIGHT_BITS, WEIGHT_BITS - ceil_log2(max(1, half.shape[1])))
+    step = _grid_step(float(_largest(half)), bits)
     wide = np.hstack([shift for shift, _ in operators]).astype(np.float64)
     middle = np.empty((len(half), wide.shape[1]))
     for rows in row_blocks(half):

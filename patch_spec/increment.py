@@ -16,6 +16,7 @@ from patch_spec.digest import increment_digest
 from patch_spec.grid import Float16, Float32
 from patch_spec.provenance import Measured, Method
 from patch_spec.records import Fields, as_integer
+from patch_spec.streams import Stream, stream_of
 
 Kind = Literal["additive", "lora", "operator"]
 KINDS: tuple[Kind, ...] = ("additive", "lora", "operator")
@@ -23,12 +24,27 @@ KINDS: tuple[Kind, ...] = ("additive", "lora", "operator")
 _COMMON = ("concept", "slug", "digest", "kind", "rank", "prompts", "method", "measured")
 
 
+@dataclass(frozen=True)
+class Factors:
+    """What an increment does to one stream: of all kinds but a lora.
+
+    basis: float32 [r, d] on the grid, d the stream's width. shift: float32 [d, r] on the grid, of
+    an operator only, whose scale is 2**exponent; else None and 0.
+    """
+
+    basis: Float32
+    shift: Float32 | None = None
+    exponent: int = 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Description:
     """All that a manifest says of an increment but its digest.
 
-    prompts: what stands for the concept. exponents: by target, of all but an operator.
-    shift_exponent: of an operator, else 0.
+    prompts: what stands for the concept. rank: r, of the stream `tokens`; 0 for an increment that
+    leaves it alone. exponents: by target, of all but an operator. shift_exponent: of an operator,
+    else 0. pooled_rank, pooled_exponent: the same two of the stream `pooled`; the rank is 0 for an
+    increment that leaves it alone, and for a lora, whose rank is that of all its targets.
     """
 
     concept: str
@@ -40,14 +56,20 @@ class Description:
     measured: Measured
     exponents: Mapping[str, int]
     shift_exponent: int = 0
+    pooled_rank: int = 0
+    pooled_exponent: int = 0
 
     def describe(self) -> dict[str, Any]:
         """The manifest's entry without its digest."""
+        operator = self.kind == "operator"
         scale: dict[str, Any] = (
             {"shift_exponent": self.shift_exponent}
-            if self.kind == "operator"
+            if operator
             else {"exponents": dict(self.exponents)}
         )
+        if self.pooled_rank:
+            pooled = {"shift_exponent": self.pooled_exponent} if operator else {}
+            scale["pooled"] = {"rank": self.pooled_rank, **pooled}
         return {
             "concept": self.concept,
             "slug": self.slug,
@@ -75,17 +97,21 @@ class Summary(Description):
         """A summary from the manifest's entry; where: what errors call it."""
         operator = isinstance(value, dict) and value.get("kind") == "operator"
         scale = "shift_exponent" if operator else "exponents"
-        fields = Fields(value, (*_COMMON, scale), where)
+        pools = isinstance(value, dict) and "pooled" in value
+        fields = Fields(value, (*_COMMON, scale, *(["pooled"] if pools else [])), where)
+        pooled = _pooled(fields, operator) if pools else (0, 0)
         return cls(
             concept=fields.text("concept", limits.CONCEPT_BYTES),
             slug=fields.slug("slug"),
             kind=cast(Kind, fields.choice("kind", KINDS)),
-            rank=fields.integer("rank", 1, limits.RANK),
+            rank=fields.integer("rank", 0 if pools else 1, limits.RANK),
             prompts=fields.prompts("prompts", limits.PROMPTS, least=1, shortest=1),
             method=Method.from_json(fields.members["method"], fields.place("method")),
             measured=Measured.from_json(fields.members["measured"], fields.place("measured")),
             exponents={} if operator else _exponents(fields),
             shift_exponent=_exponent(fields.members[scale], fields.place(scale)) if operator else 0,
+            pooled_rank=pooled[0],
+            pooled_exponent=pooled[1],
             digest=fields.digest("digest"),
         )
 
@@ -99,6 +125,7 @@ class Increment(Description):
     `shift`, float32 [d, rank] on the grid: dW = W @ shift @ basis * 2**shift_exponent. Of a lora
     every target has a basis of its own, `down`, float32 [rank, d] on the grid:
     dW = up @ down * 2**exponent; its `basis`, what all targets share, has no rows.
+    pooled_basis, pooled_shift: what targets that read the stream `pooled` have in their place.
     Two increments are equal if their slugs and their digests are.
     """
 
@@ -106,6 +133,8 @@ class Increment(Description):
     up: Mapping[str, Float16]
     shift: Float32 | None = None
     down: Mapping[str, Float32] = field(default_factory=dict)
+    pooled_basis: Float32 | None = None
+    pooled_shift: Float32 | None = None
 
     @cached_property
     def digest(self) -> str:
@@ -115,15 +144,41 @@ class Increment(Description):
     @property
     def factors(self) -> dict[str, npt.NDArray[Any]]:
         """The arrays by the names they have in a patch, without the slug."""
-        factors: dict[str, npt.NDArray[Any]] = {"basis": self.basis} if self.kind != "lora" else {}
-        if self.shift is not None:
-            factors["shift"] = self.shift
+        factors: dict[str, npt.NDArray[Any]] = {}
+        for prefix, found in (("", self.on("tokens")), ("pooled.", self.on("pooled"))):
+            if found is not None:
+                factors[f"{prefix}basis"] = found.basis
+                if found.shift is not None:
+                    factors[f"{prefix}shift"] = found.shift
         factors |= {f"down.{target}": down for target, down in self.down.items()}
         return factors | {f"up.{target}": up for target, up in self.up.items()}
 
+    def on(self, stream: Stream) -> Factors | None:
+        """What the increment does to a stream; None where it leaves it alone, and of a lora."""
+        if self.kind == "lora":
+            return None
+        if stream == "tokens":
+            return Factors(self.basis, self.shift, self.shift_exponent) if self.rank else None
+        if self.pooled_basis is None:
+            return None
+        return Factors(self.pooled_basis, self.pooled_shift, self.pooled_exponent)
+
+    def acts_on(self, target: str) -> bool:
+        """Whether the increment changes a target. An operator mentions none: it changes all that
+        read its streams."""
+        if self.kind != "operator":
+            return target in self.up
+        stream = stream_of(target)
+        return stream is not None and self.on(stream) is not None
+
     def basis_of(self, target: str) -> Float32:
         """The rows [rank, d] that dW of a target which the increment acts on is made of."""
-        return self.down[target] if self.kind == "lora" else self.basis
+        if self.kind == "lora":
+            return self.down[target]
+        stream = stream_of(target)
+        found = None if stream is None else self.on(stream)
+        assert found is not None  # it acts on the target
+        return found.basis
 
     def identity(self) -> dict[str, Any]:
         """What the digest covers. Not the slug: a new file name makes no new increment."""
@@ -154,6 +209,15 @@ class Increment(Description):
 def _array_digest(array: npt.NDArray[Any]) -> str:
     little_endian = array.astype(array.dtype.newbyteorder("<"), copy=False)
     return sha256(little_endian.tobytes(order="C")).hexdigest()
+
+
+def _pooled(fields: Fields, operator: bool) -> tuple[int, int]:
+    """The rank and the exponent of the stream `pooled`."""
+    names = ("rank", "shift_exponent") if operator else ("rank",)
+    own = Fields(fields.members["pooled"], names, fields.place("pooled"))
+    where = own.place("shift_exponent")
+    exponent = _exponent(own.members["shift_exponent"], where) if operator else 0
+    return own.integer("rank", 1, limits.RANK), exponent
 
 
 def _exponents(fields: Fields) -> dict[str, int]:

@@ -35,8 +35,8 @@ STACK_ENTRIES = 1024
 # Shapes and numbers.
 RANK = 77
 """CLIP's token positions; the exactness of both products rests on it."""
-WIDTH = 2048
-"""The widest text embedding; the exactness of the operator product rests on it."""
+WIDTH = 4096
+"""The widest stream, T5-XXL's; the exactness of the operator product rests on it."""
 OUT = 16384
 EXPONENT = 64
 """Scales are powers of two from 2**-64 to 2**64."""

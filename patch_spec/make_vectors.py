@@ -9,20 +9,28 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from patch_spec.base import Base
 from patch_spec.cases.examples import (
+    CONTEXT,
     KEY,
+    POOLED,
     VALUE,
     additive,
     extremes,
     journal,
     lora,
     measured,
+    on_both,
+    on_pooled,
     operator,
     original,
     patch,
     stack,
     tensor_file,
+    two_streams,
     weights,
+    wide,
+    widest,
 )
 from patch_spec.cases.headers import header_cases
 from patch_spec.cases.manifests import manifest_cases
@@ -34,6 +42,7 @@ from patch_spec.container import patch_bytes, patch_digest
 from patch_spec.digest import tensor_fingerprint
 from patch_spec.errors import FormatError
 from patch_spec.increment import Increment
+from patch_spec.manifest import Patch
 
 VECTORS = Path(__file__).with_name("vectors")
 
@@ -44,7 +53,10 @@ _PATCHES: dict[str, Callable[[], tuple[Increment, ...]]] = {
     "extremes": lambda: (extremes(),),
     "lora": lambda: (lora(), operator()),
     "measured": lambda: (measured(),),
+    "pooled": lambda: (on_both(), on_pooled()),
+    "wide": lambda: (widest(),),
 }
+_BASES: dict[str, Callable[[], Base]] = {"pooled": two_streams, "wide": wide}
 _Term = tuple[str, float]
 # patch, tensor of weights.safetensors, target, slugs with scales
 _COMPOSITIONS: tuple[tuple[str, str, str, tuple[_Term, ...]], ...] = (
@@ -62,6 +74,11 @@ _COMPOSITIONS: tuple[tuple[str, str, str, tuple[_Term, ...]], ...] = (
     ("lora", "value.F16", VALUE, (("degas", 1.0), ("ukiyo-e", 1.0))),
     ("both", "value.F16", KEY, (("monet", 1.0),)),
     ("both", "key.F16", KEY, (("monet", 1e6),)),
+    ("pooled", "key.F16", KEY, (("hokusai", 1.0), ("monet", 1.0))),
+    ("pooled", "pooled.F16", POOLED, (("hokusai", 1.0),)),
+    ("pooled", "pooled.F16", POOLED, (("hokusai", 0.7), ("monet", -1.3))),
+    ("pooled", "key.F16", POOLED, (("hokusai", 1.0),)),
+    ("wide", "context.F16", CONTEXT, (("ukiyo-e", 1.0),)),
 )
 
 
@@ -72,7 +89,7 @@ def invalid_cases() -> list[Invalid]:
 
 def vectors() -> dict[str, bytes]:
     """Every file of the vectors by its path below VECTORS."""
-    files = {f"valid/{name}.sepme": patch_bytes(patch(*make())) for name, make in _PATCHES.items()}
+    files = {f"valid/{name}.sepme": patch_bytes(_patch(name)) for name in _PATCHES}
     files["valid/weights.safetensors"] = tensor_file({}, weights())
     files["valid/original.safetensors"] = original()
     stacked = tensor_file({"sepme": stack().to_metadata()}, {KEY: weights()["key.F16"]})
@@ -116,7 +133,7 @@ def _path(case: Invalid) -> str:
 def _index() -> dict[str, Any]:
     return {
         "format_version": 1,
-        "valid": [_describe(name, make()) for name, make in _PATCHES.items()],
+        "valid": [_describe(name) for name in _PATCHES],
         "weights": {
             "file": "valid/weights.safetensors",
             "fingerprints": {name: tensor_fingerprint(array) for name, array in weights().items()},
@@ -130,8 +147,13 @@ def _index() -> dict[str, Any]:
     }
 
 
-def _describe(name: str, increments: tuple[Increment, ...]) -> dict[str, Any]:
-    made = patch(*increments)
+def _patch(name: str) -> Patch:
+    make_base = _BASES.get(name)
+    return patch(*_PATCHES[name](), of=make_base and make_base())
+
+
+def _describe(name: str) -> dict[str, Any]:
+    made = _patch(name)
     return {
         "file": f"valid/{name}.sepme",
         "patch_digest": patch_digest(made),

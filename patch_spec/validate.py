@@ -1,4 +1,4 @@
-"""The validator: the rules of SPEC.md that tie a patch's parts together (P3 to P11, V1 to V5).
+"""The validator: the rules of SPEC.md that tie a patch's parts together (P3 to P12, V1 to V5).
 
 No I/O, and the same on reading and on writing. `validate_header` and `validate_layout` need the
 header alone and run before any memory is taken for factors; `validate_factors` looks at values.
@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from patch_spec.base import Base
 from patch_spec.errors import FormatError
 from patch_spec.grid import on_grid
 from patch_spec.header import DTYPE_BITS, Header, TensorEntry, encode_header
 from patch_spec.increment import Increment, Summary
 from patch_spec.manifest import Manifest
+from patch_spec.streams import Stream, stream_of
 
 METADATA_KEY = "sepme"
 
@@ -40,15 +42,18 @@ def validate_header(header: Header, header_bytes: bytes) -> str:
 
 
 def validate_layout(header: Header, manifest: Manifest) -> None:
-    """Rules P4 to P10: the manifest agrees with itself, and the header with the manifest."""
+    """Rules P4 to P10 and P12: the manifest agrees with itself, and the header with it."""
     _check_increments(manifest.increments)
+    widths = manifest.base.widths
     for target, shape in manifest.base.shapes.items():
-        if shape[1] != manifest.base.width:
+        stream = stream_of(target)
+        width = None if stream is None else widths.get(stream)
+        if shape[1] != width:
             raise FormatError(
                 "P6",
-                "a target is not as wide as the text embedding",
+                "a target is not as wide as the stream that it reads",
                 where=f"base.targets.{target}",
-                expected=manifest.base.width,
+                expected=width or "a base with the stream that it reads",
                 found=shape[1],
             )
     for summary in manifest.increments:
@@ -56,6 +61,7 @@ def validate_layout(header: Header, manifest: Manifest) -> None:
             raise FormatError(
                 "P7", "a target that the base does not name", where=summary.slug, found=unknown[0]
             )
+        _check_streams(summary, manifest.base)
     _check_tensors(header.tensors, layout(manifest))
 
 
@@ -78,17 +84,33 @@ def layout(manifest: Manifest) -> tuple[TensorEntry, ...]:
     """The tensors that a patch with this manifest has, in the order of the file."""
     shapes: dict[tuple[str, str], tuple[int, ...]] = {}
     for summary in manifest.increments:
-        rows = (summary.rank, manifest.base.width)
-        if summary.kind != "lora":
-            shapes["F32", f"{summary.slug}.basis"] = rows
-        if summary.kind == "operator":
-            shapes["F32", f"{summary.slug}.shift"] = rows[::-1]
+        ranks = _ranks(summary)
+        for stream, rank in ranks.items():
+            rows = (rank, manifest.base.widths[stream])
+            name = summary.slug if stream == "tokens" else f"{summary.slug}.{stream}"
+            if summary.kind != "lora":
+                shapes["F32", f"{name}.basis"] = rows
+            if summary.kind == "operator":
+                shapes["F32", f"{name}.shift"] = rows[::-1]
         for target in summary.exponents:
+            out, width = manifest.base.shapes[target]
+            rank = summary.rank if summary.kind == "lora" else ranks[_stream(target)]
             if summary.kind == "lora":
-                shapes["F32", f"{summary.slug}.down.{target}"] = rows
-            out = manifest.base.shapes[target][0]
-            shapes["F16", f"{summary.slug}.up.{target}"] = (out, summary.rank)
+                shapes["F32", f"{summary.slug}.down.{target}"] = (rank, width)
+            shapes["F16", f"{summary.slug}.up.{target}"] = (out, rank)
     return canonical_order(shapes)
+
+
+def _ranks(summary: Summary) -> dict[Stream, int]:
+    """Of the streams that an increment has factors for."""
+    ranks: dict[Stream, int] = {"tokens": summary.rank, "pooled": summary.pooled_rank}
+    return {stream: rank for stream, rank in ranks.items() if rank}
+
+
+def _stream(target: str) -> Stream:
+    stream = stream_of(target)
+    assert stream is not None  # rule P1
+    return stream
 
 
 def canonical_order(shapes: Mapping[tuple[str, str], tuple[int, ...]]) -> tuple[TensorEntry, ...]:
@@ -124,6 +146,25 @@ def _check_increments(summaries: tuple[Summary, ...]) -> None:
                 where="increments",
                 found=f"{other} and {summary.slug}",
             )
+
+
+def _check_streams(summary: Summary, base: Base) -> None:
+    """Rule P12: factors for the streams that the increment acts on, and for no other."""
+    ranks = _ranks(summary)
+    if summary.kind == "lora":
+        good = ranks.keys() == {"tokens"}
+    else:
+        good = ranks.keys() <= base.widths.keys()
+        if summary.kind == "additive":
+            good &= ranks.keys() == {_stream(target) for target in summary.exponents}
+    if not good:
+        raise FormatError(
+            "P12",
+            "an increment has factors for the streams that it acts on, and no other",
+            where=summary.slug,
+            expected=" and ".join(base.widths),
+            found=" and ".join(ranks),
+        )
 
 
 def _check_tensors(found: tuple[TensorEntry, ...], expected: tuple[TensorEntry, ...]) -> None:

@@ -25,8 +25,13 @@ from patch_spec.stack import StackEntry, StackRecord
 from patch_spec.undo import HEADER_TENSOR, METADATA_KEY, UndoRecord
 
 WIDTH = 8
+POOLED_WIDTH = 6
+WIDE = 4096
+"""The widest stream that there may be."""
 KEY = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
 VALUE = "mid_block.attentions.0.transformer_blocks.0.attn2.to_v.weight"
+POOLED = "add_embedding.linear_1.weight"
+CONTEXT = "context_embedder.weight"
 TOOL = "sepme 0.1.0"
 DTYPES: Mapping[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
@@ -57,6 +62,8 @@ def weights() -> dict[str, npt.NDArray[Any]]:
         "key.F64": single.astype(np.float64),
         "key.BF16": key.astype(DTYPES["BF16"]),
         "value.F16": value,
+        "pooled.F16": np.ldexp(numbers("pooled", 5, POOLED_WIDTH), -3).astype(np.float16),
+        "context.F16": np.ldexp(numbers("context", 1, WIDE), -1).astype(np.float16),
     }
 
 
@@ -70,6 +77,30 @@ def base(*names: str) -> Base:
         text_encoders={"clip_l": tensor_fingerprint(numbers("clip", 4, WIDTH))},
         targets={name: tensor_fingerprint(array) for name, array in arrays.items()},
         shapes={name: (len(array), WIDTH) for name, array in arrays.items()},
+    )
+
+
+def two_streams() -> Base:
+    """A base whose denoiser reads a vector beside the rows."""
+    vector = weights()["pooled.F16"]
+    return replace(
+        base(KEY),
+        family="sdxl",
+        targets={**base(KEY).targets, POOLED: tensor_fingerprint(vector)},
+        shapes={**base(KEY).shapes, POOLED: (len(vector), POOLED_WIDTH)},
+        pooled=POOLED_WIDTH,
+    )
+
+
+def wide() -> Base:
+    """A base of the greatest width."""
+    rows = weights()["context.F16"]
+    return Base(
+        family="sd3",
+        width=WIDE,
+        text_encoders={},
+        targets={CONTEXT: tensor_fingerprint(rows)},
+        shapes={CONTEXT: (len(rows), WIDE)},
     )
 
 
@@ -128,6 +159,42 @@ def operator() -> Increment:
     )
 
 
+def on_both() -> Increment:
+    """An operator on both streams, rank 3 and 2."""
+    shift, exponent = split_shift(numbers("pooled shift", POOLED_WIDTH, 2))
+    return replace(
+        operator(),
+        concept="Hokusai",
+        slug="hokusai",
+        prompts=("Hokusai",),
+        pooled_rank=2,
+        pooled_exponent=exponent,
+        pooled_basis=to_grid(numbers("pooled basis", 2, POOLED_WIDTH)),
+        pooled_shift=shift,
+    )
+
+
+def on_pooled() -> Increment:
+    """An increment for the vector alone, rank 2."""
+    up, exponent = split_up(numbers("up pooled", 5, 2))
+    return replace(
+        small(),
+        rank=0,
+        basis=np.zeros((0, WIDTH), np.float32),
+        up={POOLED: up},
+        exponents={POOLED: exponent},
+        pooled_rank=2,
+        pooled_basis=on_both().pooled_basis,
+    )
+
+
+def widest() -> Increment:
+    """An operator of the greatest width, rank 1."""
+    shift, exponent = split_shift(numbers("wide shift", WIDE, 1))
+    basis = to_grid(numbers("wide basis", 1, WIDE))
+    return replace(operator(), rank=1, shift=shift, shift_exponent=exponent, basis=basis)
+
+
 def lora() -> Increment:
     """An increment whose targets have a basis each, rank 2, as a LoRA gives it."""
     return replace(
@@ -164,10 +231,10 @@ def extremes() -> Increment:
     )
 
 
-def patch(*increments: Increment) -> Patch:
-    """A patch with these increments, and prompts that they keep."""
+def patch(*increments: Increment, of: Base | None = None) -> Patch:
+    """A patch with these increments, and prompts that they keep; of: what base."""
     return Patch(
-        base=base(),
+        base=of or base(),
         increments=increments,
         separable_from=("", "Van Gogh"),
         protected=("a painting",),

@@ -11,6 +11,7 @@ _SETTINGS = (*_INCREMENT, "method", "settings")
 _COLLATERAL = (*_INCREMENT, "measured", "collateral")
 _MEASURED = {"captions": 1, "median": 0.5, "p95": 0.5, "worst": {}}
 _TARGET = ("base", "targets", KEY)
+_POOLED = {"rank": 1, "shift_exponent": 0}
 
 
 def manifest_cases() -> Iterator[Invalid]:
@@ -44,9 +45,12 @@ def _fields() -> Iterator[tuple[str, str, Change]]:
     yield "J3", "promise-in-increment", put(*_INCREMENT, "separable_from", to=[""])
     yield "J3", "no-separable-from", drop("separable_from")
     yield "J3", "wall-clock", put(*_INCREMENT, "measured", "seconds", to=12.5)
+    yield "J3", "pooled-exponent-in-additive", put(*_INCREMENT, "pooled", to=_POOLED)
+    yield "J4", "pooled-null", put(*_INCREMENT, "pooled", to=None)
+    yield "J4", "pooled-width-null", put("base", "pooled", to=None)
     yield "J4", "base-null", put("base", to=None)
     yield "J4", "increments-object", put("increments", to={})
-    yield "J4", "unknown-family", put("base", "family", to="sd3")
+    yield "J4", "unknown-family", put("base", "family", to="sd9")
     yield "J4", "unknown-kind", put(*_INCREMENT, "kind", to="sum")
     yield "J4", "concept-null", put(*_INCREMENT, "concept", to=None)
     yield "J4", "rank-text", put(*_INCREMENT, "rank", to="2")
@@ -66,10 +70,12 @@ def _fields() -> Iterator[tuple[str, str, Change]]:
 def _numbers() -> Iterator[tuple[str, str, Change]]:
     yield "J6", "rank-0", put(*_INCREMENT, "rank", to=0)
     yield "J6", "rank-78", put(*_INCREMENT, "rank", to=limits.RANK + 1)
-    yield "J6", "width-2049", put("base", "width", to=limits.WIDTH + 1)
+    yield "J6", "width-4097", put("base", "width", to=limits.WIDTH + 1)
     yield "J6", "exponent-65", put(*_INCREMENT, "exponents", KEY, to=limits.EXPONENT + 1)
     yield "J6", "exponent-minus-65", put(*_INCREMENT, "exponents", KEY, to=-limits.EXPONENT - 1)
     yield "J6", "steps-negative", put(*_INCREMENT, "measured", "steps", to=-1)
+    yield "J6", "pooled-width-0", put("base", "pooled", to=0)
+    yield "J6", "pooled-rank-0", put(*_INCREMENT, "pooled", to={"rank": 0})
     yield "J6", "out-0", put(*_TARGET, "shape", to=[0, 8])
     yield "J6", "out-16385", put(*_TARGET, "shape", to=[limits.OUT + 1, 8])
     yield "J6", "setting-2-53", put(*_SETTINGS, "seed", to=2.0**53)
@@ -117,6 +123,8 @@ def _names() -> Iterator[tuple[str, str, Change]]:
         "self-attention": KEY.replace("attn2", "attn1"),
         "query": KEY.replace("to_k", "to_q"),
         "without-owner": "attn2.to_k.weight",
+        "second-layer": "add_embedding.linear_2.weight",
+        "inside-another": "decoder.context_embedder.weight",
         "climbs": f"../{KEY}",
         "too-long": "x" * limits.TARGET_BYTES + ".attn2.to_k.weight",
     }.items():

@@ -1,4 +1,4 @@
-"""Patches whose parts do not fit together (P3 to P11), and factors out of bounds (V1 to V5)."""
+"""Patches whose parts do not fit together (P3 to P12), and factors out of bounds (V1 to V5)."""
 
 import json
 from collections.abc import Iterator
@@ -8,16 +8,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from patch_spec.base import Base
 from patch_spec.canonical import canonical_json
 from patch_spec.cases.examples import (
     KEY,
+    POOLED_WIDTH,
     VALUE,
     additive,
+    base,
     lora,
+    on_both,
+    on_pooled,
     operator,
     patch,
     small,
     small_patch,
+    two_streams,
 )
 from patch_spec.cases.tools import (
     Invalid,
@@ -50,7 +56,31 @@ def _manifests() -> Iterator[Invalid]:
     same_concept = replace(operator(), concept=additive().concept)
     yield Invalid("P5", "concept-twice", assemble(small_patch(small(), same_concept)))
     yield Invalid("P6", "target-narrower", with_manifest(put("base", "width", to=9)))
+    yield Invalid("P6", "vector-without-width", assemble(patch(additive(), of=_no_vector())))
     yield Invalid("P7", "target-not-in-base", with_manifest(put("base", "targets", to={})))
+    yield Invalid("P12", "stream-not-in-base", assemble(small_patch(on_both())))
+    rows = with_manifest(put("increments", 0, "rank", to=0), of=patch(on_both(), of=two_streams()))
+    yield Invalid("P8", "stream-not-said", rows)
+    both = replace(small(), pooled_rank=2, pooled_basis=on_both().pooled_basis)
+    yield Invalid("P12", "stream-without-target", assemble(patch(both, of=two_streams())))
+    yield Invalid("P12", "target-without-stream", assemble(patch(_no_rows(), of=two_streams())))
+    of_both = replace(lora(), pooled_rank=2)
+    yield Invalid("P12", "lora-of-two-ranks", assemble(patch(of_both, of=_both_targets())))
+
+
+def _no_vector() -> Base:
+    return replace(two_streams(), pooled=None)
+
+
+def _both_targets() -> Base:
+    """The usual base, with a vector beside."""
+    return replace(base(), pooled=POOLED_WIDTH)
+
+
+def _no_rows() -> Increment:
+    """One that says nothing of the stream that its target reads."""
+    vector = on_pooled()
+    return replace(vector, up={KEY: small().up[KEY]}, exponents={KEY: 0})
 
 
 def _reverse(manifest: Members) -> None:

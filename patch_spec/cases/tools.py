@@ -10,6 +10,7 @@ from patch_spec.cases.examples import small_patch
 from patch_spec.container import assemble
 from patch_spec.header import PREFIX_BYTES
 from patch_spec.increment import Increment
+from patch_spec.manifest import Patch
 
 Members = dict[str, Any]
 Change = Callable[[Members], object]
@@ -64,29 +65,31 @@ def parts(file: bytes) -> tuple[Members, bytes]:
     return members, file[start:]
 
 
-def with_header(change: Change, *increments: Increment) -> bytes:
-    """A small patch, the members of its header changed."""
-    members, data = parts(assemble(small_patch(*increments)))
+def with_header(change: Change, *increments: Increment, of: Patch | None = None) -> bytes:
+    """A small patch, or another, the members of its header changed."""
+    members, data = parts(assemble(of or small_patch(*increments)))
     change(members)
     return raw(canonical_json(members), data)
 
 
-def with_text(change: Callable[[str], str], *increments: Increment) -> bytes:
-    """A small patch, the text of its manifest changed."""
+def with_text(
+    change: Callable[[str], str], *increments: Increment, of: Patch | None = None
+) -> bytes:
+    """A small patch, or another, the text of its manifest changed."""
 
     def change_text(members: Members) -> None:
         metadata = members["__metadata__"]
         metadata["sepme"] = change(metadata["sepme"])
 
-    return with_header(change_text, *increments)
+    return with_header(change_text, *increments, of=of)
 
 
-def with_manifest(change: Change, *increments: Increment) -> bytes:
-    """A small patch, the members of its manifest changed and written canonically."""
+def with_manifest(change: Change, *increments: Increment, of: Patch | None = None) -> bytes:
+    """A small patch, or another, the members of its manifest changed and written canonically."""
 
     def change_members(text: str) -> str:
         members = json.loads(text)
         change(members)
         return canonical_json(members).decode()
 
-    return with_text(change_members, *increments)
+    return with_text(change_members, *increments, of=of)

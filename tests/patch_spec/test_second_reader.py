@@ -77,21 +77,36 @@ def half(x):
     return Fraction(struct.unpack("<e", struct.pack("<e", float(x)))[0])
 
 
+VECTORS_READ_BY = (
+    "add_embedding.linear_1.weight",
+    "time_text_embed.text_embedder.linear_1.weight",
+)
+
+
+def within(target):
+    """What stands before the factors' names, of the stream that a target reads."""
+    return "pooled." if target in VECTORS_READ_BY else ""
+
+
 def delta(increment, tensors, target, weight):
     slug = increment["slug"]
     if increment["kind"] in ("additive", "lora"):
         if target not in increment["exponents"]:
             return None
         exponent = increment["exponents"][target]
-        rows = "basis" if increment["kind"] == "additive" else f"down.{target}"
+        rows = f"{within(target)}basis" if increment["kind"] == "additive" else f"down.{target}"
         up = matrix(tensors[f"{slug}.up.{target}"])
         exact = product(up, matrix(tensors[f"{slug}.{rows}"]))
     else:
-        basis = matrix(tensors[f"{slug}.basis"])
-        exponent = increment["shift_exponent"]
-        q = leading([[half(x) for x in row] for row in weight], 20)
-        m = leading(product(q, matrix(tensors[f"{slug}.shift"])), 24)
-        exact = product(m, basis)
+        name = f"{slug}.{within(target)}"
+        if f"{name}basis" not in tensors:
+            return None
+        of = increment["pooled"] if within(target) else increment
+        exponent = of["shift_exponent"]
+        bits = min(20, 31 - (len(weight[0]) - 1).bit_length())
+        q = leading([[half(x) for x in row] for row in weight], bits)
+        m = leading(product(q, matrix(tensors[f"{name}shift"])), 24)
+        exact = product(m, matrix(tensors[f"{name}basis"]))
     return [[float(x * Fraction(2) ** exponent) for x in row] for row in exact]
 
 
