@@ -17,16 +17,12 @@ from patch_spec.compose import Factors, cast_once, increment_delta, increment_fa
 from patch_spec.compose import compose as compose_exactly
 from patch_spec.errors import FormatError
 from patch_spec.increment import Increment
+from patch_spec.streams import STREAMS, Stream, stream_of
 from sepme_cli.errors import MalformedError, MismatchError
 
 Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
 Scaled = tuple[Increment, float]
-
-
-def acts_on(increment: Increment, target: str) -> bool:
-    """Whether the increment changes `target`; an operator mentions no layer and changes all."""
-    return increment.kind == "operator" or target in increment.up
 
 
 def delta(increment: Increment, target: str, weight: Array) -> Float64:
@@ -80,10 +76,11 @@ def subtract(
     base = _estimate_base(patched, [*taken, *staying], target)
     removed = np.zeros(patched.shape)
     for part, scale in taken:
-        if acts_on(part, target):
+        if part.acts_on(target):
             removed += scale * delta(part, target, base)
     result = _finite(cast_once(patched - removed, weight.dtype), target, "the restored")
-    error = _ulp(patched, weight.dtype) / 2 + _estimation_error(base, weight, taken, staying)
+    estimate = _estimation_error(base, weight, taken, staying, stream_of(target))
+    error = _ulp(patched, weight.dtype) / 2 + estimate
     rounding = _ulp(np.abs(patched - removed) + error, weight.dtype)
     return result, float((error + rounding).max(initial=0.0))
 
@@ -112,10 +109,14 @@ def interference(a: Increment, b: Increment) -> float:
     """How much of what `a` reads lies where `b` acts: 0 nothing, 1 all of it.
 
     The part of a's basis, in the Frobenius norm, inside the span of b's basis rows; of a lora,
-    whose targets have a basis each, of all of them. An increment changes only what its basis
-    reads, so at 0 the two concepts never meet.
+    whose targets have a basis each, of all of them; of several streams the largest. An increment
+    changes only what its basis reads, so at 0 the two concepts never meet.
     """
-    mine, other = _rows_read(a), _rows_read(b)
+    return max(_overlap(_rows_read(a, stream), _rows_read(b, stream)) for stream in STREAMS)
+
+
+def _overlap(mine: Float64, other: Float64) -> float:
+    """The part of some rows that lies in the span of others."""
     norm = float(np.linalg.norm(mine))
     if norm == 0 or other.shape[1] != mine.shape[1]:
         return 0.0
@@ -126,28 +127,36 @@ def interference(a: Increment, b: Increment) -> float:
     return min(1.0, float(np.linalg.norm(mine @ rows.T)) / norm)
 
 
-def _rows_read(increment: Increment) -> Float64:
-    rows = [increment.basis, *increment.down.values()]
-    return np.vstack(rows).astype(np.float64)
+def _rows_read(increment: Increment, stream: Stream) -> Float64:
+    """All rows that an increment reads of a stream; [0, 0] if it reads none."""
+    found = increment.on(stream)
+    rows = [] if found is None else [found.basis]
+    rows += [down for target, down in increment.down.items() if stream_of(target) == stream]
+    return np.vstack(rows).astype(np.float64) if rows else np.zeros((0, 0))
 
 
 def _effects(a: Increment, b: Increment) -> Iterator[tuple[Float64, Float64]]:
-    """What both do, target by target; zeros where one leaves a target alone."""
-    if a.shift is not None and b.shift is not None:
-        yield _operator_sum([(a, 1.0)], len(a.shift)), _operator_sum([(b, 1.0)], len(b.shift))
+    """What both do, target by target, of operators stream by stream; zeros where one does
+    nothing."""
+    for stream in STREAMS:
+        shifts = [found.shift for part in (a, b) if (found := part.on(stream)) is not None]
+        if width := next((len(shift) for shift in shifts if shift is not None), 0):
+            yield _operator_sum([(a, 1.0)], width, stream), _operator_sum([(b, 1.0)], width, stream)
     for target in sorted(a.up.keys() | b.up.keys()):
-        shapes = ((len(p.up[target]), p.basis.shape[1]) for p in (a, b) if target in p.up)
-        weight = np.broadcast_to(np.float32(0), next(shapes))
+        acting = next(part for part in (a, b) if target in part.up)
+        shape = len(acting.up[target]), acting.basis_of(target).shape[1]
+        weight = np.broadcast_to(np.float32(0), shape)
         yield delta(a, target, weight), delta(b, target, weight)
 
 
-def _operator_sum(parts: Iterable[Scaled], width: int) -> Float64:
-    """sum of scale * shift @ basis over the operators among the parts, [d, d]."""
+def _operator_sum(parts: Iterable[Scaled], width: int, stream: Stream | None) -> Float64:
+    """sum of scale * shift @ basis over the operators among the parts, on a stream [d, d]."""
     total = np.zeros((width, width))
     for increment, scale in parts:
-        if increment.shift is not None:
-            shift = np.ldexp(increment.shift.astype(np.float64), increment.shift_exponent)
-            total += scale * shift @ increment.basis.astype(np.float64)
+        found = None if stream is None else increment.on(stream)
+        if found is not None and found.shift is not None:
+            shift = np.ldexp(found.shift.astype(np.float64), found.exponent)
+            total += scale * shift @ found.basis.astype(np.float64)
     return total
 
 
@@ -155,9 +164,9 @@ def _estimate_base(patched: Float64, parts: Sequence[Scaled], target: str) -> Fl
     """The W that the parts were added to: patched = W (I + operators) + all others."""
     rest = patched.copy()
     for increment, scale in parts:
-        if increment.kind != "operator" and acts_on(increment, target):
+        if increment.kind != "operator" and increment.acts_on(target):
             rest -= scale * delta(increment, target, patched)
-    operators = _operator_sum(parts, patched.shape[1])
+    operators = _operator_sum(parts, patched.shape[1], stream_of(target))
     if not operators.any():
         return rest
     return np.asarray(
@@ -166,10 +175,14 @@ def _estimate_base(patched: Float64, parts: Sequence[Scaled], target: str) -> Fl
 
 
 def _estimation_error(
-    base: Float64, weight: Array, taken: Sequence[Scaled], staying: Sequence[Scaled]
+    base: Float64,
+    weight: Array,
+    taken: Sequence[Scaled],
+    staying: Sequence[Scaled],
+    stream: Stream | None,
 ) -> float:
     """A bound on the error of the removed operators' dW, whose W is estimated and in fp16."""
-    removed = _operator_sum(taken, base.shape[1])
+    removed = _operator_sum(taken, base.shape[1], stream)
     if not removed.any():
         return 0.0
 
@@ -177,7 +190,7 @@ def _estimation_error(
         """The most that a row times the matrix can grow, in its largest element."""
         return float(np.abs(matrix).sum(axis=0).max())
 
-    both = _operator_sum([*taken, *staying], len(removed))
+    both = _operator_sum([*taken, *staying], len(removed), stream)
     inverse = np.linalg.inv(np.eye(len(removed)) + both)
     rounding = float(_ulp(weight.astype(np.float64), weight.dtype).max()) / 2 * most(inverse)
     largest = np.asarray(np.abs(base).max() + rounding)

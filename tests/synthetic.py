@@ -215,12 +215,16 @@ def additive(
         name: split_up(rng.standard_normal((out, rank)) * size)
         for name, (out, _) in base.shapes.items()
     }
-    return Increment(
+    increment = Increment(
         **described(concept, "additive", rank),
         exponents={name: exponent for name, (_, exponent) in factors.items()},
         basis=random_basis(rng, rank, base.width),
         up={name: up for name, (up, _) in factors.items()},
     )
+    if base.pooled is None:
+        return increment
+    pooled = random_basis(rng, rank, base.pooled)
+    return replace(increment, pooled_rank=rank, pooled_basis=pooled)
 
 
 def lora(base: Base, concept: str, *, seed: int, rank: int = 3, size: float = 0.02) -> Increment:
@@ -230,21 +234,33 @@ def lora(base: Base, concept: str, *, seed: int, rank: int = 3, size: float = 0.
         additive(base, concept, seed=seed, rank=rank, size=size),
         kind="lora",
         basis=np.zeros((0, base.width), np.float32),
-        down={name: random_basis(rng, rank, base.width) for name in base.shapes},
+        down={name: random_basis(rng, rank, width) for name, (_, width) in base.shapes.items()},
+        pooled_rank=0,
+        pooled_basis=None,
     )
 
 
 def operator(base: Base, concept: str, *, seed: int, rank: int = 3, size: float = 0.3) -> Increment:
-    """A random operator."""
+    """A random operator on every stream of the base."""
     rng = np.random.default_rng(seed)
     shift, exponent = split_shift(rng.standard_normal((base.width, rank)) * size)
-    return Increment(
+    increment = Increment(
         **described(concept, "operator", rank),
         exponents={},
         basis=random_basis(rng, rank, base.width),
         up={},
         shift=shift,
         shift_exponent=exponent,
+    )
+    if base.pooled is None:
+        return increment
+    shift, exponent = split_shift(rng.standard_normal((base.pooled, rank)) * size)
+    return replace(
+        increment,
+        pooled_rank=rank,
+        pooled_exponent=exponent,
+        pooled_basis=random_basis(rng, rank, base.pooled),
+        pooled_shift=shift,
     )
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from patch_spec.base import Base
 from patch_spec.increment import Increment
 from sepme_cli.errors import MalformedError, MismatchError
-from sepme_cli.increments import acts_on, compose, delta, distance, interference, subtract
+from sepme_cli.increments import compose, delta, distance, interference, subtract
 from tests.synthetic import DTYPES, additive, lora, operator
 
 TARGET = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
@@ -95,8 +95,8 @@ def test_another_dtype_is_the_same_sum_rounded_otherwise(before: str, after: str
 def test_an_increment_leaves_other_targets_alone() -> None:
     part = additive(BASE, "c", seed=1)
     weight = weights("F16")
-    assert acts_on(part, TARGET) and not acts_on(part, OTHER)
-    assert acts_on(operator(BASE, "c", seed=1), OTHER)
+    assert part.acts_on(TARGET) and not part.acts_on(OTHER)
+    assert operator(BASE, "c", seed=1).acts_on(OTHER)
     assert not delta(part, OTHER, weight).any()
     assert compose(weight, [(part, 1.0)], OTHER).tobytes() == weight.tobytes()
 
@@ -172,8 +172,10 @@ def test_interference_of_a_lora_is_that_of_all_its_bases() -> None:
     part = lora(WIDER, "c", seed=1, rank=3)
     for target, down in part.down.items():
         assert interference(_with_basis(down), part) == pytest.approx(1)
-        assert acts_on(part, target)
+        assert part.acts_on(target)
     rows = np.linalg.svd(np.vstack(list(part.down.values())))[2]
     assert interference(_with_basis(rows[6:]), part) == pytest.approx(0, abs=1e-5)
-    many = replace(part, down={f"{i}": rows[[i]].astype(np.float32) for i in (0, 0, 1, *range(10))})
+    rows = rows.astype(np.float32)
+    down = {f"a{i}.attn2.to_k.weight": rows[[i]] for i in range(10)}
+    many = replace(part, down=down)
     assert interference(part, many) == pytest.approx(1)

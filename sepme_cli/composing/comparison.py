@@ -116,8 +116,8 @@ def _difference(name: str, a: Stored, b: Stored, *, ranked: bool) -> TensorDiffe
 
 
 def _chunks(stored: Stored) -> Iterator[Float64]:
-    """The values, some at a time; scaled ones all at once, which are never large."""
-    if stored.scale is not None:
+    """The values, some at a time; scaled ones and some columns at once, which are never large."""
+    if stored.scale is not None or stored.columns is not None:
         flat = stored.read().astype(np.float64).reshape(-1)
         yield from (flat[at : at + _CHUNK] for at in range(0, flat.size, _CHUNK))
         return

@@ -25,7 +25,7 @@ from sepme_cli.checkpoints.structure.dtypes import FP8, NAMES, numpy_dtype
 from sepme_cli.checkpoints.structure.headers import in_dtype, same_but_record, with_record
 from sepme_cli.checkpoints.writing.writer import Rewrite, Values
 from sepme_cli.errors import MalformedError, MismatchError, UsageError
-from sepme_cli.increments import Scaled, acts_on, compose
+from sepme_cli.increments import Scaled, compose
 from sepme_cli.places import Place
 from sepme_cli.progress import Progress
 from sepme_cli.version import __version__
@@ -126,19 +126,27 @@ class Composition:
                         yield stored.name, self._composed(target, copy, stored)
 
     def _acted_on(self, target: Target) -> bool:
-        return any(acts_on(increment, target.name) for increment, _ in self.terms)
+        return any(increment.acts_on(target.name) for increment, _ in self.terms)
 
     def _composed(self, target: Target, copy: int, stored: Stored) -> Values:
         def values() -> Array:
             original = self.original
-            weight = (original.weight(target.name, copy) if original else stored).read()
+            source = original.weight(target.name, copy) if original else stored
+            weight = source.read()
             if self.dtype is None and stored.dtype in FP8:
-                return self._quantised(weight, target, stored)
-            dtype = numpy_dtype(self.dtype or stored.dtype)
-            result = compose(weight, self.terms, target.name, dtype)
-            if self._acted_on(target):
-                self.drowning.look(weight, result)
-            return result
+                result = self._quantised(weight, target, stored)
+            else:
+                dtype = numpy_dtype(self.dtype or stored.dtype)
+                result = compose(weight, self.terms, target.name, dtype)
+                if self._acted_on(target):
+                    self.drowning.look(weight, result)
+            if stored.columns is None:
+                return result
+            whole = (source if source.dtype == stored.dtype else stored).whole()
+            beside = whole[:, stored.columns :]
+            if self.dtype is not None:
+                beside = converted(beside, self.dtype, stored.name)
+            return np.hstack([result, beside])
 
         return values
 

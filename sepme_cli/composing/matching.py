@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 from patch_spec.base import Base
 from patch_spec.increment import Increment
 from patch_spec.stack import StackRecord
+from patch_spec.streams import Stream, stream_of
 from sepme_cli.arguments import Words
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
 from sepme_cli.checkpoints.reading.patches import Patches, PatchFile, read_patch_files, select
@@ -33,7 +34,7 @@ class Patchable(Protocol):
     @property
     def family(self) -> Family: ...
     @property
-    def width(self) -> int: ...
+    def widths(self) -> Mapping[Stream, int]: ...
     @property
     def by_name(self) -> Mapping[str, Shaped]: ...
 
@@ -156,25 +157,46 @@ def chosen_for(
 
 def _check_fits(checkpoint: Patchable, file: PatchFile, parts: Sequence[Increment]) -> list[str]:
     base = file.patch.base
-    expected = f"{base.family}, text embedding {base.width} wide"
-    found = f"{checkpoint.family.name}, text embedding {checkpoint.width} wide"
-    if expected != found:
+    read: dict[Stream, int] = {"tokens": base.width}
+    if any(part.on("pooled") for part in parts):
+        read = dict(base.widths)
+    there = {stream: checkpoint.widths.get(stream) for stream in read}
+    if (base.family, read) != (checkpoint.family.name, there):
         raise MismatchError(
             f"{file.name} is a patch for another kind of model than {checkpoint.path}",
             file=checkpoint.path,
-            expected=expected,
-            found=found,
+            expected=_kind(base.family, read),
+            found=_kind(checkpoint.family.name, there),
         )
     layered = [part for part in parts if part.kind != "operator"]
     for part in layered:
         _check_targets(checkpoint, file, part)
-    others = checkpoint.by_name.keys() - base.targets.keys()
-    if layered and others:
+    left = [name for name in checkpoint.by_name if _leaves(base, parts, layered, name)]
+    if left:
         return [
-            f"{file.name} knows nothing of {_some(sorted(others))}, which stay as they are: the "
+            f"{file.name} knows nothing of {_some(sorted(left))}, which stay as they are: the "
             "concept may live on there"
         ]
     return []
+
+
+def _leaves(
+    base: Base, parts: Sequence[Increment], layered: Sequence[Increment], target: str
+) -> bool:
+    """Whether a target of a model stays as it is that an erasure should change."""
+    if layered and target not in base.targets:
+        return True
+    return not any(part.acts_on(target) for part in parts) and stream_of(target) == "pooled"
+
+
+def _kind(family: str, widths: Mapping[Stream, int | None]) -> str:
+    """A model by its family and the text that it reads."""
+    said = [f"text embedding {widths['tokens']} wide"]
+    if "pooled" in widths:
+        said.append(
+            f"pooled text {widths['pooled']} wide" if widths["pooled"] else "no pooled text"
+        )
+    return ", ".join([family, *said])
 
 
 def _match_base(
@@ -219,15 +241,15 @@ def _another_model(checkpoint: Checkpoint, file: PatchFile, differing: str) -> s
 
 
 def _check_targets(checkpoint: Patchable, file: PatchFile, part: Increment) -> None:
-    width = checkpoint.width
     for name, up in part.up.items():
         target = checkpoint.by_name.get(name)
         found = "no such tensor" if target is None else list(target.shape)
-        if found != [len(up), width]:
+        expected = [len(up), part.basis_of(name).shape[1]]
+        if found != expected:
             raise MismatchError(
                 f"{file.name} patches {name}, which {checkpoint.path} does not have in that shape",
                 file=checkpoint.path,
-                expected=[len(up), width],
+                expected=expected,
                 found=found,
             )
 
@@ -236,7 +258,7 @@ def _differing(reference: Base, other: Base) -> str:
     names = sorted(
         name
         for name, fingerprint in reference.targets.items()
-        if other.targets.get(name) != fingerprint
+        if other.targets.get(name) != fingerprint and stream_of(name) in other.widths
     )
     return f"{len(names)} of {len(reference.targets)} weights differ: {_some(names)}" * bool(names)
 

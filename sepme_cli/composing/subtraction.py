@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from patch_spec.stack import StackEntry, StackRecord
@@ -14,7 +15,7 @@ from sepme_cli.checkpoints.structure.headers import with_record
 from sepme_cli.checkpoints.writing.writer import Rewrite, Values
 from sepme_cli.composing.composition import Sources
 from sepme_cli.errors import RefusedError
-from sepme_cli.increments import Scaled, acts_on, rounding_bound, subtract
+from sepme_cli.increments import Scaled, rounding_bound, subtract
 
 
 @dataclass
@@ -83,7 +84,9 @@ def subtraction(
         def make() -> npt.NDArray[Any]:
             result, bound = subtract(stored.read(), out, stay, target)
             error.add(bound if bounded else None)
-            return result
+            if stored.columns is None:
+                return result
+            return np.hstack([result, stored.whole()[:, stored.columns :]])
 
         return make
 
@@ -105,4 +108,4 @@ def subtraction(
 
 
 def _acts(terms: Sequence[Scaled], target: str) -> bool:
-    return any(acts_on(part, target) for part, _ in terms)
+    return any(part.acts_on(target) for part, _ in terms)

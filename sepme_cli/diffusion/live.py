@@ -16,12 +16,14 @@ from weakref import WeakKeyDictionary, ref
 import torch
 from torch import Tensor, nn
 
+from patch_spec.streams import Stream, stream_of
+from sepme_cli.checkpoints.reading.targets import widths_of
 from sepme_cli.checkpoints.structure.dtypes import NAMES
 from sepme_cli.checkpoints.structure.families import Family, detect
 from sepme_cli.checkpoints.structure.torch_dtypes import TORCH
 from sepme_cli.diffusion.arrays import Array, as_tensor, to_numpy
 from sepme_cli.errors import MalformedError, RefusedError, UnsupportedError
-from sepme_cli.increments import Scaled, acts_on, compose
+from sepme_cli.increments import Scaled, compose
 from sepme_cli.prefetch import ahead
 
 NAME = "the UNet"
@@ -38,37 +40,48 @@ _COMPILED = "_orig_mod"
 class CrossAttention:
     """The targets of a UNet in memory.
 
-    by_name: a target, as patches call it, to its weight [out, width]. names: to what the UNet
-    calls that tensor. path: what errors call the UNet.
+    widths: d of each stream that the UNet reads. by_name: a target, as patches call it, to its
+    weight [out, d], or the columns of it that read its stream. names: to what the UNet calls that
+    tensor. path: what errors call the UNet.
     """
 
     family: Family
-    width: int
+    widths: Mapping[Stream, int]
     by_name: Mapping[str, Tensor] = field(repr=False)
     names: Mapping[str, str] = field(repr=False)
     path: str = NAME
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor]) -> Self:
+    def of(cls, tensors: Mapping[str, Tensor], size: int | None = None) -> Self:
         """Among a UNet's tensors, by the names that the UNet has for them.
 
+        size: how many numbers XL's UNet embeds each size in; None for what published models have.
         Raises UnsupportedError for another kind of model, and for weights that are quantised or
         not at hand; MalformedError for shapes that contradict each other.
         """
         plain = {n.replace(_WRAPPER, ""): n for n in tensors if ".lora_" not in n}
         family, layout = detect({name: tensors[own] for name, own in plain.items()})
         names = {target: own for name, own in plain.items() if (target := layout.target(name))}
-        by_name = {target: tensors[own] for target, own in sorted(names.items())}
-        for target, weight in by_name.items():
-            _check(target, weight)
-        widths = {weight.shape[1] for weight in by_name.values()}
+        by_name = {}
+        for target, own in sorted(names.items()):
+            _check(target, tensors[own])
+            if (columns := family.columns(target, tensors[own].shape[1], size)) is not None:
+                by_name[target] = tensors[own][:, :columns]
+        rows = {t: w.shape for t, w in by_name.items() if stream_of(t) == "tokens"}
+        widths = {shape[1] for shape in rows.values()}
         if len(widths) != 1:
             raise UnsupportedError(
                 "the UNet's cross-attention is not one that sepme knows",
                 expected="key and value projections of one width",
-                found=f"{len(by_name)} of widths {sorted(widths)}",
+                found=f"{len(rows)} of widths {sorted(widths)}",
             )
-        return cls(family, widths.pop(), by_name, names)
+        shapes = {target: tuple(weight.shape) for target, weight in by_name.items()}
+        return cls(family, widths_of(shapes), by_name, {t: names[t] for t in by_name})
+
+    @property
+    def width(self) -> int:
+        """d of the text embedding."""
+        return self.widths["tokens"]
 
 
 class LiveWeights:
@@ -76,14 +89,19 @@ class LiveWeights:
 
     def __init__(self, unet: nn.Module) -> None:
         """Looks, and changes nothing. Raises what `CrossAttention.of` raises."""
-        self.attention = CrossAttention.of(dict(unet.named_parameters()))
+        size = getattr(getattr(unet, "config", None), "addition_time_embed_dim", None)
+        self.attention = CrossAttention.of(dict(unet.named_parameters()), size)
         names = self.attention.names.items()
         self._unet = ref(unet)
         self._layers = {
             target: unet.get_submodule(own.removesuffix(".weight")) for target, own in names
         }
         self._around = {
-            target: unet.get_submodule(own.rpartition(".to_")[0]) for target, own in names
+            target: (
+                unet.get_submodule(_module(own).rpartition(".")[0]),
+                _module(own).split(".")[-1],
+            )
+            for target, own in names
         }
         self._held: dict[object, tuple[Scaled, ...]] = {}
 
@@ -137,8 +155,8 @@ class LiveWeights:
         Raises RefusedError while a LoRA or both projections are fused into one: what was added
         could not be told from what was there. UnsupportedError for what cannot be overwritten.
         """
-        layer, attention = self._layers[target], self._around[target]
-        wrapper = getattr(attention, target.split(".")[-2], layer)
+        layer, (attention, name) = self._layers[target], self._around[target]
+        wrapper = getattr(attention, name, layer)
         if getattr(wrapper, "merged", False):
             raise _fused(target, "a LoRA is", "unfuse_lora()")
         if type(getattr(attention, "processor", None)).__name__.startswith("Fused"):
@@ -146,7 +164,7 @@ class LiveWeights:
         weight = layer.weight
         assert isinstance(weight, Tensor)  # it was found as one
         _check(target, weight)
-        return weight
+        return weight[:, : self.attention.by_name[target].shape[1]]
 
 
 _PATCHED: WeakKeyDictionary[nn.Module, LiveWeights] = WeakKeyDictionary()
@@ -163,12 +181,17 @@ def _write(
 
     def maker(target: str) -> Callable[[], Array]:
         original = originals[target]
-        if not any(acts_on(part, target) for part, _ in stack):
+        if not any(part.acts_on(target) for part, _ in stack):
             return lambda: original
         return lambda: compose(original, stack, target)
 
     for weight, value in zip(weights.values(), ahead(map(maker, weights)), strict=True):
         weight.copy_(as_tensor(value))
+
+
+def _module(tensor: str) -> str:
+    """What the UNet calls the layer that a weight is of, whatever is around it."""
+    return tensor.removesuffix(".weight").removesuffix(_WRAPPER)
 
 
 def _check(target: str, weight: Tensor) -> None:

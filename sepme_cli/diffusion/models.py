@@ -13,6 +13,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
+from patch_spec.streams import Stream, stream_of
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
 from sepme_cli.checkpoints.reading.prediction import told_prediction
 from sepme_cli.checkpoints.structure.families import Prediction, TextStream
@@ -297,17 +298,20 @@ class StableDiffusion:
 
     @cached_property
     def targets(self) -> Mapping[str, nn.Linear]:
-        """The image-independent layers by the name a patch gives them: cross-attention K and V."""
+        """The image-independent layers by the name a patch gives their weights."""
+        found = ((f"{name}.weight", module) for name, module in self._unet.named_modules())
         return {
-            f"{name}.weight": module
-            for name, module in self._unet.named_modules()
-            if name.endswith(("attn2.to_k", "attn2.to_v")) and isinstance(module, nn.Linear)
+            name: module
+            for name, module in found
+            if stream_of(name) is not None and isinstance(module, nn.Linear)
         }
 
-    def stored_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Every target's name and W [out, d] as it is stored, fp32; no UNet is loaded."""
+    def stored_weights(self, stream: Stream = "tokens") -> Iterator[tuple[str, Tensor]]:
+        """Every target of a stream, its name and W [out, d] as it is stored, fp32; no UNet is
+        loaded."""
         for target in self.checkpoint.targets:
-            yield target.name, to_torch(target.read(), torch.float32)
+            if stream_of(target.name) == stream:
+                yield target.name, to_torch(target.read(), torch.float32)
 
     @contextmanager
     def with_weights(self, weights: Mapping[str, Tensor]) -> Iterator[None]:

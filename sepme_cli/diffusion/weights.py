@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
 from sepme_cli.checkpoints.reading.networks import Network
+from sepme_cli.checkpoints.reading.targets import Target
 from sepme_cli.checkpoints.reading.tensors import is_companion
 from sepme_cli.checkpoints.reading.text_encoders import (
     check_numbers,
@@ -80,9 +82,15 @@ def count_layers(names: Mapping[str, object]) -> int:
 
 
 def patched_weights(checkpoint: Checkpoint, stack: Sequence[Scaled]) -> dict[str, Tensor]:
-    """The targets' weights [out, d] with increments added, in fp32, rounded as `apply` stores
-    them."""
-    return {
-        target.name: to_torch(compose(target.read(), stack, target.name), torch.float32)
-        for target in checkpoint.targets
-    }
+    """The targets' weights [out, columns] with increments added, in fp32, rounded as `apply`
+    stores them."""
+    return {target.name: _patched(target, stack) for target in checkpoint.targets}
+
+
+def _patched(target: Target, stack: Sequence[Scaled]) -> Tensor:
+    weight = to_torch(compose(target.read(), stack, target.name), torch.float32)
+    stored = target.copies[0]
+    if stored.columns is None:
+        return weight
+    beside = replace(stored, columns=None).read()[:, stored.columns :]
+    return torch.cat([weight, to_torch(beside, torch.float32)], 1)

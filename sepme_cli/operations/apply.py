@@ -32,7 +32,6 @@ from sepme_cli.composing.matching import (
     split_applied,
 )
 from sepme_cli.errors import UnsupportedError, UsageError
-from sepme_cli.increments import acts_on
 from sepme_cli.places import Place
 from sepme_cli.progress import SILENT, Collector, Progress
 from sepme_cli.signing.statement import check_statement, write_statement
@@ -231,7 +230,7 @@ def _result(plan: _Plan, output: str | None, seconds: float, *, checked: bool) -
     changed = [
         len(target.copies)
         for target in checkpoint.targets
-        if any(acts_on(part, target.name) for part in plan.new)
+        if any(part.acts_on(target.name) for part in plan.new)
     ]
     return ApplyResult(
         output=output,

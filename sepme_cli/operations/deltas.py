@@ -11,7 +11,7 @@ from sepme_cli.checkpoints.reading.patches import Patches, Scale, with_scales
 from sepme_cli.composing.matching import chosen_for
 from sepme_cli.diffusion.arrays import to_numpy
 from sepme_cli.diffusion.live import CrossAttention
-from sepme_cli.increments import acts_on, delta
+from sepme_cli.increments import delta
 from sepme_cli.progress import SILENT, Progress
 
 
@@ -34,9 +34,12 @@ def deltas(
     terms = with_scales(chosen_for(attention, patches, only, progress), scale)
     found = {}
     for target, weight in attention.by_name.items():
-        acting = [(part, factor) for part, factor in terms if factor and acts_on(part, target)]
+        own = attention.names[target]
+        acting = [(part, factor) for part, factor in terms if factor and part.acts_on(target)]
         if acting:
             values = to_numpy(weight)
             total = sum(factor * delta(part, target, values) for part, factor in acting)
-            found[attention.names[target]] = torch.from_numpy(np.asarray(total, np.float32))
+            change = torch.zeros(tuple(weights[own].shape), dtype=torch.float32)
+            change[:, : values.shape[1]] = torch.from_numpy(np.asarray(total, np.float32))
+            found[own] = change
     return found

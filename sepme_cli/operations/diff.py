@@ -21,7 +21,7 @@ from sepme_cli.composing.comparison import (
 )
 from sepme_cli.composing.matching import BaseMatch, fit, split_applied
 from sepme_cli.errors import UnsupportedError
-from sepme_cli.increments import acts_on, distance, factors, interference
+from sepme_cli.increments import distance, factors, interference
 from sepme_cli.progress import SILENT, Collector, Progress
 
 Status = Literal["same", "changed", "only in a", "only in b", "applied", "not applied"]
@@ -195,12 +195,12 @@ def _changes(
     checkpoint: Checkpoint, parts: Sequence[Increment], progress: Progress
 ) -> list[TensorDifference]:
     """What the increments would add to each weight that is stored now."""
-    acted = [t for t in checkpoint.targets if any(acts_on(part, t.name) for part in parts)]
+    acted = [t for t in checkpoint.targets if any(part.acts_on(t.name) for part in parts)]
     progress.stage("comparing", len(acted))
     changes = []
     for target in acted:
         weight = target.read()
-        found = [factors(part, target.name, weight) for part in parts if acts_on(part, target.name)]
+        found = [factors(part, target.name, weight) for part in parts if part.acts_on(target.name)]
         changes.append(measure_change(target.copies[0].name, weight, found))
         progress.advance()
     return changes

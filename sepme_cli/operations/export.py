@@ -35,7 +35,7 @@ from sepme_cli.checkpoints.writing.destination import check_suffix
 from sepme_cli.composing.composition import TOOL, converted
 from sepme_cli.composing.matching import BaseMatch, check_unpatched, fit
 from sepme_cli.errors import UsageError
-from sepme_cli.increments import Scaled, acts_on, factors
+from sepme_cli.increments import Scaled, factors
 from sepme_cli.places import Place
 from sepme_cli.progress import SILENT, Collector, Progress
 
@@ -102,6 +102,12 @@ class _Source:
     shapes: Mapping[str, tuple[int, int]]
     checkpoint: Checkpoint | None
     match: BaseMatch | None = None
+
+    def columns(self, target: str) -> int:
+        """How many the whole weight has, of which the target is the first ones."""
+        if self.checkpoint is not None:
+            return self.checkpoint.by_name[target].copies[0].entry.shape[1]
+        return FAMILIES[self.family].whole_columns(target, self.shapes[target][1])
 
     def weight(self, target: str) -> npt.NDArray[np.generic]:
         if self.checkpoint is not None:
@@ -209,14 +215,15 @@ def _pairs(
     progress: Progress,
 ) -> Iterator[tuple[str, Pair]]:
     """Module by module: the increments side by side, as programs that mix up ranks need them."""
-    acted = [name for name in sorted(source.shapes) if any(acts_on(p, name) for p, _ in terms)]
+    acted = [name for name in sorted(source.shapes) if any(p.acts_on(name) for p, _ in terms)]
     span = span_of(source.shapes)
     progress.stage("exporting", len(acted))
     for name in acted:
         whole = _side_by_side(source.weight(name), terms, name)
         up, down = _evened(*_no_wider(*whole))
+        down = np.pad(down, ((0, 0), (0, source.columns(name) - down.shape[1])))
         pair = converted(up, dtype, name), converted(down, dtype, name)
-        loss.add(whole[0] @ whole[1], pair)
+        loss.add(whole[0] @ whole[1], (pair[0], pair[1][:, : whole[1].shape[1]]))
         yield module_name(name, FAMILIES[source.family], span, to), pair
         progress.advance()
 
@@ -225,7 +232,7 @@ def _side_by_side(weight: npt.NDArray[np.generic], terms: Sequence[Scaled], targ
     """The sum of scale * dW as one product; zeros for an increment that leaves the target."""
     ups, downs = [], []
     for part, scale in terms:
-        acts = acts_on(part, target)
+        acts = part.acts_on(target)
         up, down = factors(part, target, weight) if acts else _nothing(part, weight.shape)
         ups.append(scale * up)
         downs.append(down)
@@ -233,7 +240,8 @@ def _side_by_side(weight: npt.NDArray[np.generic], terms: Sequence[Scaled], targ
 
 
 def _nothing(part: Increment, shape: tuple[int, ...]) -> Factors:
-    return np.zeros((shape[0], part.rank)), np.zeros((part.rank, shape[1]))
+    rank = part.rank or part.pooled_rank
+    return np.zeros((shape[0], rank)), np.zeros((rank, shape[1]))
 
 
 def _no_wider(up: Float64, down: Float64) -> Factors:

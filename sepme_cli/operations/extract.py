@@ -10,6 +10,7 @@ import numpy as np
 
 from patch_spec.grid import Float64
 from patch_spec.provenance import Setting
+from patch_spec.streams import stream_of
 from sepme_cli.arguments import FilePath, PlaceLike, as_path, as_place
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint, open_checkpoint
 from sepme_cli.checkpoints.reading.edited import Edited, open_edited
@@ -71,7 +72,7 @@ def extract(
     ):
         check_unpatched(before, "extract with the file from before any patch")
         _check_edited(before, after)
-        changes = [_change(target, after.targets[target.name]) for target in before.targets]
+        changes = [_change(target, after.targets[target.name]) for target in _compared(before)]
         found = fit(changes, rank=rank, error=error, progress=progress)
         if found is None:
             raise RefusedError(
@@ -102,7 +103,7 @@ def extract(
 
 def _check_edited(before: Checkpoint, after: Edited) -> None:
     """RefusedError where the two are one model in two dtypes: what is between them is rounding."""
-    pairs = [(target.copies[0], after.targets[target.name].copies[0]) for target in before.targets]
+    pairs = [(t.copies[0], after.targets[t.name].copies[0]) for t in _compared(before)]
     if all(a.dtype == b.dtype for a, b in pairs):
         return
     if all(same_bytes(a, b) or _same_but_rounding(a, b) for a, b in pairs):
@@ -114,6 +115,12 @@ def _check_edited(before: Checkpoint, after: Edited) -> None:
             expected="another cross-attention",
             found=f"the same in {', '.join(theirs)} and {before.dtype}",
         )
+
+
+def _compared(before: Checkpoint) -> list[Target]:
+    """The weights that a patch is made of: those that read the rows of a prompt. What other methods
+    do to the vector beside them is left out, and counted."""
+    return [target for target in before.targets if stream_of(target.name) == "tokens"]
 
 
 def _change(before: Target, after: Target) -> Change:
@@ -196,7 +203,7 @@ def _others_left_out(before: Checkpoint, after: Edited) -> tuple[list[LeftOut], 
 def _differing(
     ours: Mapping[str, Stored], theirs: Mapping[str, Stored], before: Checkpoint
 ) -> Iterator[bool]:
-    targets = {copy.name for target in before.targets for copy in target.copies}
+    targets = {copy.name for target in _compared(before) for copy in target.copies}
     for name in ours.keys() | theirs.keys():
         a, b = ours.get(name), theirs.get(name)
         if a is None or b is None:

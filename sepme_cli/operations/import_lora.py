@@ -8,6 +8,7 @@ from patch_spec import limits
 from patch_spec.errors import FormatError
 from patch_spec.grid import Float64
 from patch_spec.provenance import Setting
+from patch_spec.streams import stream_of
 from patch_spec.text import clean_text
 from sepme_cli.arguments import FilePath, PlaceLike, as_path, as_place
 from sepme_cli.checkpoints.hub.cache import fetch_beside, local
@@ -109,7 +110,7 @@ def _sorted_out(
     file: LoraFile, checkpoint: Checkpoint
 ) -> tuple[dict[str, LoraModule], list[LoraModule]]:
     """The modules of targets, by target; and all others."""
-    known = known_modules(checkpoint.by_name)
+    known = known_modules(name for name in checkpoint.by_name if stream_of(name) == "tokens")
     ours: dict[str, LoraModule] = {}
     others = []
     for module in file.modules:

@@ -1,6 +1,7 @@
 """Telling models apart by names and shapes, and naming their targets."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,9 @@ def entries(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, TensorEntry]:
     return {name: TensorEntry(name, "F16", shape, 0, 0) for name, shape in shapes.items()}
 
 
+VECTOR = "label_emb.0.0.weight"
+
+
 def unet_only(shape: Shape, prefix: str = "model.diffusion_model.") -> dict[str, TensorEntry]:
     return entries({prefix + name: size for name, size in unet_shapes(shape).items()})
 
@@ -46,7 +50,11 @@ def test_families_are_told_from_whole_files_and_from_a_unet_alone(
         assert checkpoint.layout.span == shape.span
     for prefix in ("model.diffusion_model.", ""):
         family, layout = detect(unet_only(shape, prefix))
-        assert (family.name, layout) == (shape.family, Layout(prefix, shape.span))
+        assert (family.name, replace(layout, entries={})) == (
+            shape.family,
+            Layout(prefix, shape.span),
+        )
+        assert set(layout.entries.values()) == ({VECTOR} if family.pools else set())
 
 
 def test_unclip_is_no_xl() -> None:

@@ -71,7 +71,7 @@ def patched_unet(parts: Parts, path: Path) -> Any:
     """The UNet with the weights of a patched file."""
     unet = copy.deepcopy(parts.unet)
     with open_checkpoint(path) as checkpoint:
-        weights = {t.name: torch.tensor(np.array(t.read())) for t in checkpoint.targets}
+        weights = {t.name: torch.tensor(t.copies[0].whole()) for t in checkpoint.targets}
     assert not unet.load_state_dict(weights, strict=False).unexpected_keys
     return unet
 

@@ -28,7 +28,8 @@ def module_name(target: str, family: Family, span: int, to: LoraFormat) -> str:
     """The module of a target in a LoRA file. span: L of the UNet, see `span_of`."""
     if to == "peft":
         return f"unet.{_module(target)}"
-    layout = Layout("", span) if family.single_file_modules else Layout("", naming="diffusers")
+    naming: Literal["ldm", "diffusers"] = "ldm" if family.single_file_modules else "diffusers"
+    layout = Layout("", span, naming, family.entries.get(naming, {}))
     return f"lora_unet_{_joined(layout.stored(target))}"
 
 

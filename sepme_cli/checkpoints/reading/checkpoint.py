@@ -10,13 +10,14 @@ from typing import Any, Self
 
 from patch_spec.base import Base
 from patch_spec.stack import StackRecord
+from patch_spec.streams import Stream
 from sepme_cli.checkpoints.disk.failures import reading
 from sepme_cli.checkpoints.hub.cache import local
 from sepme_cli.checkpoints.journals.in_place import undo_if_interrupted
 from sepme_cli.checkpoints.journals.pending import pending_path
 from sepme_cli.checkpoints.reading.networks import Network, Networks, open_set
 from sepme_cli.checkpoints.reading.opening import open_weights
-from sepme_cli.checkpoints.reading.targets import Target, base_of, find_targets
+from sepme_cli.checkpoints.reading.targets import Target, base_of, find_targets, widths_of
 from sepme_cli.checkpoints.reading.tensors import Stored, WeightsFile, stored_in
 from sepme_cli.checkpoints.reading.text_encoders import text_encoder_fingerprints
 from sepme_cli.checkpoints.structure.dtypes import readable
@@ -33,16 +34,16 @@ from sepme_cli.progress import SILENT, Progress
 class Checkpoint:
     """An open checkpoint; close it, or use it as a context manager.
 
-    files: those that the UNet is in, of every variant. width: d of the text embedding. targets:
-    sorted by name, at least one. stack: what patches are in it, None for none. folder: None for
-    a single file.
+    files: those that the UNet is in, of every variant. widths: d of each stream that the UNet
+    reads. targets: sorted by name, at least one. stack: what patches are in it, None for none.
+    folder: None for a single file.
     """
 
     path: Path
     files: tuple[WeightsFile, ...]
     family: Family
     layout: Layout
-    width: int
+    widths: Mapping[Stream, int]
     targets: tuple[Target, ...] = field(repr=False)
     stack: StackRecord | None
     networks: Networks = field(repr=False)
@@ -87,6 +88,11 @@ class Checkpoint:
     def title(self) -> str:
         """What it is, in words: "Stable Diffusion 1.x, single-file, fp16"."""
         return f"{self.family.title}, {self.arrangement}, {self.dtype}"
+
+    @property
+    def width(self) -> int:
+        """d of the text embedding."""
+        return self.widths["tokens"]
 
     @cached_property
     def by_name(self) -> Mapping[str, Target]:
@@ -159,7 +165,9 @@ def _open(path: Path, progress: Progress) -> Checkpoint:
             stack.callback(files[0].close)
             variants = [stored_in(files[0])]
         family, layout = detect_in(variants[0], path)
-        targets = find_targets(variants, layout, path)
+        networks = Networks(family, layout, variants[0], folder, stack)
+        targets = find_targets(variants, layout, path, networks.columns)
+        widths = widths_of({target.name: target.shape for target in targets})
         for note in _left_out(files):
             progress.say(note)
         if any(getattr(file, "unmapped", False) for file in files):
@@ -172,10 +180,10 @@ def _open(path: Path, progress: Progress) -> Checkpoint:
             files,
             family,
             layout,
-            targets[0].shape[1],
+            widths,
             targets,
             _stack(_holding(files, targets)),
-            Networks(family, layout, variants[0], folder, stack),
+            networks,
             folder,
             stack.pop_all(),
         )

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from patch_spec.streams import stream_of
 from sepme_cli.checkpoints.reading.opening import open_weights
 from sepme_cli.checkpoints.reading.tensors import Stored, WeightsFile, stored_in
 from sepme_cli.checkpoints.structure.families import Family, TextStream
@@ -16,6 +17,7 @@ from sepme_cli.errors import MalformedError
 
 _VAES: Mapping[str, Naming] = {"first_stage_model.": "ldm", "vae.": "diffusers"}
 """What a VAE's names begin with in one file, of a checkpoint and of a pipeline of diffusers'."""
+_PROJECTION = "text_projection.weight"
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,26 @@ class Networks:
     @cached_property
     def _found(self) -> dict[str, Network | None]:
         return {}
+
+    def columns(self, target: str, columns: int) -> int | None:
+        """How many of a target's columns read its stream; None where that cannot be said."""
+        config = (self.folder.config("unet") if self.folder else None) or {}
+        size = config.get("addition_time_embed_dim")
+        if stream_of(target) == "pooled" and self.family.sizes and size is None:
+            pooled = self._projected()
+            if pooled is not None and pooled < columns:
+                return pooled
+        return self.family.columns(target, columns, size if isinstance(size, int) else None)
+
+    def _projected(self) -> int | None:
+        """How wide the pooled output is of the last text encoder in a file of the whole model."""
+        prefix = (self.layout.outer or "") + self.family.streams[-1].prefix
+        fused, plain = (
+            self.unet.get(f"{prefix}{name}") for name in ("text_projection", _PROJECTION)
+        )
+        if fused is not None and len(fused.shape) == 2:
+            return fused.shape[1]
+        return plain.shape[0] if plain is not None and len(plain.shape) == 2 else None
 
     def _find(self, name: str) -> Network | None:
         if name == "unet":

@@ -43,9 +43,16 @@ class Weight:
         """The values, as `Stored.read` gives them."""
         if self.journal is None:
             return self.stored.read()
+        values, columns = self.whole(), self.stored.columns
+        meant = values if columns is None else values[:, :columns]
+        return dequantised(meant, self.stored.scales())
+
+    def whole(self) -> Array:
+        """All columns, as they are stored."""
+        if self.journal is None:
+            return self.stored.whole()
         data = self.journal.read_bytes(self.stored.name)
-        values = np.frombuffer(data, numpy_dtype(self.dtype)).reshape(self.stored.shape)
-        return dequantised(values, self.stored.scales())
+        return np.frombuffer(data, numpy_dtype(self.dtype)).reshape(self.stored.entry.shape)
 
 
 @dataclass(frozen=True)
@@ -139,11 +146,11 @@ def open_undo_journals(
 def _kept(copy: Stored, journals: Mapping[str, Journal]) -> Weight:
     journal = journals[copy.file.place]
     kept = {entry.name: entry for entry in journal.touched}.get(copy.name)
-    if kept is None or kept.shape != copy.shape:
+    if kept is None or kept.shape != copy.entry.shape:
         raise MismatchError(
             f"{journal.path} does not keep {copy.name} as the checkpoint has it",
             file=journal.path,
-            expected=list(copy.shape),
+            expected=list(copy.entry.shape),
             found="nothing" if kept is None else list(kept.shape),
         )
     return Weight(copy, journal)

@@ -1,7 +1,7 @@
 """The targets of a checkpoint: which tensors they are, and their fingerprints."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
 
@@ -11,6 +11,7 @@ from patch_spec import limits
 from patch_spec.base import Base
 from patch_spec.digest import tensor_fingerprint
 from patch_spec.errors import FormatError
+from patch_spec.streams import Stream, stream_of
 from sepme_cli.checkpoints.reading.tensors import Stored
 from sepme_cli.checkpoints.structure.dtypes import NAMES, readable
 from sepme_cli.checkpoints.structure.families import Family
@@ -23,9 +24,9 @@ from sepme_cli.prefetch import ahead
 class Target:
     """A weight that patches change.
 
-    name: in diffusers naming. shape: [out, d]. copies: the weight itself, then its EMA twin if
-    the checkpoint has one, then those of other variants in a folder; a patch changes each from
-    its own values.
+    name: in diffusers naming. shape: [out, d], d the width of the stream that it reads. copies:
+    the weight itself, then its EMA twin if the checkpoint has one, then those of other variants in
+    a folder; a patch changes each from its own values.
     """
 
     name: str
@@ -38,23 +39,32 @@ class Target:
 
 
 def find_targets(
-    variants: Sequence[Mapping[str, Stored]], layout: Layout, path: str | PathLike[str]
+    variants: Sequence[Mapping[str, Stored]],
+    layout: Layout,
+    path: str | PathLike[str],
+    columns: Callable[[str, int], int | None] = lambda target, columns: columns,
 ) -> tuple[Target, ...]:
-    """The targets of a checkpoint, sorted by name, at least one, all of one width.
+    """The targets of a checkpoint, sorted by name, at least one, all of a stream of one width.
 
     variants: the UNet's tensors by their names, and those of its other copies in a folder. path:
-    the file that errors name. Raises UnsupportedError for a cross-attention that is none that
-    sepme knows, MalformedError for shapes that contradict each other.
+    the file that errors name. columns: how many of a target's columns read its stream, given its
+    name and how many it has; None for what is no target after all. Raises UnsupportedError for a
+    cross-attention that is none that sepme knows, MalformedError for shapes that contradict each
+    other.
     """
     found = []
     for tensor in variants[0]:
         if name := layout.target(tensor):
             copies = tuple(_copies(variants, tensor, layout.outer or "", path))
-            shape = copies[0].shape
             for copy in copies:
-                _check(copy, shape, path)
-            found.append(Target(name, (shape[0], shape[1]), copies))
-    widths = {target.shape[1] for target in found}
+                _check(copy, copies[0].shape, path)
+            wide = copies[0].shape[1]
+            width = columns(name, wide)
+            if width is not None and width < wide:
+                copies = tuple(replace(copy, columns=width) for copy in copies)
+            if width is not None:
+                found.append(Target(name, (copies[0].shape[0], width), copies))
+    widths = {target.shape[1] for target in found if stream_of(target.name) == "tokens"}
     if len(widths) != 1 or len(found) > limits.TARGETS or max(widths) > limits.WIDTH:
         raise UnsupportedError(
             f"{path}: the cross-attention is not one that sepme knows",
@@ -64,6 +74,12 @@ def find_targets(
             found=f"{len(found)} of widths {sorted(widths)}",
         )
     return tuple(sorted(found, key=lambda target: target.name))
+
+
+def widths_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[Stream, int]:
+    """How wide the streams are that targets with these shapes read."""
+    found = ((stream_of(name), shape[1]) for name, shape in shapes.items())
+    return {stream: width for stream, width in found if stream is not None}
 
 
 def fingerprint(target: Target, values: npt.NDArray[Any], path: str | PathLike[str]) -> str:
@@ -92,9 +108,11 @@ def base_of(
         return lambda: fingerprint(target, read(target), path)
 
     found = ahead(map(maker, targets))
+    widths = widths_of({target.name: target.shape for target in targets})
     return Base(
         family=family.name,
-        width=targets[0].shape[1],
+        width=widths["tokens"],
+        pooled=widths.get("pooled"),
         text_encoders=text_encoders,
         targets={target.name: digest for target, digest in zip(targets, found, strict=True)},
         shapes={target.name: target.shape for target in targets},

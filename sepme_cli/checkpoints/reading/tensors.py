@@ -84,12 +84,13 @@ class Stored:
     """A tensor and where it lies.
 
     scale: in scaled fp8, the tensor that what is stored is multiplied by: one number, or one for
-    each row.
+    each row. columns: of a matrix whose first columns alone are meant, how many; None for all.
     """
 
     file: WeightsFile
     entry: TensorEntry
     scale: TensorEntry | None = None
+    columns: int | None = None
 
     @property
     def name(self) -> str:
@@ -103,11 +104,19 @@ class Stored:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.entry.shape
+        """Of what is meant."""
+        shape = self.entry.shape
+        return shape if self.columns is None else (shape[0], self.columns)
 
     def read(self) -> Array:
         """The values: in the dtype they are stored in, or in float64 where that takes a scale."""
-        return dequantised(self.file.read(self.entry), self.scales())
+        values = self.whole()
+        meant = values if self.columns is None else values[:, : self.columns]
+        return dequantised(meant, self.scales())
+
+    def whole(self) -> Array:
+        """All columns, as they are stored."""
+        return self.file.read(self.entry)
 
     def scales(self) -> Array | None:
         """What the stored numbers are multiplied by, so shaped that it broadcasts; None for 1."""

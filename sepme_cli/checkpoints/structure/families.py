@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, TypeVar
 
 from patch_spec.base import Family as FamilyName
+from patch_spec.streams import stream_of
 from sepme_cli.checkpoints.structure.layout import EMA, Layout
 from sepme_cli.errors import UnsupportedError
 
@@ -65,7 +66,8 @@ class Family:
     are none. usually_epsilon: whether hardly any of its models predicts velocity, so that
     nobody needs to be told where nothing says so. kohya: what kohya's scripts call it. modelspec:
     its architecture in ModelSpec. single_file_modules: whether kohya's scripts name its modules as
-    single files do, and not as diffusers does.
+    single files do, and not as diffusers does. entries: by naming, its targets outside of the
+    cross-attention, to their names in the file.
     """
 
     name: FamilyName
@@ -83,12 +85,32 @@ class Family:
     velocity_side: int | None = None
     usually_epsilon: bool = False
     single_file_modules: bool = False
+    entries: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
 
     @property
     def pools(self) -> bool:
         """Whether the UNet reads pooled text, with sizes and crops."""
         return self.sizes > 0
 
+    def columns(self, target: str, columns: int, size: int | None) -> int | None:
+        """How many of the first columns of a target read its stream; None where there is no saying.
+
+        columns: that the weight has. size: how many numbers each of the sizes that XL's UNet reads
+        behind the pooled text is embedded in; None for what every published model has.
+        """
+        if stream_of(target) != "pooled":
+            return columns
+        width = columns - self.sizes * (size or _SIZE_WIDTH)
+        return width if width > 0 else None
+
+    def whole_columns(self, target: str, width: int) -> int:
+        """How many columns the whole weight of a target has, in published models; width: of its
+        stream."""
+        return width + self.sizes * _SIZE_WIDTH * (stream_of(target) == "pooled")
+
+
+_SIZE_WIDTH = 256
+"""How many numbers XL embeds a size in."""
 
 # What tells families apart, in either naming: what embeds sizes and crops, and the lowest level's
 # attention.
@@ -202,6 +224,10 @@ SDXL = Family(
     latent_scale=0.13025,
     sizes=6,
     single_file_modules=True,
+    entries={
+        "ldm": {"add_embedding.linear_1.weight": "label_emb.0.0.weight"},
+        "diffusers": {"add_embedding.linear_1.weight": "add_embedding.linear_1.weight"},
+    },
 )
 REFINER = replace(
     SDXL,
@@ -307,7 +333,8 @@ def detect(tensors: Mapping[str, Tensor]) -> tuple[Family, Layout]:
             )
     if layout is None:
         raise _no_unet(tensors)
-    return next(f for f in FAMILIES.values() if f.matches(tensors, layout)), layout
+    family = next(f for f in FAMILIES.values() if f.matches(tensors, layout))
+    return family, replace(layout, entries=family.entries.get(layout.naming, {}))
 
 
 def _layout(tensors: Mapping[str, Tensor]) -> Layout | None:

@@ -8,8 +8,8 @@ L = layers_per_block + 1, ``input_blocks.{i}.1`` is
 """
 
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Literal, Self
 
 from sepme_cli.errors import UnsupportedError
@@ -52,12 +52,14 @@ class Layout:
     """How one checkpoint names its UNet.
 
     prefix: what the UNet's names begin with; "" in a file that holds nothing else.
-    span: L = layers_per_block + 1, the blocks that a level has; of "ldm" only.
+    span: L = layers_per_block + 1, the blocks that a level has; of "ldm" only. entries: targets
+    outside of the cross-attention, to their names behind the prefix.
     """
 
     prefix: str
     span: int = 0
     naming: Literal["ldm", "diffusers"] = "ldm"
+    entries: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, names: Iterable[str]) -> Self | None:
@@ -111,8 +113,10 @@ class Layout:
         """What a patch calls the tensor `name`; None if it is no target."""
         if not name.startswith(self.prefix):
             return None
+        bare = name.removeprefix(self.prefix)
+        if entry := next((target for target, own in self.entries.items() if own == bare), None):
+            return entry
         if self.naming == "diffusers":
-            bare = name.removeprefix(self.prefix)
             return bare if _TARGET.fullmatch(bare) else None
         found = _LDM_TARGET.fullmatch(name, len(self.prefix))
         # Block 0 is the input convolution.
@@ -125,6 +129,8 @@ class Layout:
 
         Raises UnsupportedError for a name that no Stable Diffusion has, which a patch may have.
         """
+        if target in self.entries:
+            return self.prefix + self.entries[target]
         found = _TARGET.fullmatch(target)
         if found is None:
             raise UnsupportedError(
