@@ -94,14 +94,14 @@ def evaluate(
         measures = Measures.of(
             as_path(scope.get("reference")),
             scope.get("features"),
-            network.device,
+            network.machine.device,
             lpips=scope.get("lpips", False),
         )
         check_unpatched(checkpoint, "evaluate its base with the patches")
         progress.warn_all(fit(checkpoint, files, chosen).compared(checkpoint).warnings)
         kind, retain = scope.get("kind", "any"), several(scope.get("retain", ()))
         words = _words(chosen, kind, retain, policy)
-        jury = load_judge(judge, [word for part in words for word in part], network.device)
+        jury = load_judge(judge, [word for part in words for word in part], network.machine.device)
         subjects, doubts = choose_subjects(*words, jury)
         progress.warn_all(doubts)
         progress.stage("reading the checkpoint")
@@ -117,7 +117,7 @@ def evaluate(
         looked = studio.look(jury, progress)
         names = _names([one.subject for one in looked])
         concepts = {
-            name: concept_figures(one, jury, network.encode_pictures, measures.perceptual)
+            name: concept_figures(one, jury, network.vae.encode, measures.perceptual)
             for name, one in zip(names, looked, strict=True)
         }
         progress.warn_all(_weak(concepts))
