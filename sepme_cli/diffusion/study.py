@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import cast
 
@@ -26,7 +26,7 @@ from sepme_cli.erasure.increment import (
     admissible,
 )
 from sepme_cli.erasure.settings import Settings
-from sepme_cli.erasure.subspace import Ground, Weighing, energy
+from sepme_cli.erasure.subspace import Ground, energy
 from sepme_cli.erasure.words import Item, same_name
 from sepme_cli.errors import RefusedError, UnsupportedError
 
@@ -182,7 +182,7 @@ def study_concepts(
             model.text.encode([BLANK])[0].cpu(),
             [one.concept for one in wanted] + [words.rows(prompts) for prompts in known],
             moment,
-            Weighing(settings.insistence, protection, settings.ridge),
+            replace(settings, protection=protection),
         )
         spaces = [
             admissible(concept.name, one, ground, settings, alone=len(concepts) == 1)

@@ -27,7 +27,7 @@ from sepme_cli.diffusion.options import ModelOptions
 from sepme_cli.erasure.prompts import AsKind, kind_told
 from sepme_cli.erasure.words import given_word, parse_word, same_name
 from sepme_cli.evaluation.distances import Measures
-from sepme_cli.evaluation.experiment import Studio, restores_weights
+from sepme_cli.evaluation.experiment import Experiment, restores_weights
 from sepme_cli.evaluation.facts import facts_of, key_of
 from sepme_cli.evaluation.figures import Looked, concept_figures, summary
 from sepme_cli.evaluation.gallery import BATCH, Gallery
@@ -112,9 +112,9 @@ def evaluate(
         same_weights = restores_weights(checkpoint)
         stack.enter_context(only_writer(report, progress))
         gallery = Gallery(make_folder(report), network, drawing, key_of(network, facts))
-        studio = Studio.plan(gallery, chosen, subjects)
-        drawn = studio.draw(progress)
-        looked = studio.look(jury, progress)
+        experiment = Experiment.plan(gallery, chosen, subjects)
+        drawn = experiment.draw(progress)
+        looked = experiment.look(jury, progress)
         names = _names([one.subject for one in looked])
         concepts = {
             name: concept_figures(one, jury, network.vae.encode, measures.perceptual)
@@ -129,7 +129,7 @@ def evaluate(
             patches=tuple(file.name for file in files),
             concepts=concepts,
             all_erased=all(c.erased is True for c in concepts.values() if c.role == "erased"),
-            restored_identical=same_weights and studio.restores_pictures(),
+            restored_identical=same_weights and experiment.restores_pictures(),
             reference=measures.compare(*_retained(looked)),
             command=command,
             drawn=drawn,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Self, TypedDict, Unpack, cast
+from typing import Literal, Self, TypedDict, Unpack
 
 from sepme_cli.arguments import (
     FilePath,
@@ -154,8 +154,6 @@ def _method(name: str | None, recipe: Recipe, images: Path | None, *, joint: boo
 def _settings(recipe: Recipe, wishes: Wishes) -> tuple[Settings, ModelOptions]:
     """What the caller says, over what the recipe says, over the defaults: field by field."""
     said, options = wishes.get("settings"), wishes.get("options", ModelOptions())
-    numbers = dict(recipe.settings)
-    dtype = cast(str | None, numbers.pop("dtype", None))
     if not isinstance(said, Settings):
-        said = Settings.of({**numbers, **(said or {})})
-    return said, replace(options, dtype=options.dtype or dtype)
+        said = Settings.of({**recipe.hyperparameters, **(said or {})})
+    return said, replace(options, dtype=options.dtype or recipe.dtype)
