@@ -16,6 +16,7 @@ from sepme_cli.arguments import (
     Words,
     as_path,
     as_place,
+    check_known,
     several,
 )
 from sepme_cli.checkpoints.disk.files import only_writer
@@ -83,6 +84,7 @@ def evaluate(
     """
     started, progress = time.monotonic(), Collector(progress)
     place, report = as_place(model), as_path(report)
+    check_known(scope, Scope)
     recipe = scope.get("recipe")
     policy = None if recipe is None else as_recipe(recipe)
     check_folder(report, force=force)

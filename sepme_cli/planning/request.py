@@ -13,6 +13,7 @@ from sepme_cli.arguments import (
     as_path,
     as_place,
     as_places,
+    check_known,
     several,
 )
 from sepme_cli.diffusion.options import ModelOptions
@@ -83,6 +84,7 @@ class EraseRequest:
     @classmethod
     def of(cls, model: PlaceLike, concepts: Words = (), **wishes: Unpack[Wishes]) -> Self:
         """Settle what is asked for. Raises UsageError, and what reading a recipe raises."""
+        check_known(wishes, Wishes)
         given = wishes.get("recipe")
         policy = None if given is None else as_recipe(given)
         recipe = _recipe(several(concepts), policy, wishes)
