@@ -82,7 +82,7 @@ class Canvas:
 
     def draw(self, captions: Sequence[Caption], increments: Sequence[Increment] = ()) -> Tensor:
         """Pictures [captions, 3, 64, 64], each with a seed of its own pair."""
-        with self.model.with_weights(self.patched([(i, 1.0) for i in increments])):
+        with self.model.denoiser.with_weights(self.patched([(i, 1.0) for i in increments])):
             return self.drawn(captions)
 
     def patched(self, stack: Sequence[Scaled]) -> dict[str, Tensor]:

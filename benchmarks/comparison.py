@@ -90,13 +90,13 @@ class Bench:
     def draw(
         self, weights: Mapping[str, Tensor], captions: Sequence[Caption], rounds: Sequence[int] = ()
     ) -> Tensor:
-        with _with_parameters(self.canvas.model.unet, weights):
+        with _with_parameters(self.canvas.model.denoiser.network, weights):
             return self.canvas.drawn(captions, rounds)
 
     def row(self, peer: Peer | None, names: tuple[str, ...], choice: Choice) -> dict[str, Any]:
         """Everything about one method in one state. Without a peer, the model as it is."""
         request = Request(self.model, names)
-        with _counted(self.model.unet) as passes:
+        with _counted(self.model.denoiser.network) as passes:
             started = time.monotonic()
             edit = peer.edit(request) if peer else Edit({}, stored=0)
             seconds = time.monotonic() - started
@@ -130,7 +130,7 @@ class Bench:
             weights, never = self.canvas.patched([*every, *taken]), self.canvas.patched(staying)
         else:
             weights, never = {}, {}
-            for name, w in request.model.stored_weights():
+            for name, w in request.model.denoiser.stored_weights():
                 parts = {word: part[name] for word, part in edit.parts.items()}
                 weights[name] = (w.double() + sum(parts.values()) - parts[first]).half()
                 never[name] = (w.double() + sum(parts[word] for word in others)).half()
@@ -145,7 +145,7 @@ class Bench:
         asked = tuple(captions)
         if asked not in self._originals:  # every method of a state asks for the same
             self._originals[asked] = self.exact.drawn(captions)
-        with _with_parameters(self.model.unet, weights):
+        with _with_parameters(self.model.denoiser.network, weights):
             change = self.exact.drawn(captions) - self._originals[asked]
         return float(change.abs().mean() * 255)
 
@@ -154,7 +154,7 @@ class Bench:
         alone = peer.edit(Request(request.model, (first,))).weights
         without = peer.edit(Request(request.model, tuple(others))).weights
         wrong = size = 0.0
-        for name, w in request.model.stored_weights():
+        for name, w in request.model.denoiser.stored_weights():
             own = alone[name].double() - w.double()
             wrong += float((edit.weights[name].double() - own - without[name]).pow(2).sum())
             size += float(own.pow(2).sum())

@@ -131,7 +131,7 @@ class English:
 
     def draw(self, captions: Sequence[Caption], weights: Mapping[str, Tensor]) -> Drawn:
         """Pictures of captions by the model with some targets' weights replaced."""
-        with self.model.with_weights(weights):
+        with self.model.denoiser.with_weights(weights):
             pictures = draw_pictures(
                 self.model,
                 [c.text for c in captions],
@@ -166,7 +166,7 @@ class English:
     @cached_property
     def nearest(self) -> Mapping[str, tuple[str, ...]]:
         """Of each object, the five others that the text encoder has nearest."""
-        ends = self.model.ends(OBJECT_NAMES)
+        ends = self.model.text.ends(OBJECT_NAMES)
         directions = torch.nn.functional.normalize(ends - ends.mean(0), dim=1)
         order = (directions @ directions.T).argsort(dim=1, descending=True)[:, 1:6]
         return {

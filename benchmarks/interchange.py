@@ -50,7 +50,7 @@ def exported(canvas: Canvas, folder: Path) -> dict[str, Any]:
     before = canvas.drawn(SHOWN)
     patched = _drawn_with(canvas, load_targets(canvas, clean))
     pipeline = StableDiffusionPipeline(
-        unet=canvas.model.unet,
+        unet=canvas.model.denoiser.network,
         **dict.fromkeys(("vae", "text_encoder", "tokenizer", "scheduler", "safety_checker")),
         feature_extractor=None,
         requires_safety_checker=False,
@@ -107,7 +107,7 @@ def load_targets(canvas: Canvas, path: Path) -> dict[str, Tensor]:
 
 
 def _drawn_with(canvas: Canvas, weights: Mapping[str, Tensor]) -> Tensor:
-    with canvas.model.with_weights(weights):
+    with canvas.model.denoiser.with_weights(weights):
         return canvas.drawn(SHOWN)
 
 

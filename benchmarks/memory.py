@@ -31,13 +31,14 @@ def step(path: Path, pixels: int, batch: int, *, frugal: bool) -> dict[str, Any]
     torch.set_num_threads(1)
     with open_checkpoint(path) as checkpoint:
         model = StableDiffusion.of(checkpoint, torch.device("cpu"), frugal=frugal)
-        predict = EditedPredictor(model, model.condition(_CONCEPT))
+        predict = EditedPredictor(model.denoiser, model.text.condition(_CONCEPT))
         up = {
-            n: torch.zeros(len(t.weight), 4, requires_grad=True) for n, t in model.targets.items()
+            n: torch.zeros(len(t.weight), 4, requires_grad=True)
+            for n, t in model.denoiser.targets.items()
         }
         basis = torch.randn(4, checkpoint.width)
         noisy = torch.randn(batch, *model.latent_shape(pixels))
-        _ = model.unet
+        _ = model.denoiser.network
         loaded, started = _peak(), time.perf_counter()
         steps, prompts = torch.full((batch,), 500), torch.zeros(batch, dtype=torch.long)
         predict(noisy, steps, prompts, up, basis).pow(2).mean().backward()

@@ -75,15 +75,16 @@ def retained(kind: Kind, name: str, of: dict[Kind, list[str]], count: int) -> li
 def seconds_a_picture(model: str, drawing: Drawing) -> tuple[float, str]:
     """From one pass through the UNet, and what it was computed on."""
     with opened_model(parse_place(model)) as network:
-        asked = network.condition([""]).to(network.device, network.dtype)
-        noisy = torch.zeros(1, *network.latent_shape(), device=network.device, dtype=network.dtype)
+        on = network.machine
+        asked = on.put(network.text.condition([""]))
+        noisy = on.put(torch.zeros(1, *network.latent_shape()))
         with torch.no_grad():
-            network.predict(noisy, 0, asked)  # the first pass pays for warming up
+            network.denoiser.predict(noisy, 0, asked)  # the first pass pays for warming up
             started = time.monotonic()
-            network.predict(noisy, 0, asked)
+            network.denoiser.predict(noisy, 0, asked)
         took = time.monotonic() - started
     # With and without the prompt at every step, and about as much again as five steps to decode.
-    return took * 2 * (drawing.steps + 2.5), f"{network.device.type} in {network.dtype_name}"
+    return took * 2 * (drawing.steps + 2.5), f"{on.device.type} in {on.dtype_name}"
 
 
 def judged(

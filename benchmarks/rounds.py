@@ -83,13 +83,13 @@ class Bench:
         self.canvas = English(steps=STEPS)
         self.model = StableDiffusion.of(self.canvas.checkpoint, torch.device("cpu"))
         base = self.canvas.checkpoint.base(text_encoders=True)
-        self.background = background_of(self.model, base)
+        self.background = background_of(self.model.text, base)
         self.general = captions(caption_words()).protected
         self.neighbours = cache(self._neighbours)
 
     def _neighbours(self, names: tuple[str, ...]) -> Protected:
         items = tuple(Item(name, kind_of(name)) for name in names)
-        return look_around(self.model, Recipe(items), (), self.background, 8).protected
+        return look_around(self.model.text, Recipe(items), (), self.background, 8).protected
 
     def request(self, names: tuple[str, ...], told: Round) -> Request:
         protect = self.neighbours(names) if told == "neighbours named" else Protected()

@@ -53,14 +53,14 @@ from sepme_cli.diffusion.models import StableDiffusion
 model, *names = sys.argv[1:]
 with torch.no_grad(), open_checkpoint(Path(model)) as checkpoint:
     network = StableDiffusion.of(checkpoint, torch.device("cpu"))
-    ends = network.tokens([*names, "", "art"]).argmax(1) - 1
-    states = network.encode([*names, "", "art"]).double()
+    ends = network.text.tokens([*names, "", "art"]).argmax(1) - 1
+    states = network.text.encode([*names, "", "art"]).double()
     last = states[torch.arange(len(states)), ends.clamp(min=1)]
     concept, kept = last[: len(names)], last[len(names) :]
     operator = least_squares(
         concept, kept[:1].expand_as(concept), kept, erase=1.0, keep=1.0, ridge=0.5
     )
-    edited = {name: (w.double() @ operator).half() for name, w in network.stored_weights()}
+    edited = {name: (w.double() @ operator).half() for name, w in network.denoiser.stored_weights()}
 """
 
 

@@ -1,6 +1,6 @@
 """What callers may say shorter: a path as text, and one thing where several may be."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import BinaryIO, TypeVar, cast
@@ -53,6 +53,13 @@ def as_places(said: Places) -> tuple[Place, ...]:
 def as_output(said: PlaceLike | Other) -> Place | Other:
     """As `as_place`, for what is written: it goes to the hub only where text says "hf://"."""
     return parse_output(said) if isinstance(said, str) else as_path(said)
+
+
+def check_known(said: Mapping[str, object], wishes: type) -> None:
+    """TypeError, as Python raises it, for a keyword that `wishes`, a TypedDict, does not have."""
+    for name in said:
+        if name not in wishes.__annotations__:
+            raise TypeError(f"unexpected keyword argument {name!r}")
 
 
 def scales_in(text: str) -> dict[str, float]:

@@ -19,6 +19,11 @@ from sepme_cli.strict_yaml import Place, Scalar, read_node
 
 VERSION = 1
 KINDS = ("style", "object", "any")
+#: What a recipe may set: the method's numbers, and of the machine what the UNet computes in.
+SETTINGS: Mapping[str, Allowed] = {
+    **Settings.allowed(),
+    "dtype": Allowed(str, choices=("auto", "fp32", "fp16", "bf16")),
+}
 _BYTES = 2**20
 _ALIASES = 32
 _PROMPTS = 256
@@ -30,13 +35,23 @@ class Recipe:
     """What to take out, what to keep, and how.
 
     protect: words as `--protect` takes them ("style:noto"). method: None leaves the choice open.
-    settings: hyper-parameters by name.
+    settings: hyper-parameters by name, and the machine's dtype.
     """
 
     concepts: tuple[Item, ...]
     protect: tuple[str, ...] = ()
     method: str | None = None
     settings: Mapping[str, Scalar] = field(default_factory=dict)
+
+    @property
+    def hyperparameters(self) -> Mapping[str, Scalar]:
+        """The settings that are the method's."""
+        return {name: value for name, value in self.settings.items() if name != "dtype"}
+
+    @property
+    def dtype(self) -> str | None:
+        """What the UNet is to compute in; None where the recipe leaves it open."""
+        return cast(str | None, self.settings.get("dtype"))
 
     @property
     def digest(self) -> str:
@@ -82,13 +97,13 @@ protect:
 
 def as_recipe(said: Recipe | FilePath) -> Recipe:
     """A recipe, read if it is a file. Raises MalformedError, with the line, and SystemFailure."""
-    return said if isinstance(said, Recipe) else read_recipe(as_path(said), Settings.allowed())
+    return said if isinstance(said, Recipe) else read_recipe(as_path(said), SETTINGS)
 
 
 def read_recipe(path: Path, settings: Mapping[str, Allowed]) -> Recipe:
     """A recipe from its file.
 
-    settings: the hyper-parameters there are, and what they may be.
+    settings: those there are, and what they may be.
     Raises SystemFailure if it cannot be read, MalformedError, with the line, for what is none.
     """
     try:

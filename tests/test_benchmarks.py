@@ -86,9 +86,9 @@ def test_a_score_is_low_where_one_thing_is_lost() -> None:
 def test_what_is_kept_moves_by_what_its_weights_move_it() -> None:
     bench = comparison.Bench()
     caption = comparison.JUDGED.asked(("ink",))[0][-1:]
-    weights = dict(bench.model.stored_weights())
+    weights = dict(bench.model.denoiser.stored_weights())
     assert bench.moved(weights, caption) == 0.0
     name = next(iter(weights))
     before = weights[name].clone()
     assert bench.moved({name: weights[name] * 2}, caption) > 0.1
-    assert bench.model.unet.get_parameter(name).equal(before.float()), "put back"
+    assert bench.model.denoiser.network.get_parameter(name).equal(before.float()), "put back"

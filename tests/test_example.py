@@ -135,7 +135,7 @@ def drawn(model: Path, captions: list[Caption], lora: Path | None = None) -> tor
         if lora is not None:
             pipeline = StableDiffusionPipeline(
                 **dict.fromkeys(("vae", "text_encoder", "tokenizer", "scheduler")),
-                unet=network.unet,
+                unet=network.denoiser.network,
                 safety_checker=None,
                 feature_extractor=None,
                 requires_safety_checker=False,

@@ -90,9 +90,10 @@ def test_a_made_up_family(family: None, tmp_path: Path) -> None:
     save_file({**tensors, MARK: tensors[next(iter(tensors))][:1].clone()}, model)
     with opened_model(plain) as one, opened_model(model) as other:
         assert (one.checkpoint.family, other.checkpoint.family) == (SD1, FAMILY)
-        assert (one.vae.config.scaling_factor, other.vae.config.scaling_factor) == (0.18215, 0.5)
-        assert one.unet.config.attention_head_dim == 8
-        assert other.unet.config.attention_head_dim == [1, 1]
+        scales = [network.vae.network.config.scaling_factor for network in (one, other)]
+        assert scales == [0.18215, 0.5]
+        assert one.denoiser.network.config.attention_head_dim == 8
+        assert other.denoiser.network.config.attention_head_dim == [1, 1]
     sepme.erase(model, "style:Monet", output=patch)
     assert read_patch(patch).base.family == "made-up"
     with pytest.raises(sepme.MismatchError):

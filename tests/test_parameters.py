@@ -13,8 +13,6 @@ import sepme_cli
 MOST = 8
 #: What counts as one of a kind: it gathers what would be a list of its own.
 VALUES = {"Drawing", "EraseRequest", "ModelOptions", "Progress", "Settings"}
-#: Commands as Python functions: their keywords are the options of the command.
-FACES = {"sepme_cli.operations.apply.apply": 11, "sepme_cli.operations.revert.revert": 9}
 
 
 def functions() -> Iterator[tuple[str, Callable[..., Any]]]:
@@ -52,4 +50,4 @@ def parameters(function: Callable[..., Any]) -> list[str]:
 def test_no_function_takes_a_long_list() -> None:
     found = {name: len(parameters(function)) for name, function in functions()}
     assert len(found) > 1000
-    assert {name: count for name, count in found.items() if count > MOST} == FACES
+    assert {name: count for name, count in found.items() if count > MOST} == {}

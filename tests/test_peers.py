@@ -56,8 +56,8 @@ def request_for_nothing_else(model: StableDiffusion, monkeypatch: pytest.MonkeyP
 
 def last_rows(model: StableDiffusion, *words: str) -> Tensor:
     """The embeddings of words of one token each: [words, d]."""
-    assert (model.tokens(words).argmax(1) == 2).all()
-    return model.encode(words)[:, 1].double()
+    assert (model.text.tokens(words).argmax(1) == 2).all()
+    return model.text.encode(words)[:, 1].double()
 
 
 def edited(peer: Peer, request: Request) -> dict[str, Tensor]:
@@ -67,7 +67,7 @@ def edited(peer: Peer, request: Request) -> dict[str, Tensor]:
 def moved(peer: Peer, request: Request, of: Tensor) -> float:
     """How far the keys and values of rows [n, d] move, as a share of them."""
     found, apart, whole = edited(peer, request), 0.0, 0.0
-    for name, w in request.model.stored_weights():
+    for name, w in request.model.denoiser.stored_weights():
         before = of @ w.double().T
         apart += float((of @ found[name].T - before).pow(2).sum())
         whole += float(before.pow(2).sum())
@@ -132,13 +132,13 @@ def test_rece_goes_on_from_uce_and_sends_what_it_derives_to_the_blank(
     before, after = edited(first, request), edited(replace(first, rounds=1), request)
     for name, w in edited(uce, request).items():
         torch.testing.assert_close(before[name], w, rtol=0, atol=0)
-    layers = {name: w.double() for name, w in model.stored_weights()}
+    layers = {name: w.double() for name, w in model.denoiser.stored_weights()}
     # The operator that all layers share, from fp16: all stacked are many more rows than columns.
     original = torch.cat(list(layers.values()))
     operator = torch.linalg.lstsq(original, torch.cat([before[n] for n in layers])).solution
-    concept = model.encode(["violin", "mosaic"]).double()
+    concept = model.text.encode(["violin", "mosaic"]).double()
     found = derived(concept.flatten(0, 1), operator, original.T @ original, first.robust)
-    blank = model.encode(["", ""]).double().flatten(0, 1)
+    blank = model.text.encode(["", ""]).double().flatten(0, 1)
     wanted = sum(float((found @ w.T - blank @ w.T).pow(2).sum()) for w in before.values())
     left = sum(float((found @ after[n].T - blank @ before[n].T).pow(2).sum()) for n in before)
     assert left < 0.02 * wanted
@@ -175,7 +175,7 @@ def test_oce_is_the_procrustes_optimum() -> None:
 def test_oce_keeps_every_angle_of_a_model(request_for_nothing_else: Request) -> None:
     request = request_for_nothing_else
     found = edited(OCE(erase=100.0), request)
-    for name, w in request.model.stored_weights():
+    for name, w in request.model.denoiser.stored_weights():
         before = w.double()
         torch.testing.assert_close(
             found[name].T @ found[name], before.T @ before, rtol=0, atol=2e-3
@@ -231,10 +231,10 @@ def test_dp_leaves_the_words_it_is_told_of_a_model_exactly_alone(
     told = replace(request, protect=WORDS)
     assert moved(dp, request, kept) > 0.05
     assert moved(dp, told, kept) < 1e-3  # the weights are kept in fp16
-    held = row_space(torch.cat([kept, request.model.encode([""])[0].double()]))
+    held = row_space(torch.cat([kept, request.model.text.encode([""])[0].double()]))
     concept = last_rows(request.model, "violin", "mosaic")
     found = edited(dp, told)
-    for name, w in request.model.stored_weights():
+    for name, w in request.model.denoiser.stored_weights():
         wanted = concept @ held.T @ held @ w.double().T
         torch.testing.assert_close(concept @ found[name].T, wanted, rtol=0, atol=1e-2)
         assert (concept @ w.double().T - wanted).abs().max() > 0.1
@@ -261,12 +261,12 @@ def test_cure_edits_by_forget_less_what_it_shares_with_retain(
     request = replace(request_for_nothing_else, protect=WORDS)
     model = request.model
     forget, retain = (
-        torch.stack([model.encode([word])[0, 1:3].double().mean(0) for word in words])
+        torch.stack([model.text.encode([word])[0, 1:3].double().mean(0) for word in words])
         for words in (("violin", "mosaic"), ("fresco", "cello", "harp"))
     )
     gone, kept = expanded(forget, 3.0), expanded(retain, 7.0)
     found = edited(cure, request)
-    for name, w in model.stored_weights():
+    for name, w in model.denoiser.stored_weights():
         wanted = w.double() - w.double() @ (gone - gone @ kept)
         torch.testing.assert_close(found[name], wanted, rtol=0, atol=1e-3)
 
@@ -283,8 +283,10 @@ def test_trce_is_uce_on_the_ends_of_the_texts(request_for_nothing_else: Request)
     model = request.model
 
     def ends(texts: list[str]) -> Tensor:
-        places = model.tokens(texts).argmax(1)
-        return model.encode(texts)[torch.arange(len(texts)), places].double() / len(texts) ** 0.5
+        places = model.text.tokens(texts).argmax(1)
+        return (
+            model.text.encode(texts)[torch.arange(len(texts)), places].double() / len(texts) ** 0.5
+        )
 
     def asked(*words: str) -> Tensor:
         return ends([phrase.text for word in words for phrase in phrases(word, "object")])
@@ -298,7 +300,7 @@ def test_trce_is_uce_on_the_ends_of_the_texts(request_for_nothing_else: Request)
         ridge=0.03,
     )
     found = edited(trce, request)
-    for name, w in model.stored_weights():
+    for name, w in model.denoiser.stored_weights():
         torch.testing.assert_close(found[name], w.double() @ operator, rtol=0, atol=2e-3)
     without = edited(trce, replace(request, synonyms={}))
     assert max((found[name] - without[name]).abs().max() for name in found) > 0.01

@@ -55,7 +55,7 @@ class DP:
         kept = balanced(
             kept_rows(request, self.tokens, self.prompts),
             general_rows(request, self.tokens),
-            request.model.encode([""])[0].double(),
+            request.model.text.encode([""])[0].double(),
         )
         held = leading(kept, self.energy)
         safe = held if self.safe == "kept" else row_space(instead, _PARALLEL)

@@ -44,11 +44,11 @@ class ESD:
         model = request.model
         edited = {
             name: value.clone().requires_grad_()
-            for name, value in model.unet.named_parameters()
+            for name, value in model.denoiser.network.named_parameters()
             if ".attn2." in name
         }
         optimiser = torch.optim.Adam(edited.values(), lr=self.lr)
-        contexts = model.condition([*request.names, ""]).states
+        contexts = model.text.condition([*request.names, ""]).states
         generator = torch.Generator().manual_seed(0)
         for nth in range(self.rounds):
             seen = self._draw(model, edited, contexts, nth)
@@ -69,12 +69,12 @@ class ESD:
         x = initial_noise(model.latent_shape(), asked.tolist())
         asked = asked % (len(contexts) - 1)
         both = torch.cat([contexts[asked], contexts[-1:].expand(len(asked), -1, -1)])
-        model.schedule.set_timesteps(_DDIM)
+        trajectory = model.schedule.trajectory(_DDIM)
         seen: list[tuple[Tensor, Tensor, Tensor]] = []
-        for t in model.schedule.timesteps.tolist():
+        for t in trajectory.times:
             seen.append((x, torch.full((len(x),), t), asked))
             told, blank = _predict(model, edited, torch.cat([x, x]), t, both).chunk(2)
-            x = model.schedule.step(blank + self.guidance * (told - blank), t, x).prev_sample
+            x = trajectory.step(blank + self.guidance * (told - blank), t, x)
         return [torch.cat(part) for part in zip(*seen, strict=True)]
 
     def _loss(
@@ -88,7 +88,7 @@ class ESD:
         told, blank = contexts[asked], contexts[-1:].expand(len(x), -1, -1)
         with torch.no_grad():
             both = torch.cat([told, blank])
-            original = model.unet(torch.cat([x, x]), torch.cat([t, t]), both).sample
+            original = model.denoiser.network(torch.cat([x, x]), torch.cat([t, t]), both).sample
             concept, without = original.chunk(2)
         target = without - self.eta * (concept - without)
         with sdpa_kernel(SDPBackend.MATH):
@@ -99,5 +99,5 @@ def _predict(
     model: StableDiffusion, edited: Mapping[str, Tensor], x: Tensor, t: Tensor | int, told: Tensor
 ) -> Tensor:
     """eps'(x_t, c) with the edited parameters in place of the original ones."""
-    predicted: Tensor = functional_call(model.unet, dict(edited), (x, t, told)).sample
+    predicted: Tensor = functional_call(model.denoiser.network, dict(edited), (x, t, told)).sample
     return predicted

@@ -83,7 +83,7 @@ def overwritten(weights: Mapping[str, Tensor]) -> Edit:
 def through(model: StableDiffusion, operator: Tensor) -> Edit:
     """The edit W' = W T of every target, for one operator T [d, d] on text embeddings."""
     return overwritten(
-        {name: weight.double() @ operator for name, weight in model.stored_weights()}
+        {name: weight.double() @ operator for name, weight in model.denoiser.stored_weights()}
     )
 
 

@@ -53,7 +53,9 @@ class TrainedMACE(MACE):
     grid: ClassVar[Mapping[str, tuple[Any, ...]]] = {"lr": (1e-3, 1e-2, 3e-2)}
 
     def edit(self, request: Request) -> Edit:
-        original = {name: weight.double() for name, weight in request.model.stored_weights()}
+        original = {
+            name: weight.double() for name, weight in request.model.denoiser.stored_weights()
+        }
         kept = balanced(kept_rows(request, "all", "phrases"), general_rows(request, "all"))
         gram = self.fusion * kept.T @ kept + RIDGE * identity(kept.shape[1])
         moments = gram.clone()
@@ -85,10 +87,10 @@ class TrainedMACE(MACE):
         drawn = draw_pictures(model, asked, range(self.pictures), steps=20, guidance=3.0)
         style = request.kind_of(name) == "style"
         masks = torch.ones_like(drawn[:, :1]) if style else _concept_in(drawn)
-        latents = model.encode_pictures(drawn)
-        context = model.condition(asked).states
+        latents = model.vae.encode(drawn)
+        context = model.text.condition(asked).states
         named = torch.zeros(len(asked), context.shape[1])
-        for row, ids in zip(named, model.tokens(asked), strict=True):
+        for row, ids in zip(named, model.text.tokens(asked), strict=True):
             end = end_of_name(model, ids, name)
             row[end - name_length(model, name) + 1 : end + 1] = 1
         fixed = {target: weight.float() for target, weight in refined.items()}
@@ -102,7 +104,7 @@ class TrainedMACE(MACE):
             for k in keys
         }
         optimiser = torch.optim.Adam([*up.values(), *down.values()], lr=self.lr)
-        alphas = model.schedule.alphas_cumprod
+        alphas = model.schedule.alphas
         for _ in range(self.steps):
             t = torch.randint(len(alphas), (len(latents),), generator=generator)
             noise = torch.randn(latents.shape, generator=generator)
@@ -110,7 +112,7 @@ class TrainedMACE(MACE):
             noisy = level.sqrt() * latents + (1 - level).sqrt() * noise
             edited = {**fixed, **{k: fixed[k] + up[k] @ down[k] for k in keys}}
             with attention_maps(model) as maps:
-                functional_call(model.unet, edited, (noisy, t, context))
+                functional_call(model.denoiser.network, edited, (noisy, t, context))
             loss = sum((_on(masks, a) * a * named[:, None, None]).pow(2).sum() for a in maps)
             optimiser.zero_grad()
             (loss / len(latents)).backward()  # type: ignore[union-attr]
@@ -153,7 +155,7 @@ def attention_maps(model: StableDiffusion) -> Iterator[list[Tensor]]:
             mixed: Tensor = attn.to_out[0](attn.batch_to_head_dim(attended @ value))
             return mixed
 
-    crossing = [m for n, m in model.unet.named_modules() if n.endswith("attn2")]
+    crossing = [m for n, m in model.denoiser.network.named_modules() if n.endswith("attn2")]
     before = [module.processor for module in crossing]
     try:
         for module in crossing:

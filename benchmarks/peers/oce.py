@@ -64,7 +64,7 @@ class OCE:
         general = balanced(general_rows(request, "all"))
         read = self.prior * general.T @ general + self.ridge * identity(general.shape[1])
         weights = {}
-        for name, weight in request.model.stored_weights():
+        for name, weight in request.model.denoiser.stored_weights():
             w = weight.double()
             v = balanced(_directions(kept @ w.T))
             stays = self.keep * words * v.T @ v + w @ read @ w.T

@@ -57,7 +57,9 @@ class RECE:
         concept, instead = every_concept_rows(request, self.tokens, self.toward, self.prompts)
         operator = self._erased(concept, instead, kept)
         read, blank = self._read(request)
-        gram = torch.stack([w.double().T @ w.double() for _, w in request.model.stored_weights()])
+        gram = torch.stack(
+            [w.double().T @ w.double() for _, w in request.model.denoiser.stored_weights()]
+        )
         for _ in range(self.rounds):
             found = derived(read, operator, gram.sum(0), self.robust)
             operator = operator @ self._erased(found, blank, kept)
@@ -76,8 +78,8 @@ class RECE:
             for name in request.names
             for text in concept_prompts(request, name, name, self.prompts)
         ]
-        states = request.model.encode(texts).double()
-        blank = request.model.encode([""]).double().expand_as(states)
+        states = request.model.text.encode(texts).double()
+        blank = request.model.text.encode([""]).double().expand_as(states)
         return states.flatten(0, 1), blank.flatten(0, 1)
 
 

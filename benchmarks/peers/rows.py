@@ -71,9 +71,9 @@ def concept_rows(
     mine, theirs = (concept_prompts(request, name, each, prompts) for each in (word, instead))
     rows, answers = [], []
     model = request.model
-    states, other_states = (model.encode(texts).double() for texts in (mine, theirs))
+    states, other_states = (model.text.encode(texts).double() for texts in (mine, theirs))
     for i, (ids, other_ids) in enumerate(
-        zip(model.tokens(mine), model.tokens(theirs), strict=True)
+        zip(model.text.tokens(mine), model.text.tokens(theirs), strict=True)
     ):
         end = end_of_name(model, ids, word)
         positions = _chosen(ids, end, name_length(model, word), tokens)
@@ -97,8 +97,8 @@ def kept_rows(request: Request, tokens: Tokens, prompts: Prompts) -> Tensor:
     model = request.model
     found = [_none(model)]
     for name, texts in kept_prompts(request, prompts):
-        states = model.encode(texts).double()
-        for ids, state in zip(model.tokens(texts), states, strict=True):
+        states = model.text.encode(texts).double()
+        for ids, state in zip(model.text.tokens(texts), states, strict=True):
             end = end_of_name(model, ids, name)
             found.append(state[_chosen(ids, end, name_length(model, name), tokens)])
     return torch.cat(found)
@@ -132,7 +132,7 @@ def balanced(*groups: Tensor) -> Tensor:
 
 def _none(model: StableDiffusion) -> Tensor:
     """No rows, [0, d]."""
-    return model.encode([""])[0, :0].double()
+    return model.text.encode([""])[0, :0].double()
 
 
 def _encoded(model: StableDiffusion, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -140,21 +140,21 @@ def _encoded(model: StableDiffusion, texts: Sequence[str]) -> tuple[Tensor, Tens
     longest text needs."""
     if not texts:
         return torch.zeros(0, 0), torch.zeros(0, 0, 0)
-    ids = model.tokens(texts)
+    ids = model.text.tokens(texts)
     length = min(ids.shape[1], int(ids.argmax(1).max()) + 1 + _PADDING)
-    return ids[:, :length], model.encode(texts, length).double()
+    return ids[:, :length], model.text.encode(texts, length).double()
 
 
 def end_of_name(model: StableDiffusion, ids: Tensor, name: str) -> int:
     """The position of the last token of a name in a prompt's ids, which hold it."""
-    wanted = model.tokens([name])[0, 1 : 1 + name_length(model, name)]
+    wanted = model.text.tokens([name])[0, 1 : 1 + name_length(model, name)]
     windows = ids.unfold(0, len(wanted), 1)
     return int((windows == wanted).all(1).int().argmax()) + len(wanted) - 1
 
 
 def name_length(model: StableDiffusion, name: str) -> int:
     """How many tokens a name has."""
-    return int(model.tokens([name])[0].argmax()) - 1
+    return int(model.text.tokens([name])[0].argmax()) - 1
 
 
 def _chosen(ids: Tensor, end: int, length: int, tokens: Tokens) -> Tensor:

@@ -55,13 +55,13 @@ class PublishedSepME:
 
     def edit(self, request: Request) -> Edit:
         model = request.model
-        weights = dict(model.stored_weights())
+        weights = dict(model.denoiser.stored_weights())
         parts, stored = {}, 0
         for name in request.names:
             phrase = self._phrase(request, name)
             others = [self._phrase(request, other).text for other in request.names if other != name]
             kept = ["", phrase.without, *others]
-            basis = null_space(Lexicon(model, kept).rows(kept)).float()
+            basis = null_space(Lexicon(model.text, kept).rows(kept)).float()
             learned = self._learn(model, self._moments(model, phrase), phrase, basis)
             parts[name] = {t: (w @ basis).double() for t, w in learned.items()}
             stored += 2 * (basis.numel() + sum(w.numel() for w in learned.values()))
@@ -89,10 +89,10 @@ class PublishedSepME:
         self, model: StableDiffusion, sample: Sample, phrase: Phrase, basis: Tensor
     ) -> dict[str, Tensor]:
         """beta w of every target: [out, k] for the basis S^T [k, d]."""
-        predict = EditedPredictor(model, model.condition([phrase.text]))
+        predict = EditedPredictor(model.denoiser, model.text.condition([phrase.text]))
         w = {
             target: torch.zeros(len(weight), len(basis), requires_grad=True)
-            for target, weight in model.stored_weights()
+            for target, weight in model.denoiser.stored_weights()
         }
         # Gradients carry beta, too: Adam's usual epsilon of 1e-8 would drown them.
         optimiser = torch.optim.Adam(w.values(), lr=self.lr, eps=1e-15)

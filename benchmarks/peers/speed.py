@@ -52,11 +52,11 @@ class SPEED:
         concept, instead = every_concept_rows(request, self.tokens, self.toward, self.prompts)
         words = kept_rows(request, self.tokens, self.prompts)
         kept = torch.cat([words, general_rows(request, self.tokens)])
-        blank = request.model.encode([""])[0].double()
+        blank = request.model.text.encode([""])[0].double()
         invariant = torch.cat([blank[:1], centroids(blank[1:], 3)])
         free = least_squares(concept, instead, kept[:0], erase=1.0, keep=0.0, ridge=1.0)
         weights = {}
-        for name, weight in request.model.stored_weights():
+        for name, weight in request.model.denoiser.stored_weights():
             w = weight.double()
             shift = w @ (free - identity(w.shape[1]))
             retained = self._refined(w, shift, kept)

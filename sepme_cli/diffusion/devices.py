@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sepme_cli.checkpoints.structure.dtypes import CASTS
 from sepme_cli.checkpoints.structure.torch_dtypes import TORCH
+from sepme_cli.diffusion.conditioning import Conditioning
 from sepme_cli.diffusion.options import ModelOptions
 from sepme_cli.errors import UsageError
 from sepme_cli.progress import SILENT, Progress
@@ -20,8 +21,11 @@ DTYPES: Mapping[str, torch.dtype] = {called: TORCH[name] for name, called in CAS
 _ACTIVATIONS: Mapping[Work, float] = {"closed form": 0.0, "drawing": 0.2, "learning": 2.0}
 """What a picture takes while it passes, in UNets: roughly what Stable Diffusion 1.x takes."""
 _GIB = 2**30
+_FEW = 2
+"""Images at once where memory is to be spared."""
 
 _Network = TypeVar("_Network", bound=nn.Module)
+_Value = TypeVar("_Value", Tensor, Conditioning)
 
 
 @dataclass(frozen=True)
@@ -133,18 +137,35 @@ def _has(name: str, number: str) -> bool:
 
 
 @dataclass(eq=False)
-class Residence:
-    """A device and the networks on it. alone: at most one at a time, the others on the CPU."""
+class Machine:
+    """A device and the networks on it.
+
+    dtype: what the denoiser computes in. frugal: see `Computing`.
+    """
 
     device: torch.device
-    alone: bool
+    dtype: torch.dtype = torch.float32
+    frugal: bool = False
     _here: nn.Module | None = field(default=None, repr=False)
 
+    @property
+    def dtype_name(self) -> str:
+        """What people call the dtype: "fp32"."""
+        return next(name for name, dtype in DTYPES.items() if dtype == self.dtype)
+
     def use(self, network: _Network) -> _Network:
-        """The network, on the device."""
+        """The network, on the device; where memory is spared, the others are on the CPU."""
         if self._here is not network:
-            if self.alone and self._here is not None:
+            if self.frugal and self._here is not None:
                 self._here.to("cpu")
             network.to(self.device)
             self._here = network
         return network
+
+    def put(self, value: _Value) -> _Value:
+        """What the denoiser is to read, on the device and in its dtype."""
+        return value.to(self.device, self.dtype)
+
+    def at_once(self, count: int) -> int:
+        """How many of so many images to take at once, when the memory is to be spared."""
+        return min(count, _FEW) if self.frugal else count

@@ -96,19 +96,19 @@ def _announce(
     minutes = expected_seconds(model, concepts, settings) / 60
     if minutes > 1:
         progress.say(
-            f"this will take about {minutes:.0f} minutes on {model.device.type}; a GPU is faster, "
-            "and --method closed-form takes seconds anywhere"
+            f"this will take about {minutes:.0f} minutes on {model.machine.device.type}; a GPU is "
+            "faster, and --method closed-form takes seconds anywhere"
         )
 
 
 def expected_seconds(model: StableDiffusion, concepts: int, settings: Settings) -> float:
     """How long SepME's optimisation is likely to take, from one pass through the UNet."""
-    context = model.condition([BLANK]).to(model.device, model.dtype)
-    noisy = torch.zeros(1, *model.latent_shape(), device=model.device, dtype=model.dtype)
+    context = model.machine.put(model.text.condition([BLANK]))
+    noisy = model.machine.put(torch.zeros(1, *model.latent_shape()))
     with torch.no_grad():
-        model.predict(noisy, 0, context)  # the first pass pays for warming up
+        model.denoiser.predict(noisy, 0, context)  # the first pass pays for warming up
         started = time.monotonic()
-        model.predict(noisy, 0, context)
+        model.denoiser.predict(noisy, 0, context)
     a_pass = time.monotonic() - started
     drawing = 3 * settings.pictures * settings.sampling_steps
     # Backwards costs about twice forwards; most concepts stop in a tenth of the steps.
@@ -129,11 +129,11 @@ def _task(
     else:
         sample = pictured_moments(model, phrases, pictures, settings, progress)
     # A layer of zeros has no scale to learn at; no prompt does anything there, and it stays.
-    weights = {name: weight for name, weight in model.stored_weights() if weight.any()}
+    weights = {name: weight for name, weight in model.denoiser.stored_weights() if weight.any()}
     shift = settings.start * study.space.shift
     return Task(
         sample=sample,
-        predict=EditedPredictor(model, model.condition(study.concept.prompts)),
+        predict=EditedPredictor(model.denoiser, model.text.condition(study.concept.prompts)),
         basis=study.space.basis.float(),
         cost=study.space.cost,
         scales={name: float(w.float().pow(2).mean().sqrt()) for name, w in weights.items()},

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sepme_cli.diffusion.conditioning import Conditioning
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.sampler import initial_noise
-from sepme_cli.diffusion.text import Conditioning
 from sepme_cli.erasure.prompts import Phrase
 from sepme_cli.erasure.representation import Sample
 from sepme_cli.erasure.settings import Settings
@@ -42,28 +42,27 @@ def sampled_moments(
     count = settings.pictures
     prompts = torch.arange(count) // 2 % len(phrases)
     towards = torch.arange(count) % 2  # 0: the phrase, 1: its counterpart
-    context = model.condition([p.text for p in phrases])
-    without = model.condition([p.without for p in phrases])
-    blank = model.condition([""])
+    context = model.text.condition([p.text for p in phrases])
+    without = model.text.condition([p.without for p in phrases])
+    blank = model.text.condition([""])
     noise = initial_noise(model.latent_shape(), range(settings.seed, settings.seed + count))
-    schedule = model.schedule
-    schedule.set_timesteps(settings.sampling_steps)
-    batch = model.at_once(batch)
+    trajectory = model.schedule.trajectory(settings.sampling_steps)
+    batch = model.machine.at_once(batch)
     progress.stage("drawing the concept", -(-count // batch) * settings.sampling_steps)
     found: tuple[list[Tensor], ...] = ([], [], [], [])
     for part in torch.arange(count).split(batch):
-        x = noise[part].to(model.device, model.dtype)
+        x = model.machine.put(noise[part])
         asked = prompts[part]
         parts = [context[asked], without[asked], blank.repeated(len(asked))]
-        contexts = Conditioning.cat(parts).to(model.device, model.dtype)
-        for t in schedule.timesteps.tolist():
-            predicted = model.predict(torch.cat([x] * 3), t, contexts).view(3, *x.shape)
+        contexts = model.machine.put(Conditioning.cat(parts))
+        for t in trajectory.times:
+            predicted = model.denoiser.predict(torch.cat([x] * 3), t, contexts).view(3, *x.shape)
             step = torch.full((len(part),), t)
             for kept, value in zip(found, (x, step, asked, predicted[:2]), strict=True):
                 kept.append(value)
             wanted = predicted[towards[part], torch.arange(len(part))]
             guided = predicted[2] + settings.guidance * (wanted - predicted[2])
-            x = schedule.step(guided, t, x).prev_sample
+            x = trajectory.step(guided, t, x)
             progress.advance()
     return _sample(*found)
 
@@ -77,20 +76,19 @@ def pictured_moments(
     progress: Progress = SILENT,
 ) -> Sample:
     """Noise given pictures [n, 3, H, W] of the concept to settings.sampling_steps levels each."""
-    latents = model.encode_pictures(pictures)
-    context = model.condition([p.text for p in phrases])
-    without = model.condition([p.without for p in phrases])
+    latents = model.vae.encode(pictures)
+    context = model.text.condition([p.text for p in phrases])
+    without = model.text.condition([p.without for p in phrases])
     generator = torch.Generator().manual_seed(settings.seed)
-    alphas = model.schedule.alphas_cumprod
-    levels = torch.linspace(0, len(alphas) - 1, settings.sampling_steps + 2).long()[1:-1]
+    levels = model.schedule.levels(settings.sampling_steps)
     progress.stage("noising the pictures", len(levels))
     found: tuple[list[Tensor], ...] = ([], [], [], [])
-    for level, t in enumerate(levels.tolist()):
+    for level, t in enumerate(levels):
         asked = (torch.arange(len(latents)) + level) % len(phrases)
         noise = torch.randn(latents.shape, generator=generator).to(latents)
-        x = alphas[t].sqrt() * latents + (1 - alphas[t]).sqrt() * noise
-        contexts = Conditioning.cat([context[asked], without[asked]]).to(model.device, model.dtype)
-        predicted = model.predict(torch.cat([x, x]), t, contexts).view(2, *x.shape)
+        x = model.schedule.noised(latents, noise, t)
+        contexts = model.machine.put(Conditioning.cat([context[asked], without[asked]]))
+        predicted = model.denoiser.predict(torch.cat([x, x]), t, contexts).view(2, *x.shape)
         step = torch.full((len(latents),), t)
         for kept, value in zip(found, (x, step, asked, predicted), strict=True):
             kept.append(value)

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
-from sepme_cli.diffusion.models import StableDiffusion
-from sepme_cli.diffusion.text import Conditioning
+from sepme_cli.diffusion.conditioning import Conditioning
+from sepme_cli.diffusion.unet import UNet
 
 
 class EditedPredictor:
@@ -20,38 +20,38 @@ class EditedPredictor:
     context: of the phrases. See `erasure.optimise.NoisePredictor`.
     """
 
-    def __init__(self, model: StableDiffusion, context: Conditioning) -> None:
-        self._model = model
-        self._context = context.to(model.device, model.dtype)
+    def __init__(self, denoiser: UNet, context: Conditioning) -> None:
+        self._denoiser = denoiser
+        self._context = denoiser.machine.put(context)
 
     def __call__(
         self, noisy: Tensor, steps: Tensor, prompts: Tensor, up: Mapping[str, Tensor], basis: Tensor
     ) -> Tensor:
-        model = self._model
-        moved = {name: factor.to(model.device, model.dtype) for name, factor in up.items()}
-        edited = partial(self._edited, moved, basis.to(model.device, model.dtype))
-        if model.frugal:
-            model.unet.enable_gradient_checkpointing(partial(_recomputed, edited))
+        machine = self._denoiser.machine
+        moved = {name: machine.put(factor) for name, factor in up.items()}
+        edited = partial(self._edited, moved, machine.put(basis))
+        if machine.frugal:
+            self._denoiser.network.enable_gradient_checkpointing(partial(_recomputed, edited))
         with edited():
             predicted = [
-                model.predict(
-                    noisy[part].to(model.device, model.dtype),
-                    steps[part].to(model.device),
+                self._denoiser.predict(
+                    machine.put(noisy[part]),
+                    steps[part].to(machine.device),
                     self._context[prompts[part]],
                 )
-                for part in torch.arange(len(noisy)).split(model.at_once(len(noisy)))
+                for part in torch.arange(len(noisy)).split(machine.at_once(len(noisy)))
             ]
         return torch.cat(predicted).float().cpu()
 
     @contextmanager
     def _edited(self, up: Mapping[str, Tensor], basis: Tensor) -> Iterator[None]:
         """The UNet with increments added."""
-        model = self._model
+        machine = self._denoiser.machine
         # Fused attention is several times slower backwards than the plain one on a CPU, which
         # keeps a number for every pair of places.
-        plain = model.device.type == "cpu" and not model.frugal
+        plain = machine.device.type == "cpu" and not machine.frugal
         with (
-            model.with_increment(up, basis),
+            self._denoiser.with_increment(up, basis),
             sdpa_kernel(SDPBackend.MATH) if plain else nullcontext(),
         ):
             yield

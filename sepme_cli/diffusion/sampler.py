@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from sepme_cli.diffusion.conditioning import Conditioning
 from sepme_cli.diffusion.models import StableDiffusion
-from sepme_cli.diffusion.text import Conditioning
 
 
 def initial_noise(shape: tuple[int, int, int], seeds: Sequence[int]) -> Tensor:
@@ -32,14 +32,13 @@ def draw_latents(
     guidance: w in eps = eps(blank) + w (eps(c) - eps(blank)).
     Returns x_0 [n, c, h, w].
     """
-    schedule = model.schedule
-    schedule.set_timesteps(steps)
-    both = Conditioning.cat([context, blank.repeated(len(context))]).to(model.device, model.dtype)
-    x = noise.to(model.device, model.dtype) * schedule.init_noise_sigma
-    for t in schedule.timesteps.tolist():
-        conditional, blank_predicted = model.predict(torch.cat([x, x]), t, both).chunk(2)
+    trajectory = model.schedule.trajectory(steps)
+    both = model.machine.put(Conditioning.cat([context, blank.repeated(len(context))]))
+    x = model.machine.put(noise)
+    for t in trajectory.times:
+        conditional, blank_predicted = model.denoiser.predict(torch.cat([x, x]), t, both).chunk(2)
         guided = blank_predicted + guidance * (conditional - blank_predicted)
-        x = schedule.step(guided, t, x).prev_sample
+        x = trajectory.step(guided, t, x)
     return x
 
 
@@ -55,14 +54,14 @@ def draw_pictures(
     advance: Callable[[int], None] = lambda count: None,
 ) -> Tensor:
     """One picture for each prompt with its seed: [n, 3, H, W] in [0, 1], on the CPU."""
-    context = model.condition(list(prompts))
-    blank = model.condition([""])
+    context = model.text.condition(list(prompts))
+    blank = model.text.condition([""])
     noise = initial_noise(model.latent_shape(size), seeds)
     pictures = []
-    for part in torch.arange(len(prompts)).split(model.at_once(batch)):
+    for part in torch.arange(len(prompts)).split(model.machine.at_once(batch)):
         latents = draw_latents(
             model, context[part], noise[part], blank=blank, steps=steps, guidance=guidance
         )
-        pictures.append(model.decode(latents))
+        pictures.append(model.vae.decode(latents))
         advance(len(part))
     return torch.cat(pictures)

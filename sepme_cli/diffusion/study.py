@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import cast
 
@@ -26,7 +26,7 @@ from sepme_cli.erasure.increment import (
     admissible,
 )
 from sepme_cli.erasure.settings import Settings
-from sepme_cli.erasure.subspace import Ground, Weighing, energy
+from sepme_cli.erasure.subspace import Ground, energy
 from sepme_cli.erasure.words import Item, same_name
 from sepme_cli.errors import RefusedError, UnsupportedError
 
@@ -169,7 +169,7 @@ def study_concepts(
     taken = frozenset(apart)
     dear = tuple(prompt for prompt in kept.prompts(_PROTECTED) if prompt not in taken)
     answers = (prompt for concept in concepts for prompt in concept.answers)
-    words = Lexicon(model, chain(apart, dear, answers))
+    words = Lexicon(model.text, chain(apart, dear, answers))
     wanted = [words.wanted(concept) for concept in concepts]
     moment = energy(words.rows(dear))
     if background is not None:
@@ -179,10 +179,10 @@ def study_concepts(
 
     def attempt(protection: float) -> _Attempt:
         ground = Ground.of(
-            model.encode([BLANK])[0].cpu(),
+            model.text.encode([BLANK])[0].cpu(),
             [one.concept for one in wanted] + [words.rows(prompts) for prompts in known],
             moment,
-            Weighing(settings.insistence, protection, settings.ridge),
+            replace(settings, protection=protection),
         )
         spaces = [
             admissible(concept.name, one, ground, settings, alone=len(concepts) == 1)
@@ -202,7 +202,7 @@ def study_concepts(
         strength=chosen.strength,
         tried=tuple(one.strength for one in attempts),
         bystanders=bystanders,
-        dtype=model.dtype_name,
+        dtype=model.machine.dtype_name,
     )
     return [
         Study(
@@ -292,7 +292,7 @@ def leakages(
     """
     apart = _all(outside, *(part.prompts for part in increments))
     gram = _gram(model)
-    witnesses = Witnesses.of(apart, Lexicon(model, apart).states(apart), gram)
+    witnesses = Witnesses.of(apart, Lexicon(model.text, apart).states(apart), gram)
     return [witnesses.leakage(*_acting(part, gram), frozenset(part.prompts)) for part in increments]
 
 
@@ -320,7 +320,7 @@ def _all(*groups: Sequence[str]) -> tuple[str, ...]:
 
 def _gram(model: StableDiffusion) -> Tensor:
     """`layers_gram` of a model; UnsupportedError where there is nothing that could be changed."""
-    gram = layers_gram(weight for _, weight in model.stored_weights())
+    gram = layers_gram(weight for _, weight in model.denoiser.stored_weights())
     if not gram.any():
         raise UnsupportedError(
             f"{model.checkpoint.path}: the keys and values of the cross-attention are all zero: "

@@ -18,7 +18,6 @@ _LEAST = {
     "background": 0, "collateral": 0, "erase_scale": 0,
 }  # fmt: skip
 _MOST = {"rank": limits.RANK}
-_DTYPES = ("auto", "fp32", "fp16", "bf16")
 
 
 @dataclass(frozen=True)
@@ -32,16 +31,31 @@ class Allowed:
 
 
 @dataclass(frozen=True)
-class Settings:
+class Weighing:
+    """What acting on a direction costs, beside the concept's own energy there.
+
+    insistence: for the energy of each other concept. protection: for that of what is protected.
+    ridge: for every direction, as a share of the concepts' mean energy a direction, so that what
+    nobody looked at stays too.
+    """
+
+    insistence: float = 3.0
+    protection: float = 10.0
+    ridge: float = 1e-4
+
+
+@dataclass(frozen=True)
+class Settings(Weighing):
     """Everything that decides the result, beside the model and the prompts.
 
+    insistence, protection, ridge: see `Weighing`.
     steps: most optimisation steps a concept may take. lr: Adam's rate on coefficients of unit
     scale. threshold: tau, the momentum of L_cor at which a concept counts as erased. rank: most
     directions of a concept's increment. seed: of noise and batches. batch_size: moments a step.
     momentum: alpha in L_mom. norm: lambda, the weight of the increment's norm.
     pictures: how many the original model draws of the concept. sampling_steps, guidance: how it
     draws them. start: how much of the closed form's answer the optimisation starts from, 0 being
-    the paper's. insistence, protection, ridge: see `Weighing`.
+    the paper's.
     background: how much ordinary captions weigh beside what is named; see `Background`.
     erase_scale: how far a concept goes towards what it should act like, 1 being all the way: what
     must stay holds it back on some of its tokens, and others make up for it.
@@ -62,9 +76,6 @@ class Settings:
     sampling_steps: int = 20
     guidance: float = 3.0
     start: float = 1.0
-    insistence: float = 3.0
-    protection: float = 10.0
-    ridge: float = 1e-4
     background: float = 1.0
     collateral: float = 0.7
     erase_scale: float = 1.3
@@ -77,8 +88,8 @@ class Settings:
 
     @classmethod
     def allowed(cls) -> Mapping[str, Allowed]:
-        """What a recipe may say: of all of them, and of the dtype that the UNet computes in."""
-        numbers = {
+        """What each of them may be."""
+        return {
             name: Allowed(
                 type(default),
                 _LEAST.get(name, -limits.SAFE_INTEGER),
@@ -86,4 +97,3 @@ class Settings:
             )
             for name, default in ((f.name, f.default) for f in fields(cls))
         }
-        return {**numbers, "dtype": Allowed(str, choices=_DTYPES)}

@@ -22,22 +22,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sepme_cli.erasure.settings import Weighing
+
 #: What is below this share of the largest singular value is rounding, in float64.
 _EXACT = 1e-9
-
-
-@dataclass(frozen=True)
-class Weighing:
-    """What acting on a direction costs, beside the concept's own energy there.
-
-    insistence: for the energy of each other concept. protection: for that of what is protected.
-    ridge: for every direction, as a share of the concepts' mean energy a direction, so that what
-    nobody looked at stays too.
-    """
-
-    insistence: float = 3.0
-    protection: float = 10.0
-    ridge: float = 1e-4
 
 
 def row_space(rows: Tensor, tolerance: float = _EXACT) -> Tensor:

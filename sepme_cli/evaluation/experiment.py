@@ -23,9 +23,12 @@ _LONG = 60.0
 
 
 @dataclass(frozen=True)
-class Studio:
-    """What there is to draw. subjects: with the questions that each is asked for by. back: the
-    erased ones that are put back, each alone while the others stay out."""
+class Experiment:
+    """The images of an evaluation, to be drawn and looked at.
+
+    subjects: with the questions that each is asked for by. back: the erased ones that are put
+    back, each alone while the others stay out.
+    """
 
     gallery: Gallery
     increments: Sequence[Increment]
@@ -38,7 +41,7 @@ class Studio:
         gallery: Gallery,
         increments: Sequence[Increment],
         subjects: Sequence[Subject],
-    ) -> "Studio":
+    ) -> "Experiment":
         """Ask for each subject beside the retained ones of the other kind."""
         drawing = gallery.drawing
         stay = [subject for subject in subjects if subject.role == "retained"]

@@ -20,7 +20,8 @@ def facts_of(
     """What the figures hold for."""
     checkpoint = network.checkpoint
     last = drawing.seed + drawing.pictures - 1
-    few = ", few at once" if network.frugal else ""
+    on, size = network.machine, drawing.size or network.image_size
+    few = ", few at once" if on.frugal else ""
     return (
         ("model", f"{model}, {checkpoint.title}"),
         ("sha-256 of its weights", _digest(checkpoint)),
@@ -29,10 +30,10 @@ def facts_of(
         ("pictures", f"{drawing.pictures} of each concept, seeds {drawing.seed} to {last}"),
         (
             "sampler",
-            f"DDIM, {drawing.steps} steps, guidance {drawing.guidance:g}, "
-            f"{drawing.size or network.picture_size} pixels, predicting {network.prediction}",
+            f"DDIM, {drawing.steps} steps, guidance {drawing.guidance:g}, {size} pixels, "
+            f"predicting {network.schedule.prediction}",
         ),
-        ("computed on", f"{network.device.type}, {network.dtype}{few}".replace("torch.", "")),
+        ("computed on", f"{on.device.type}, {on.dtype}{few}".replace("torch.", "")),
         ("with", f"sepme {__version__}, torch {torch.__version__}"),
     )
 
@@ -53,6 +54,5 @@ def key_of(network: StableDiffusion, facts: Sequence[tuple[str, str]]) -> str:
     """All that decides a picture beside the drawing, the increments, the prompt and the seed."""
     decisive = dict(facts)
     said = [decisive[name] for name in ("sha-256 of its weights", "computed on", "with")]
-    schedule = sha256(network.schedule.alphas_cumprod.numpy().tobytes()).hexdigest()
-    words = network.encoders[0].tokens(["a picture by Monet, 1899"]).tolist()
-    return json.dumps([said, network.prediction, schedule, words])
+    words = network.text.encoders[0].tokens(["a picture by Monet, 1899"]).tolist()
+    return json.dumps([said, network.schedule.prediction, network.schedule.digest, words])

@@ -58,7 +58,7 @@ class Gallery:
         self, state: State, batches: Sequence[Sequence[Question]], advance: Callable[[int], None]
     ) -> None:
         """Draw and keep one picture for each question."""
-        with self.model.with_weights(state.weights()):
+        with self.model.denoiser.with_weights(state.weights()):
             for batch in batches:
                 drawn = draw_pictures(
                     self.model,
@@ -86,13 +86,13 @@ class Gallery:
 
     def seconds_a_picture(self) -> float:
         """About how long one takes, from one step and one decoding after a first to warm up."""
-        asked = self.model.condition(["a picture"])
+        asked = self.model.text.condition(["a picture"])
         noise = initial_noise(self.model.latent_shape(self.drawing.size), [0])
         for _ in range(2):
             started = time.monotonic()
             latents = draw_latents(self.model, asked, noise, blank=asked, steps=1)
             drawn = time.monotonic()
-        self.model.decode(latents)
+        self.model.vae.decode(latents)
         return (drawn - started) * self.drawing.steps + time.monotonic() - drawn
 
 

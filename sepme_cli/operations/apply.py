@@ -4,12 +4,21 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import BinaryIO
+from pathlib import Path
+from typing import BinaryIO, Self, TypedDict, Unpack
 
 from patch_spec import limits
 from patch_spec.increment import Increment
 from patch_spec.stack import StackEntry, StackRecord
-from sepme_cli.arguments import FilePath, PlaceLike, Words, as_path, as_place, several
+from sepme_cli.arguments import (
+    FilePath,
+    PlaceLike,
+    Words,
+    as_path,
+    as_place,
+    check_known,
+    several,
+)
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
 from sepme_cli.checkpoints.reading.original import Original
 from sepme_cli.checkpoints.reading.patches import Patches, PatchFile, read_patch_files, select
@@ -62,15 +71,86 @@ class ApplyResult:
     statement: str | None = None
 
 
-@dataclass(frozen=True)
-class _Request:
-    """What was asked for, checked."""
+class ApplyWishes(TypedDict, total=False):
+    """What a caller may say beside the model, the patches and the output; see `apply`."""
 
+    in_place: bool
+    only: Words
+    scale: float
+    base: PlaceLike | None
+    check: bool
+    dtype: str | None
+    statement: FilePath | None
+    force: bool
+
+
+@dataclass(frozen=True)
+class ApplyRequest:
+    """An application as the command line and Python ask for it alike; see `apply`.
+
+    destination: its `dry` is a caller's `check`, its `force` is for the statement too. chosen: the
+    increments to put in. dtype: as safetensors calls it.
+    """
+
+    destination: Destination
     files: tuple[PatchFile, ...]
     chosen: tuple[Increment, ...]
     scale: float
     base: Place | None
     dtype: str | None
+    statement: Path | None
+
+    @classmethod
+    def of(
+        cls,
+        model: PlaceLike,
+        patches: Patches,
+        output: FilePath | BinaryIO | None,
+        **wishes: Unpack[ApplyWishes],
+    ) -> Self:
+        """Settle what is asked for, and read the patches. Raises UsageError, and what that does."""
+        check_known(wishes, ApplyWishes)
+        destination = Destination(
+            as_place(model),
+            as_path(output),
+            wishes.get("in_place", False),
+            wishes.get("force", False),
+            dry=wishes.get("check", False),
+        )
+        statement = as_path(wishes.get("statement"))
+        if statement is not None:
+            written = None if destination.dry else destination.path
+            check_statement(statement, written, force=destination.force)
+        if not several(patches):
+            raise UsageError("name at least one patch")
+        scale, dtype = _checked(wishes)
+        files = read_patch_files(patches)
+        return cls(
+            destination=destination,
+            files=files,
+            chosen=select(files, wishes.get("only", ())),
+            scale=scale,
+            base=as_place(wishes.get("base")),
+            dtype=dtype,
+            statement=statement,
+        )
+
+
+def _checked(wishes: ApplyWishes) -> tuple[float, str | None]:
+    """The scale, and the dtype as safetensors calls it. Raises UsageError."""
+    scale, dtype = wishes.get("scale", 1.0), wishes.get("dtype")
+    if not 0 < abs(scale) <= limits.SAFE_INTEGER:  # which is not so of a NaN either
+        raise UsageError(
+            "a scale must be a number other than 0",
+            expected="a magnitude up to 2**53 - 1",
+            found=scale,
+        )
+    wanted = None if dtype is None else header_dtype(dtype)
+    if dtype is not None and wanted is None:
+        raise UsageError("unknown dtype", expected=" or ".join(CASTS.values()), found=dtype)
+    if wanted is not None and wishes.get("in_place", False):
+        raise UsageError("another dtype moves every tensor: write to another file, not in place")
+    return scale, wanted
 
 
 @dataclass(frozen=True)
@@ -89,78 +169,43 @@ def apply(
     patches: Patches,
     output: FilePath | BinaryIO | None = None,
     *,
-    in_place: bool = False,
-    only: Words = (),
-    scale: float = 1.0,
-    base: PlaceLike | None = None,
-    check: bool = False,
-    dtype: str | None = None,
-    statement: FilePath | None = None,
-    force: bool = False,
     progress: Progress = SILENT,
+    **wishes: Unpack[ApplyWishes],
 ) -> ApplyResult:
     """Write the checkpoint `model` without the concepts of the patches.
 
-    output: a file or a stream; or write in place. only: of the patches, these concepts or slugs.
-    scale: how much of each increment to add. base: the file that a patched `model` was made from,
-    to compose all that is in it anew; the undo journal beside it serves as well. check: do
-    everything but write. dtype: "fp32", "fp16" or "bf16" for all floating tensors; as they are if
-    left out. statement: a file to write, of what was written and how it came to be; see
-    `Statement`. force: the outputs may replace files.
+    output: a file or a stream; or write in_place. only: of the patches, these concepts or slugs.
+    scale: how much of each increment to add, 1 being all. base: the file that a patched `model`
+    was made from, to compose all that is in it anew; the undo journal beside it serves as well.
+    check: do everything but write. dtype: "fp32", "fp16" or "bf16" for all floating tensors; as
+    they are if left out. statement: a file to write, of what was written and how it came to be;
+    see `Statement`. force: the outputs may replace files.
     Raises UsageError; RefusedError for an unknown or applied concept; MismatchError for a patch
     of another model; MalformedError, UnsupportedError and SystemFailure for files.
     """
     started, progress = time.monotonic(), Collector(progress)
-    place, said = as_place(model), as_path(statement)
-    destination = Destination(place, as_path(output), in_place, force, dry=check)
-    if said is not None:
-        check_statement(said, None if check else destination.path, force=force)
-    request = _request(patches, only, scale, as_place(base), dtype, in_place=in_place)
+    request = ApplyRequest.of(model, patches, output, **wishes)
+    destination, statement = request.destination, request.statement
     with ExitStack() as stack:
         target = stack.enter_context(destination.opened(progress))
-        _check_dtype(target.checkpoint, dtype)
+        _check_dtype(target.checkpoint, request.dtype)
         plan = stack.enter_context(_planned(target.checkpoint, request, progress))
         target.write(plan.composition.rewrites(), plan.kept)
         if late := plan.composition.drowning.warning:
             progress.warn(late)
-        if said is not None and (written := destination.path) is not None:
+        if statement is not None and (written := destination.path) is not None:
             record = plan.composition.record
             assert record is not None  # something was put in
-            write_statement(said, written, record, force=force, progress=progress)
-    result = _result(plan, destination.name, time.monotonic() - started, checked=check)
+            write_statement(statement, written, record, force=destination.force, progress=progress)
     return replace(
-        result, statement=None if said is None else str(said), warnings=progress.warnings
+        _result(plan, destination, time.monotonic() - started),
+        statement=None if statement is None else str(statement),
+        warnings=progress.warnings,
     )
 
 
-def _request(
-    patches: Patches,
-    only: Words,
-    scale: float,
-    base: Place | None,
-    dtype: str | None,
-    *,
-    in_place: bool,
-) -> _Request:
-    if not several(patches):
-        raise UsageError("name at least one patch")
-    if not 0 < abs(scale) <= limits.SAFE_INTEGER:  # which is not so of a NaN either
-        raise UsageError(
-            "a scale must be a number other than 0",
-            expected="a magnitude up to 2**53 - 1",
-            found=scale,
-        )
-    wanted = None if dtype is None else header_dtype(dtype)
-    if dtype is not None and wanted is None:
-        raise UsageError("unknown dtype", expected=" or ".join(CASTS.values()), found=dtype)
-    if wanted is not None and in_place:
-        raise UsageError("another dtype moves every tensor: write to another file, not in place")
-    files = read_patch_files(patches)
-    return _Request(files, select(files, only), scale, base, wanted)
-
-
 @contextmanager
-def _planned(checkpoint: Checkpoint, request: _Request, progress: Progress) -> Iterator[_Plan]:
+def _planned(checkpoint: Checkpoint, request: ApplyRequest, progress: Progress) -> Iterator[_Plan]:
     """The plan; what it reads from stays open until it has been executed."""
     found = fit(checkpoint, request.files, request.chosen)
     progress.warn_all(found.warnings)
@@ -178,7 +223,7 @@ def _planned(checkpoint: Checkpoint, request: _Request, progress: Progress) -> I
 
 def _plan(
     checkpoint: Checkpoint,
-    request: _Request,
+    request: ApplyRequest,
     found: Fit,
     original: Original | None,
     progress: Progress,
@@ -225,7 +270,7 @@ def _check_dtype(checkpoint: Checkpoint, dtype: str | None) -> None:
         )
 
 
-def _result(plan: _Plan, output: str | None, seconds: float, *, checked: bool) -> ApplyResult:
+def _result(plan: _Plan, destination: Destination, seconds: float) -> ApplyResult:
     checkpoint, record = plan.composition.checkpoint, plan.kept.record
     changed = [
         len(target.copies)
@@ -233,7 +278,7 @@ def _result(plan: _Plan, output: str | None, seconds: float, *, checked: bool) -
         if any(part.acts_on(target.name) for part in plan.new)
     ]
     return ApplyResult(
-        output=output,
+        output=destination.name,
         family=checkpoint.family.name,
         model=checkpoint.title,
         concepts=tuple(part.concept for part in plan.new),
@@ -241,7 +286,7 @@ def _result(plan: _Plan, output: str | None, seconds: float, *, checked: bool) -
         base_match=plan.base_match,
         exact=plan.exact,
         applied=tuple(entry.concept for entry in record.entries) if record is not None else (),
-        checked=checked,
+        checked=destination.dry,
         warnings=(),
         seconds=seconds,
     )

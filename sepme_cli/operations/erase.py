@@ -153,7 +153,7 @@ def _made(survey: Survey, progress: Progress) -> list[Made]:
     request, network = survey.request, survey.network
     images = None
     if request.images is not None:
-        images = load_pictures(request.images, network.picture_size)
+        images = load_pictures(request.images, network.image_size)
     groups = [survey.studies] if request.joint else [(study,) for study in survey.studies]
     return [
         made

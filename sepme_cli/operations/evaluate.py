@@ -16,6 +16,7 @@ from sepme_cli.arguments import (
     Words,
     as_path,
     as_place,
+    check_known,
     several,
 )
 from sepme_cli.checkpoints.disk.files import only_writer
@@ -27,7 +28,7 @@ from sepme_cli.diffusion.options import ModelOptions
 from sepme_cli.erasure.prompts import AsKind, kind_told
 from sepme_cli.erasure.words import given_word, parse_word, same_name
 from sepme_cli.evaluation.distances import Measures
-from sepme_cli.evaluation.experiment import Studio, restores_weights
+from sepme_cli.evaluation.experiment import Experiment, restores_weights
 from sepme_cli.evaluation.facts import facts_of, key_of
 from sepme_cli.evaluation.figures import Looked, concept_figures, summary
 from sepme_cli.evaluation.gallery import BATCH, Gallery
@@ -83,6 +84,7 @@ def evaluate(
     """
     started, progress = time.monotonic(), Collector(progress)
     place, report = as_place(model), as_path(report)
+    check_known(scope, Scope)
     recipe = scope.get("recipe")
     policy = None if recipe is None else as_recipe(recipe)
     check_folder(report, force=force)
@@ -94,14 +96,14 @@ def evaluate(
         measures = Measures.of(
             as_path(scope.get("reference")),
             scope.get("features"),
-            network.device,
+            network.machine.device,
             lpips=scope.get("lpips", False),
         )
         check_unpatched(checkpoint, "evaluate its base with the patches")
         progress.warn_all(fit(checkpoint, files, chosen).compared(checkpoint).warnings)
         kind, retain = scope.get("kind", "any"), several(scope.get("retain", ()))
         words = _words(chosen, kind, retain, policy)
-        jury = load_judge(judge, [word for part in words for word in part], network.device)
+        jury = load_judge(judge, [word for part in words for word in part], network.machine.device)
         subjects, doubts = choose_subjects(*words, jury)
         progress.warn_all(doubts)
         progress.stage("reading the checkpoint")
@@ -112,12 +114,12 @@ def evaluate(
         same_weights = restores_weights(checkpoint)
         stack.enter_context(only_writer(report, progress))
         gallery = Gallery(make_folder(report), network, drawing, key_of(network, facts))
-        studio = Studio.plan(gallery, chosen, subjects)
-        drawn = studio.draw(progress)
-        looked = studio.look(jury, progress)
+        experiment = Experiment.plan(gallery, chosen, subjects)
+        drawn = experiment.draw(progress)
+        looked = experiment.look(jury, progress)
         names = _names([one.subject for one in looked])
         concepts = {
-            name: concept_figures(one, jury, network.encode_pictures, measures.perceptual)
+            name: concept_figures(one, jury, network.vae.encode, measures.perceptual)
             for name, one in zip(names, looked, strict=True)
         }
         progress.warn_all(_weak(concepts))
@@ -129,7 +131,7 @@ def evaluate(
             patches=tuple(file.name for file in files),
             concepts=concepts,
             all_erased=all(c.erased is True for c in concepts.values() if c.role == "erased"),
-            restored_identical=same_weights and studio.restores_pictures(),
+            restored_identical=same_weights and experiment.restores_pictures(),
             reference=measures.compare(*_retained(looked)),
             command=command,
             drawn=drawn,

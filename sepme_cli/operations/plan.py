@@ -118,7 +118,7 @@ def plan(request: EraseRequest, progress: Progress) -> ErasePlan:
         parts = [closed_form_increment(s, request.settings).increment for s in survey.studies]
         seconds = time.monotonic() - started
         if request.images is not None:  # which the run would fail on
-            load_pictures(request.images, survey.network.picture_size)
+            load_pictures(request.images, survey.network.image_size)
         if request.method.learns:
             seconds += expected_seconds(survey.network, len(parts), request.settings)
     shared = survey.studies[0].shared

@@ -4,10 +4,19 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from pathlib import Path
+from typing import BinaryIO, Self, TypedDict, Unpack
 
 from patch_spec.stack import StackEntry, StackRecord
-from sepme_cli.arguments import FilePath, PlaceLike, Words, as_path, as_place, several
+from sepme_cli.arguments import (
+    FilePath,
+    PlaceLike,
+    Words,
+    as_path,
+    as_place,
+    check_known,
+    several,
+)
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
 from sepme_cli.checkpoints.reading.original import Original
 from sepme_cli.checkpoints.reading.patches import Patches, PatchFile, named, read_patch_files
@@ -24,6 +33,7 @@ from sepme_cli.composing.composition import (
 from sepme_cli.composing.matching import check_patched
 from sepme_cli.composing.subtraction import LargestError, measured, subtraction
 from sepme_cli.errors import RefusedError, UsageError
+from sepme_cli.places import Place
 from sepme_cli.progress import SILENT, Collector, Progress
 
 
@@ -48,6 +58,52 @@ class RevertResult:
     seconds: float
 
 
+class RevertWishes(TypedDict, total=False):
+    """What a caller may say beside the model and the patches; see `revert`."""
+
+    concepts: Words
+    output: FilePath | BinaryIO | None
+    in_place: bool
+    base: PlaceLike | None
+    undo: FilePath | None
+    exact: bool
+    force: bool
+
+
+@dataclass(frozen=True)
+class RevertRequest:
+    """What is to be put back, as the command line and Python ask for it alike; see `revert`."""
+
+    destination: Destination
+    files: tuple[PatchFile, ...]
+    concepts: tuple[str, ...]
+    base: Place | None
+    undo: Path | None
+    exact: bool
+
+    @classmethod
+    def of(cls, model: PlaceLike, patches: Patches, **wishes: Unpack[RevertWishes]) -> Self:
+        """Settle what is asked for, and read the patches. Raises UsageError, and what that does."""
+        check_known(wishes, RevertWishes)
+        base, undo = as_place(wishes.get("base")), as_path(wishes.get("undo"))
+        if base is not None and undo is not None:
+            raise UsageError("give the base or an undo journal, not both")
+        destination = Destination(
+            as_place(model),
+            as_path(wishes.get("output")),
+            wishes.get("in_place", False),
+            wishes.get("force", False),
+        )
+        return cls(
+            destination=destination,
+            files=read_patch_files(patches),
+            concepts=several(wishes.get("concepts", ())),
+            base=base,
+            undo=undo,
+            exact=wishes.get("exact", False),
+        )
+
+
 @dataclass(frozen=True)
 class _Plan:
     """What will be done. why_not_exact: "" if the result is. error is filled in by doing it."""
@@ -64,45 +120,37 @@ def revert(
     model: PlaceLike,
     patches: Patches = (),
     *,
-    concepts: Words = (),
-    output: FilePath | BinaryIO | None = None,
-    in_place: bool = False,
-    base: PlaceLike | None = None,
-    undo: FilePath | None = None,
-    exact: bool = False,
-    force: bool = False,
     progress: Progress = SILENT,
+    **wishes: Unpack[RevertWishes],
 ) -> RevertResult:
     """Write the patched checkpoint `model` with concepts put back.
 
     concepts: concepts or slugs to put back; all those of the patches if left out, and all there
-    are if neither is given. patches: also where the increments that stay are taken from. base:
-    the file that `model` was patched from; undo: an undo journal of it; the one beside `model` if
-    neither is given. With one of them, and the patches of what stays, the result is exact;
-    without, increments are subtracted, which rounds a second time. exact: refuse that.
+    are if neither is given. patches: also where the increments that stay are taken from. output:
+    a file or a stream; or write in_place. base: the file that `model` was patched from; undo: an
+    undo journal of it; the one beside `model` if neither is given. With one of them, and the
+    patches of what stays, the result is exact; without, increments are subtracted, which rounds a
+    second time. exact: refuse that. force: the output may replace a file.
     Raises UsageError; RefusedError for a concept that is not out, and where the result would not
     be exact or cannot be had; MismatchError for a base that is another one; MalformedError,
     UnsupportedError and SystemFailure for files.
     """
     started, progress = time.monotonic(), Collector(progress)
-    if base is not None and undo is not None:
-        raise UsageError("give the base or an undo journal, not both")
-    destination = Destination(as_place(model), as_path(output), in_place, force)
-    files = read_patch_files(patches)
+    request = RevertRequest.of(model, patches, **wishes)
     with ExitStack() as stack:
-        target = stack.enter_context(destination.opened(progress))
+        target = stack.enter_context(request.destination.opened(progress))
         checkpoint = target.checkpoint
         record = check_patched(checkpoint)
-        taken = _taken(checkpoint, record, files, several(concepts))
+        taken = _taken(checkpoint, record, request)
         original = stack.enter_context(
-            find_original(checkpoint, as_place(base), as_path(undo), progress.warn, progress)
+            find_original(checkpoint, request.base, request.undo, progress.warn, progress)
         )
-        plan = _plan(checkpoint, record, files, taken, original, exact=exact)
+        plan = _plan(checkpoint, record, request, taken, original)
         if plan.why_not_exact:
             progress.warn(f"not exact: {plan.why_not_exact}")
         target.write(plan.rewrites, plan.kept)
     return RevertResult(
-        output=destination.name,
+        output=request.destination.name,
         family=checkpoint.family.name,
         model=checkpoint.title,
         restored=tuple(entry.concept for entry in plan.taken),
@@ -115,20 +163,17 @@ def revert(
 
 
 def _taken(
-    checkpoint: Checkpoint,
-    record: StackRecord,
-    files: Sequence[PatchFile],
-    concepts: Sequence[str],
+    checkpoint: Checkpoint, record: StackRecord, request: RevertRequest
 ) -> tuple[StackEntry, ...]:
     """The entries to take out of the record; RefusedError for one that is not in it."""
-    if concepts:
+    if concepts := request.concepts:
         unknown = [
             name for name in concepts if not any(named(entry, name) for entry in record.entries)
         ]
         taken = [entry for entry in record.entries if any(named(entry, name) for name in concepts)]
-    elif files:
+    elif request.files:
         unknown, taken = [], []
-        for file in files:
+        for file in request.files:
             inside = [entry for entry in record.entries if entry.digest in file.digests]
             taken += [entry for entry in inside if entry not in taken]
             unknown += [] if inside else [file.name]
@@ -147,17 +192,15 @@ def _taken(
 def _plan(
     checkpoint: Checkpoint,
     record: StackRecord,
-    files: tuple[PatchFile, ...],
+    request: RevertRequest,
     taken: tuple[StackEntry, ...],
     original: Original | None,
-    *,
-    exact: bool,
 ) -> _Plan:
     remaining = tuple(entry for entry in record.entries if entry not in taken)
-    sources = Sources.gather(files, checkpoint)
+    sources = Sources.gather(request.files, checkpoint)
     after = _record_after(record, sources, remaining)
     why = _why_not_exact(checkpoint, original, sources.missing(remaining), bool(remaining))
-    if why and exact:
+    if why and request.exact:
         raise RefusedError(
             f"{checkpoint.path}: the result would not be exact: {why}", file=checkpoint.path
         )

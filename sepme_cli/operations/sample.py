@@ -21,7 +21,7 @@ from sepme_cli.diffusion.sampler import draw_pictures
 from sepme_cli.diffusion.weights import patched_weights
 from sepme_cli.evaluation.protocol import Drawing
 from sepme_cli.evaluation.sheets import contact_sheet
-from sepme_cli.planning.said import misread_prompts
+from sepme_cli.planning.misread import misread_prompts
 from sepme_cli.progress import SILENT, Collector, Progress
 
 _BATCH = 8
@@ -69,7 +69,7 @@ def sample(
         if chosen:
             _check(checkpoint, files, chosen, progress)
         patched = patched_weights(checkpoint, [(part, scale) for part in chosen]) if chosen else {}
-        progress.warn_all(misread_prompts(network, prompts))
+        progress.warn_all(misread_prompts(network.text, prompts))
         count = drawing.pictures
         asked = [prompt for prompt in prompts for _ in range(count)]
         seeds = [drawing.seed + i for _ in prompts for i in range(count)]
@@ -90,7 +90,7 @@ def sample(
 
         sheets = [draw()]
         if chosen:
-            with network.with_weights(patched):
+            with network.denoiser.with_weights(patched):
                 sheets.append(draw())
     labels = [label for p in prompts for label in ([p, "  patched"] if chosen else [p])]
     rows = torch.stack(sheets, 1).flatten(0, 1)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from patch_spec.base import Base
 from sepme_cli.checkpoints.disk.output import write_output
-from sepme_cli.diffusion.models import StableDiffusion
+from sepme_cli.diffusion.text import TextEncoders
 from sepme_cli.erasure.background import VERSION, Background, Captions, captions, steps
 from sepme_cli.errors import SystemFailure
 from sepme_cli.planning.vocabulary import caption_words, everything
@@ -21,23 +21,23 @@ from sepme_cli.progress import SILENT, Progress
 
 
 def background_of(
-    model: StableDiffusion, base: Base, *, cached: bool = True, progress: Progress = SILENT
+    encoders: TextEncoders, base: Base, *, cached: bool = True, progress: Progress = SILENT
 ) -> Background:
-    """What the model's text encoders make of the sample, from the cache if it is there.
+    """What a model's text encoders make of the sample, from the cache if it is there.
 
     cached: look for it in the cache folder, and leave it there. A file there that is damaged, or
     of another sample, is made anew; where the folder cannot be written, nothing is kept.
     """
     sample = captions(caption_words())
     words = everything()
-    path = cache_folder() / f"{_key(model, base, sample, words)}.safetensors"
+    path = cache_folder() / f"{_key(encoders, base, sample, words)}.safetensors"
     if cached and (found := _read(path, sample, words, base.width)) is not None:
         return found
     progress.stage(
         "looking at ordinary captions (once per text encoder)" if cached else "ordinary captions",
         steps(sample, words),
     )
-    background = Background.of(model, sample, words, progress.advance)
+    background = Background.of(encoders, sample, words, progress.advance)
     if cached:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,9 +52,9 @@ def cache_folder() -> Path:
     return user_cache_path("sepme") / "backgrounds"
 
 
-def _key(model: StableDiffusion, base: Base, sample: Captions, words: tuple[str, ...]) -> str:
+def _key(encoders: TextEncoders, base: Base, sample: Captions, words: tuple[str, ...]) -> str:
     """What a background depends on, and nothing else, in 40 hexadecimal digits."""
-    tokens = model.tokens((*sample.protected, *sample.held_out, *words))
+    tokens = encoders.tokens((*sample.protected, *sample.held_out, *words))
     told = {
         "version": VERSION,
         "torch": torch.__version__,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Self, TypedDict, Unpack, cast
+from typing import Literal, Self, TypedDict, Unpack
 
 from sepme_cli.arguments import (
     FilePath,
@@ -13,6 +13,7 @@ from sepme_cli.arguments import (
     as_path,
     as_place,
     as_places,
+    check_known,
     several,
 )
 from sepme_cli.diffusion.options import ModelOptions
@@ -83,6 +84,7 @@ class EraseRequest:
     @classmethod
     def of(cls, model: PlaceLike, concepts: Words = (), **wishes: Unpack[Wishes]) -> Self:
         """Settle what is asked for. Raises UsageError, and what reading a recipe raises."""
+        check_known(wishes, Wishes)
         given = wishes.get("recipe")
         policy = None if given is None else as_recipe(given)
         recipe = _recipe(several(concepts), policy, wishes)
@@ -154,8 +156,6 @@ def _method(name: str | None, recipe: Recipe, images: Path | None, *, joint: boo
 def _settings(recipe: Recipe, wishes: Wishes) -> tuple[Settings, ModelOptions]:
     """What the caller says, over what the recipe says, over the defaults: field by field."""
     said, options = wishes.get("settings"), wishes.get("options", ModelOptions())
-    numbers = dict(recipe.settings)
-    dtype = cast(str | None, numbers.pop("dtype", None))
     if not isinstance(said, Settings):
-        said = Settings.of({**numbers, **(said or {})})
-    return said, replace(options, dtype=options.dtype or dtype)
+        said = Settings.of({**recipe.hyperparameters, **(said or {})})
+    return said, replace(options, dtype=options.dtype or recipe.dtype)

@@ -15,9 +15,9 @@ from sepme_cli.diffusion.study import Study, study
 from sepme_cli.errors import MismatchError, RefusedError, UnsupportedError
 from sepme_cli.places import Place
 from sepme_cli.planning.background import background_of
+from sepme_cli.planning.misread import misread
 from sepme_cli.planning.neighbourhood import Neighbourhood, look_around
 from sepme_cli.planning.request import EraseRequest
-from sepme_cli.planning.said import misread
 from sepme_cli.progress import Progress
 
 _A_KIND = {"style": "a style", "object": "an object"}
@@ -93,11 +93,11 @@ def surveyed(
         base = network.checkpoint.base(text_encoders=True)
         before = _known_increments(request.known, base)
         _check_reads(network)
-        background = background_of(network, base, cached=request.cache, progress=progress)
+        background = background_of(network.text, base, cached=request.cache, progress=progress)
         around = look_around(
-            network, request.recipe, before, background, settings.neighbours, request.aliases
+            network.text, request.recipe, before, background, settings.neighbours, request.aliases
         )
-        said = tuple(misread(network, around.concepts))
+        said = tuple(misread(network.text, around.concepts))
         around = replace(around, warnings=(*said, *around.warnings))
         for item, asked in zip(around.concepts, request.recipe.concepts, strict=True):
             if item.kind != asked.kind:
@@ -125,7 +125,7 @@ def surveyed(
 
 def _check_reads(network: StableDiffusion) -> None:
     """UnsupportedError for text encoders to which all prompts are one, such as zeros."""
-    one, other = network.ends(["a cat", "a painting"])
+    one, other = network.text.ends(["a cat", "a painting"])
     if one.equal(other):
         raise UnsupportedError(
             f"the text encoder of {network.checkpoint.path} makes the same of every prompt, so "

@@ -7,12 +7,11 @@ from pathlib import Path
 
 from patch_spec.container import patch_bytes, read_patch
 from sepme_cli.checkpoints.journals.pending import pending_path
-from sepme_cli.erasure.settings import Settings
 from sepme_cli.operations.apply import apply
 from sepme_cli.operations.inspect import CheckpointInfo, inspect
 from sepme_cli.operations.revert import revert
 from sepme_cli.operations.verify import verify
-from sepme_cli.recipe import read_recipe
+from sepme_cli.recipe import SETTINGS, read_recipe
 from tests.synthetic import read_raw
 
 MODELS = ("model.safetensors", "folder")
@@ -37,7 +36,7 @@ def _works(release: Path) -> Iterator[tuple[str, Callable[[Path], str]]]:
     patches = [*PATCHES, *(path.name for path in [release / "erased.sepme"] if path.exists())]
     for patch in patches:
         yield f"read {patch}", lambda at, p=patch: sha256(_read(at / p)).hexdigest()
-    yield "recipe", lambda at: read_recipe(at / "policy.yaml", Settings.allowed()).digest
+    yield "recipe", lambda at: read_recipe(at / "policy.yaml", SETTINGS).digest
     for model in MODELS:
         for patch in PATCHES:
             yield f"apply {patch} to {model}", lambda at, m=model, p=patch: _applied(at, m, [p])

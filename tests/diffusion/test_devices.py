@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
-from sepme_cli.diffusion.devices import Computing, Residence, Unit, Work, choose, units
+from sepme_cli.diffusion.devices import Computing, Machine, Unit, Work, choose, units
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.options import ModelOptions
 from sepme_cli.diffusion.predictor import EditedPredictor
@@ -85,13 +85,13 @@ class Moved(torch.nn.Linear):
         return self
 
 
-@pytest.mark.parametrize("alone", [False, True])
-def test_one_network_at_a_time_is_on_the_device_where_memory_is_spared(alone: bool) -> None:
+@pytest.mark.parametrize("frugal", [False, True])
+def test_one_network_at_a_time_is_on_the_device_where_memory_is_spared(frugal: bool) -> None:
     one, other = Moved(), Moved()
-    residence = Residence(torch.device("cuda"), alone=alone)
+    machine = Machine(torch.device("cuda"), frugal=frugal)
     for network in (one, one, other, other):
-        assert residence.use(network) is network
-    assert one.moves == (["cuda", "cpu"] if alone else ["cuda"])
+        assert machine.use(network) is network
+    assert one.moves == (["cuda", "cpu"] if frugal else ["cuda"])
     assert other.moves == ["cuda"]
 
 
@@ -102,11 +102,11 @@ def gradients(small: Path, *, frugal: bool) -> tuple[Tensor, Mapping[str, Tensor
         generator = torch.Generator().manual_seed(0)
         up = {
             name: torch.randn(len(layer.weight), 2, generator=generator).requires_grad_()
-            for name, layer in model.targets.items()
+            for name, layer in model.denoiser.targets.items()
         }
         basis = torch.randn(2, 64, generator=generator) / 8
         noisy = torch.randn(5, *model.latent_shape(16), generator=generator)
-        predict = EditedPredictor(model, model.condition(["a cat", "a dog"]))
+        predict = EditedPredictor(model.denoiser, model.text.condition(["a cat", "a dog"]))
         kept: dict[int, int] = {}
 
         def keep(value: Tensor) -> Tensor:
@@ -152,6 +152,6 @@ def test_text_is_encoded_in_full_precision_whatever_the_unet_computes_in(
         full, half = (
             StableDiffusion.of(checkpoint, torch.device("cpu"), d) for d in (torch.float32, dtype)
         )
-        assert half.encode(["a cat"]).equal(full.encode(["a cat"]))
+        assert half.text.encode(["a cat"]).equal(full.text.encode(["a cat"]))
         pictures = draw_pictures(half, ["a cat"], [0], steps=2, size=16)
         assert pictures.isfinite().all()

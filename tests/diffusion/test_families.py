@@ -87,15 +87,15 @@ def test_hidden_states_are_the_libraries(name: str, both: Any, shelf: Any) -> No
     """Penultimate layers, padding, the final norm, and both streams in their places."""
     model = both(name)
     expected = expected_states(shelf[name][0])
-    torch.testing.assert_close(model.encode(PROMPTS), expected, rtol=1e-5, atol=1e-5)
-    assert model.encode(PROMPTS).shape[-1] == model.checkpoint.width
+    torch.testing.assert_close(model.text.encode(PROMPTS), expected, rtol=1e-5, atol=1e-5)
+    assert model.text.encode(PROMPTS).shape[-1] == model.checkpoint.width
 
 
 @pytest.mark.parametrize("name", ["sdxl", "sdxl-refiner"])
 def test_pooled_states_are_the_libraries(name: str, both: Any, shelf: Any) -> None:
     with torch.no_grad():
         expected = shelf[name][0].texts[-1](ids(0)).text_embeds
-    found = both(name).condition(PROMPTS).pooled
+    found = both(name).text.condition(PROMPTS).pooled
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -118,7 +118,7 @@ def test_openclip_is_converted_as_diffusers_does(name: str, shelf: Any) -> None:
         expected = theirs.eval()(ids(0), output_hidden_states=True).hidden_states[-2]
     with open_checkpoint(file) as checkpoint:
         model = StableDiffusion.of(checkpoint, CPU)
-        encoder = model.encoders[-1]
+        encoder = model.text.encoders[-1]
         found = encoder.model(ids(0), output_hidden_states=True).hidden_states
     index = -1 if name == "sd2" else -2  # of SD 2.x the last layer is not even loaded
     torch.testing.assert_close(found[index], expected, rtol=1e-5, atol=1e-5)
@@ -127,11 +127,11 @@ def test_openclip_is_converted_as_diffusers_does(name: str, shelf: Any) -> None:
 @pytest.mark.parametrize("name", SMALL)
 def test_predictions_are_the_libraries(name: str, both: Any, shelf: Any) -> None:
     parts, model = shelf[name][0], both(name)
-    asked = model.condition(PROMPTS)
+    asked = model.text.condition(PROMPTS)
     noisy = torch.randn(3, 4, 8, 8)
     beside: list[Tensor] = []
     if name == "inpainting":
-        grey = model.encode_pictures(torch.full((1, 3, 16, 16), 0.5)).mean((2, 3), keepdim=True)
+        grey = model.vae.encode(torch.full((1, 3, 16, 16), 0.5)).mean((2, 3), keepdim=True)
         beside = [torch.ones(3, 1, 8, 8), grey.expand(3, 4, 8, 8)]
     if name == "editing":
         beside = [torch.zeros(3, 4, 8, 8)]
@@ -143,7 +143,7 @@ def test_predictions_are_the_libraries(name: str, both: Any, shelf: Any) -> None
     with torch.no_grad():
         inputs = torch.cat([noisy, *beside], 1)
         expected = parts.unet(inputs, 7, asked.states, **told).sample
-        found = model.predict(noisy, 7, asked)
+        found = model.denoiser.predict(noisy, 7, asked)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -158,12 +158,12 @@ def test_velocity_is_turned_into_noise(shelf: Any) -> None:
     """eps = sqrt(abar) v + sqrt(1 - abar) x: what DDIM makes of either is one and the same."""
     with open_checkpoint(shelf["sd2"][1]) as checkpoint:
         velocity = StableDiffusion.of(checkpoint, CPU, prediction="velocity")
-        asked, noisy = velocity.condition(["a cat"]), torch.randn(1, 4, 8, 8)
+        asked, noisy = velocity.text.condition(["a cat"]), torch.randn(1, 4, 8, 8)
         with torch.no_grad():
-            raw = velocity.unet(noisy, 500, asked.states).sample
-            eps = velocity.predict(noisy, 500, asked)
-            each = velocity.predict(noisy, torch.tensor([500]), asked)
-    kept = velocity.schedule.alphas_cumprod[500]
+            raw = velocity.denoiser.network(noisy, 500, asked.states).sample
+            eps = velocity.denoiser.predict(noisy, 500, asked)
+            each = velocity.denoiser.predict(noisy, torch.tensor([500]), asked)
+    kept = velocity.schedule.alphas[500]
     original = kept.sqrt() * noisy - (1 - kept).sqrt() * raw  # x_0, by the definition of v
     from_eps = (noisy - (1 - kept).sqrt() * eps) / kept.sqrt()
     torch.testing.assert_close(from_eps, original, rtol=1e-4, atol=1e-4)
@@ -174,9 +174,9 @@ def test_what_a_folder_predicts_stands_in_its_schedule(shelf: Any, tmp_path: Pat
     folder = write_folder(shelf["sd2"][0], tmp_path / "v", prediction="v_prediction")
     for path, expected in ((folder, "velocity"), (shelf["sd2"][2], "epsilon")):
         with open_checkpoint(path) as checkpoint:
-            assert StableDiffusion.of(checkpoint, CPU).prediction == expected
+            assert StableDiffusion.of(checkpoint, CPU).schedule.prediction == expected
             told = StableDiffusion.of(checkpoint, CPU, prediction="velocity")
-            assert told.prediction == "velocity"
+            assert told.schedule.prediction == "velocity"
 
 
 @pytest.mark.parametrize("name", ["sd1", "sd2", "sdxl"])
@@ -190,19 +190,19 @@ def test_a_unet_alone_with_text_encoders_from_elsewhere(
         alone = _only_unet(file, tmp_path / "unet.safetensors")
     with ExitStack() as stack:
         whole = stack.enter_context(open_checkpoint(file))
-        expected = StableDiffusion.of(whole, CPU).encode(PROMPTS)
+        expected = StableDiffusion.of(whole, CPU).text.encode(PROMPTS)
         encoders = [folder / "text_encoder"]
         encoders += [folder / "text_encoder_2"] * (name == "sdxl")
         for paths in ([file], [folder], encoders):
             bare = stack.enter_context(open_checkpoint(alone))
             with pytest.raises(UnsupportedError, match="--text-encoder"):
-                _ = StableDiffusion.of(bare, CPU).encoders
+                _ = StableDiffusion.of(bare, CPU).text.encoders
             lend_text_encoders(bare, paths, stack)
             model = StableDiffusion.of(bare, CPU)
-            torch.testing.assert_close(model.encode(PROMPTS), expected, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(model.text.encode(PROMPTS), expected, rtol=1e-5, atol=1e-5)
             assert bare.text_encoder_fingerprints() == whole.text_encoder_fingerprints()
-            noisy, asked = torch.randn(3, 4, 8, 8), model.condition(PROMPTS)
-            assert torch.isfinite(model.predict(noisy, 3, asked)).all()
+            noisy, asked = torch.randn(3, 4, 8, 8), model.text.condition(PROMPTS)
+            assert torch.isfinite(model.denoiser.predict(noisy, 3, asked)).all()
 
 
 def _only_unet(file: Path, output: Path) -> Path:
@@ -234,6 +234,6 @@ def test_one_model_in_two_layouts_has_one_fingerprint(name: str, shelf: Any) -> 
 def test_half_precision_files_load(dtype: torch.dtype, shelf: Any, tmp_path: Path) -> None:
     path = write_single_file(shelf["sdxl"][0], tmp_path / "half.safetensors", dtype)
     with open_checkpoint(path) as half, open_checkpoint(shelf["sdxl"][1]) as whole:
-        found, expected = (StableDiffusion.of(c, CPU).encode(PROMPTS) for c in (half, whole))
+        found, expected = (StableDiffusion.of(c, CPU).text.encode(PROMPTS) for c in (half, whole))
     assert (found - expected).abs().max() < 0.2 * expected.abs().max()
     assert not torch.equal(found, expected)

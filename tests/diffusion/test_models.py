@@ -12,7 +12,7 @@ from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
 from sepme_cli.checkpoints.structure.families import SD1
 from sepme_cli.diffusion.configs import unet_config, vae_config
 from sepme_cli.diffusion.models import StableDiffusion
-from sepme_cli.diffusion.text import text_config
+from sepme_cli.diffusion.text_encoder import text_config
 from sepme_cli.diffusion.tokenizer import tokenize
 from tests.small_model import POSITIONS, WIDTH, networks
 
@@ -28,7 +28,11 @@ def model(small_model: Path) -> Iterator[StableDiffusion]:
 
 def test_every_network_has_the_weights_it_was_saved_with(model: StableDiffusion) -> None:
     unet, vae, text = networks()
-    for loaded, saved in ((model.unet, unet), (model.vae, vae), (model.encoders[0].model, text)):
+    for loaded, saved in (
+        (model.denoiser.network, unet),
+        (model.vae.network, vae),
+        (model.text.encoders[0].model, text),
+    ):
         expected, found = saved.state_dict(), loaded.state_dict()
         assert found.keys() == expected.keys()
         for name, value in expected.items():
@@ -39,69 +43,71 @@ def test_hidden_states_are_the_librarys(model: StableDiffusion) -> None:
     _, _, text = networks()
     with torch.no_grad():
         expected = text(tokenize(PROMPTS, POSITIONS)).last_hidden_state
-    found = model.encode(PROMPTS)
+    found = model.text.encode(PROMPTS)
     assert found.shape == (3, POSITIONS, WIDTH)
     torch.testing.assert_close(found, expected)
 
 
 def test_the_end_of_a_text_is_what_the_whole_encoding_has_there(model: StableDiffusion) -> None:
     prompts = [*PROMPTS, "many words " * POSITIONS, "cat"]
-    ends = model.tokens(prompts).argmax(dim=-1)
-    expected = model.encode(prompts)[torch.arange(len(prompts)), ends]
-    torch.testing.assert_close(model.ends(prompts), expected)
+    ends = model.text.tokens(prompts).argmax(dim=-1)
+    expected = model.text.encode(prompts)[torch.arange(len(prompts)), ends]
+    torch.testing.assert_close(model.text.ends(prompts), expected)
 
 
 def test_predictions_are_the_librarys(model: StableDiffusion) -> None:
     unet, _, _ = networks()
-    noisy, context = torch.randn(2, 4, 8, 8), model.condition(PROMPTS[1:])
+    noisy, context = torch.randn(2, 4, 8, 8), model.text.condition(PROMPTS[1:])
     with torch.no_grad():
         expected = unet(noisy, 7, context.states).sample
-        torch.testing.assert_close(model.predict(noisy, 7, context), expected)
+        torch.testing.assert_close(model.denoiser.predict(noisy, 7, context), expected)
 
 
 def test_the_vae_scales_latents_both_ways(model: StableDiffusion) -> None:
     _, vae, _ = networks()
     pictures = torch.rand(1, 3, 16, 16)
-    latents = model.encode_pictures(pictures)
+    latents = model.vae.encode(pictures)
     with torch.no_grad():
         expected = vae.encode(pictures * 2 - 1).latent_dist.mean
         drawn = vae.decode(expected).sample
     torch.testing.assert_close(latents, expected * 0.18215)
-    torch.testing.assert_close(model.decode(latents), (drawn / 2 + 0.5).clamp(0, 1))
+    torch.testing.assert_close(model.vae.decode(latents), (drawn / 2 + 0.5).clamp(0, 1))
 
 
-def test_the_picture_size_is_the_one_the_metadata_says(model: StableDiffusion) -> None:
-    assert model.picture_size == 16
+def test_the_image_size_is_the_one_the_metadata_says(model: StableDiffusion) -> None:
+    assert model.image_size == 16
     assert model.latent_shape() == (4, 8, 8)
     assert model.latent_shape(32) == (4, 16, 16)
 
 
 def test_targets_are_the_cross_attention_keys_and_values(model: StableDiffusion) -> None:
-    assert "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.weight" in model.targets
-    assert all(layer.in_features == WIDTH for layer in model.targets.values())
-    assert len(model.targets) == 2 * 4  # one down, one middle, two up
+    targets = model.denoiser.targets
+    assert "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.weight" in targets
+    assert all(layer.in_features == WIDTH for layer in targets.values())
+    assert len(targets) == 2 * 4  # one down, one middle, two up
 
 
 def test_replaced_weights_are_put_back_also_after_an_error(model: StableDiffusion) -> None:
-    name = next(iter(model.targets))
-    original = model.targets[name].weight.data.clone()
-    with pytest.raises(RuntimeError), model.with_weights({name: torch.zeros_like(original)}):
-        assert not model.targets[name].weight.data.any()
+    name, layer = next(iter(model.denoiser.targets.items()))
+    original = layer.weight.data.clone()
+    zeros = {name: torch.zeros_like(original)}
+    with pytest.raises(RuntimeError), model.denoiser.with_weights(zeros):
+        assert not layer.weight.data.any()
         raise RuntimeError
-    assert torch.equal(model.targets[name].weight.data, original)
+    assert torch.equal(layer.weight.data, original)
 
 
 def test_an_increment_added_by_hooks_is_one_added_to_the_weights(model: StableDiffusion) -> None:
-    basis = torch.randn(3, WIDTH)
-    up = {name: torch.randn(layer.out_features, 3) for name, layer in model.targets.items()}
-    noisy, context = torch.randn(2, 4, 8, 8), model.condition(PROMPTS[1:])
-    added = {n: layer.weight.data + up[n] @ basis for n, layer in model.targets.items()}
+    denoiser, basis = model.denoiser, torch.randn(3, WIDTH)
+    up = {name: torch.randn(layer.out_features, 3) for name, layer in denoiser.targets.items()}
+    noisy, context = torch.randn(2, 4, 8, 8), model.text.condition(PROMPTS[1:])
+    added = {n: layer.weight.data + up[n] @ basis for n, layer in denoiser.targets.items()}
     with torch.no_grad():
-        with model.with_weights(added):
-            expected = model.predict(noisy, 7, context)
-        with model.with_increment(up, basis):
-            found = model.predict(noisy, 7, context)
-        untouched = model.predict(noisy, 7, context)
+        with denoiser.with_weights(added):
+            expected = denoiser.predict(noisy, 7, context)
+        with denoiser.with_increment(up, basis):
+            found = denoiser.predict(noisy, 7, context)
+        untouched = denoiser.predict(noisy, 7, context)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(untouched, expected, atol=1e-3)
 

@@ -14,7 +14,6 @@ from torch import Tensor
 from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.packing import Packed, pack, sees
-from sepme_cli.diffusion.text import condition
 from sepme_cli.erasure.concept import Lexicon
 from tests.small_model import POSITIONS, SMALL, small_parts, small_text, write_single_file
 
@@ -123,53 +122,52 @@ def test_packed_states_are_those_of_each_text_alone(openclip: bool, penultimate:
 @pytest.mark.parametrize("paddings", [None, 0, 2])
 def test_few_positions_are_the_first_of_all(name: str, paddings: int | None, model: Any) -> None:
     network = model(name)
-    pooled = name in ("sdxl", "sdxl-refiner")
-    whole = condition(network.encoders, PROMPTS, pooled=pooled)
-    ends = network.tokens(PROMPTS).argmax(-1, keepdim=True)
+    whole = network.text.condition(PROMPTS)
+    ends = network.text.tokens(PROMPTS).argmax(-1, keepdim=True)
     for positions in (None, 5, POSITIONS):
-        found = network.encode(PROMPTS, positions, paddings)
+        found = network.text.encode(PROMPTS, positions, paddings)
         places = torch.arange(positions or POSITIONS).expand(len(PROMPTS), -1)
         if paddings is not None:
             places = places.minimum(ends + paddings)
         expected = whole.states[torch.arange(len(PROMPTS))[:, None], places]
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    if pooled:
-        again = condition(network.encoders, PROMPTS, pooled=True, paddings=paddings or 0).pooled
+    if name in ("sdxl", "sdxl-refiner"):
+        again = network.text.condition(PROMPTS, paddings or 0).pooled
         torch.testing.assert_close(again, whole.pooled, rtol=1e-5, atol=1e-5)
     expected = whole.states[torch.arange(len(PROMPTS)), ends.flatten()]
-    torch.testing.assert_close(network.ends(PROMPTS), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(network.text.ends(PROMPTS), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["sd1", "sdxl"])
 def test_all_positions_are_read_as_the_model_gives_them(name: str, model: Any) -> None:
     """To the bit: pictures that were drawn before must come out again."""
     network = model(name)
-    found = condition(network.encoders, PROMPTS, pooled=name == "sdxl")
+    found = network.text.condition(PROMPTS)
     states = [
         alone(encoder.model, encoder.tokens(PROMPTS), encoder.penultimate)
-        for encoder in network.encoders
+        for encoder in network.text.encoders
     ]
     assert found.states.equal(torch.cat(states, -1))
     if name == "sdxl":
-        ids = network.encoders[1].tokens(PROMPTS)
-        last = alone(network.encoders[1].model, ids, penultimate=False)
+        ids = network.text.encoders[1].tokens(PROMPTS)
+        last = alone(network.text.encoders[1].model, ids, penultimate=False)
         ends = last[torch.arange(len(ids)), ids.argmax(-1)]
-        assert found.pooled.equal(network.encoders[1].projected(ends))
+        assert found.pooled.equal(network.text.encoders[1].projected(ends))
 
 
 @pytest.mark.parametrize("name", ["sd1", "sdxl"])
 def test_no_prompts_have_no_states(name: str, model: Any) -> None:
     network = model(name)
     width = SMALL[name].width
-    assert network.encode([]).shape == (0, POSITIONS, width)
-    assert network.encode([], 5, 2).shape == (0, 5, width)
-    assert network.ends([]).shape == (0, width)
+    assert network.text.encode([]).shape == (0, POSITIONS, width)
+    assert network.text.encode([], 5, 2).shape == (0, 5, width)
+    assert network.text.ends([]).shape == (0, width)
 
 
 def test_equal_beginnings_have_equal_states(model: Any) -> None:
     """To the bit, so that a lexicon counts each once: its rows are the nodes of the trie."""
     network = model("sd1")
-    words = Lexicon(network, PROMPTS)
+    words = Lexicon(network.text, PROMPTS)
     ids, ends = words.tokens(PROMPTS), words.tokens(PROMPTS).argmax(-1)
     beginnings = {
         tuple(text[: n + 1])

@@ -35,14 +35,13 @@ def test_the_same_seed_draws_the_same_picture(model: StableDiffusion) -> None:
 
 def test_ddim_inverts_a_known_noise(model: StableDiffusion) -> None:
     """At guidance 1, one step from t to x_0 is the paper's formula on eps(x_t, c) alone."""
-    context, blank = model.condition(["ink"]), model.condition([""])
+    context, blank = model.text.condition(["ink"]), model.text.condition([""])
     noise = initial_noise((4, 8, 8), [0])
     found = draw_latents(model, context, noise, blank=blank, steps=1, guidance=1.0)
-    model.schedule.set_timesteps(1)
-    t = int(model.schedule.timesteps[0])
-    alpha, last = model.schedule.alphas_cumprod[t], model.schedule.final_alpha_cumprod
+    (t,) = model.schedule.trajectory(1).times
+    alpha, last = model.schedule.alphas[[t, 0]]
     with torch.no_grad():
-        predicted = model.predict(noise, t, context)
+        predicted = model.denoiser.predict(noise, t, context)
     x0 = (noise - (1 - alpha).sqrt() * predicted) / alpha.sqrt()
     expected = last.sqrt() * x0 + (1 - last).sqrt() * predicted
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
@@ -51,11 +50,11 @@ def test_ddim_inverts_a_known_noise(model: StableDiffusion) -> None:
 def test_moments_hold_what_the_original_model_predicts(model: StableDiffusion) -> None:
     sample = sampled_moments(model, PHRASES, SETTINGS)
     assert len(sample) == 3 * 4
-    asked = model.condition([p.text for p in PHRASES])[sample.prompts]
-    instead = model.condition([p.without for p in PHRASES])[sample.prompts]
+    asked = model.text.condition([p.text for p in PHRASES])[sample.prompts]
+    instead = model.text.condition([p.without for p in PHRASES])[sample.prompts]
     with torch.no_grad():
-        conditional = model.predict(sample.noisy, sample.steps, asked)
-        without = model.predict(sample.noisy, sample.steps, instead)
+        conditional = model.denoiser.predict(sample.noisy, sample.steps, asked)
+        without = model.denoiser.predict(sample.noisy, sample.steps, instead)
     torch.testing.assert_close(sample.without, without, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(sample.representation, conditional - without, rtol=1e-3, atol=1e-5)
 

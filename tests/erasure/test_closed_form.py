@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from sepme_cli.erasure.closed_form import reduce, solve
-from sepme_cli.erasure.subspace import Ground, Weighing, energy
+from sepme_cli.erasure.settings import Weighing
+from sepme_cli.erasure.subspace import Ground, energy
 from tests.erasure.test_subspace import rows
 
 

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from sepme_cli.erasure.subspace import Ground, Weighing, energy, row_space
+from sepme_cli.erasure.settings import Weighing
+from sepme_cli.erasure.subspace import Ground, energy, row_space
 
 
 def rows(count: int, width: int, seed: int) -> torch.Tensor:

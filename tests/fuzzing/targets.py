@@ -22,7 +22,7 @@ from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
 from sepme_cli.erasure.settings import Settings
 from sepme_cli.operations.inspect import inspect
 from sepme_cli.operations.revert import revert
-from sepme_cli.recipe import TEMPLATE, parse_recipe
+from sepme_cli.recipe import SETTINGS, TEMPLATE, parse_recipe
 from tests.fuzzing import corpus
 from tests.fuzzing.mutants import (
     Mutator,
@@ -173,9 +173,9 @@ settings: {lr: 1e-4, rank: 8, steps: 10, dtype: fp16, threshold: .5}
         return [TEMPLATE.encode(), self._MORE]
 
     def check(self, data: bytes) -> None:
-        recipe = parse_recipe(data, Path("recipe.yaml"), Settings.allowed())
+        recipe = parse_recipe(data, Path("recipe.yaml"), SETTINGS)
         assert len(recipe.digest) == 64 and recipe.concepts
-        Settings.of({name: value for name, value in recipe.settings.items() if name != "dtype"})
+        Settings.of(recipe.hyperparameters)
 
 
 class Records(Target):

@@ -109,6 +109,6 @@ def test_another_text_encoder_has_another_one(small_model: Path, tmp_path: Path)
     for path in (small_model, other):
         with open_checkpoint(path) as checkpoint:
             network = StableDiffusion.of(checkpoint, torch.device("cpu"))
-            found.append(background_of(network, checkpoint.base(text_encoders=True)))
+            found.append(background_of(network.text, checkpoint.base(text_encoders=True)))
     assert len(os.listdir(cache_folder())) == 2
     assert not found[0].moment.equal(found[1].moment)

@@ -94,9 +94,9 @@ def test_it_is_what_the_increment_does_to_keys_and_values(small_model: Path) -> 
     operator = torch.from_numpy(shift @ increment.basis)
     with open_checkpoint(small_model) as checkpoint:
         network = StableDiffusion.of(checkpoint, torch.device("cpu"))
-        background = background_of(network, checkpoint.base(text_encoders=True))
+        background = background_of(network.text, checkpoint.base(text_encoders=True))
         ends = background.ends.double()
-        layers = [weight.double() for _, weight in network.stored_weights()]
+        layers = [weight.double() for _, weight in network.denoiser.stored_weights()]
     moved = torch.cat([(ends @ operator.T) @ w.T for w in layers], 1).norm(dim=1)
     whole = torch.cat([ends @ w.T for w in layers], 1).norm(dim=1)
     others = torch.tensor(["ink" not in text.split() for text in background.captions])

@@ -289,7 +289,7 @@ def test_the_closed_form_maps_a_concept_to_what_it_should_act_like(
         network = StableDiffusion.of(checkpoint, torch.device("cpu"))
         item = Item("ink", "style", like=other)
         concept = describe(item, Protected())
-        words = Lexicon(network, [*concept.prompts, *concept.answers])
+        words = Lexicon(network.text, [*concept.prompts, *concept.answers])
         wanted = words.wanted(concept)
         rows, instead = wanted.concept, wanted.instead
     moved = rows.numpy() + rows.numpy() @ increment.basis.T @ shift.T

@@ -70,7 +70,7 @@ def test_the_blank_prompt_stays_and_the_concept_moves(
     erase(model, ["Monet"], output=tmp_path / "m.sepme", kind="style")
     apply(model, [tmp_path / "m.sepme"], tmp_path / "out.safetensors")
     with open_checkpoint(model) as before, open_checkpoint(tmp_path / "out.safetensors") as after:
-        states = StableDiffusion.of(before, torch.device("cpu")).encode(["", "Monet"]).double()
+        states = StableDiffusion.of(before, torch.device("cpu")).text.encode(["", "Monet"]).double()
         blank, concept = states.numpy()
         for target in before.targets:
             if stream_of(target.name) != "tokens":

@@ -81,8 +81,8 @@ def test_neighbours_are_of_the_concepts_kind_and_no_names_of_what_is_erased(
     recipe = Recipe((Item("cat", "object"), Item("Claude Monet", "style", ("sketch",))))
     with open_checkpoint(small_model) as checkpoint:
         network = StableDiffusion.of(checkpoint, torch.device("cpu"))
-        background = background_of(network, checkpoint.base(text_encoders=True))
-        found = look_around(network, recipe, (), background, 150).neighbours
+        background = background_of(network.text, checkpoint.base(text_encoders=True))
+        found = look_around(network.text, recipe, (), background, 150).neighbours
     assert set(found["cat"]) <= set(vocabulary("object")) - {"cat"}
     styles = set(vocabulary("style")) - {"Claude Monet", "pencil sketch"}
     assert set(found["Claude Monet"]) <= styles

@@ -163,10 +163,10 @@ def test_words_that_textual_inversion_added(base: Tensors, tmp_path: Path) -> No
     model = save(tmp_path / "m.safetensors", given)
     with open_checkpoint(model) as checkpoint:
         network = StableDiffusion.of(checkpoint, CPU, tokenizer=folder)
-        ids = network.encoders[0].tokens(["<pond>", "a"])
+        ids = network.text.encoders[0].tokens(["<pond>", "a"])
         if END + 1 in ids:  # what reads the added words is transformers' own
-            assert network.tokens(["<pond>"]).max() == END
-        states, ends = network.encoders[0].encode(["<pond>", "a"])
+            assert network.text.tokens(["<pond>"]).max() == END
+        states, ends = network.text.encoders[0].encode(["<pond>", "a"])
         ended = (ids == END).int().argmax(1)
         torch.testing.assert_close(ends, states[range(2), ended])
     plain = save(tmp_path / "plain.safetensors", with_text(base, text_encoder()))
@@ -174,7 +174,7 @@ def test_words_that_textual_inversion_added(base: Tensors, tmp_path: Path) -> No
         network = StableDiffusion.of(checkpoint, CPU, tokenizer=folder)
         if END + 1 in ids:
             with pytest.raises(UnsupportedError, match="has words that the text encoder"):
-                network.encode(["<pond>"])
+                network.text.encode(["<pond>"])
 
 
 def test_two_lengths_of_prompts(tmp_path: Path) -> None:
@@ -212,8 +212,8 @@ def test_lent_text_encoders_are_told_by_their_width(
         whole = stack.enter_context(open_checkpoint(model))
         lone = stack.enter_context(open_checkpoint(alone))
         lend_text_encoders(lone, [files[i] for i in order], stack)
-        expected = StableDiffusion.of(whole, CPU).condition(["a pond"])
-        found = StableDiffusion.of(lone, CPU).condition(["a pond"])
+        expected = StableDiffusion.of(whole, CPU).text.condition(["a pond"])
+        found = StableDiffusion.of(lone, CPU).text.condition(["a pond"])
         assert torch.equal(found.states, expected.states)
         assert found.pooled is not None and expected.pooled is not None
         torch.testing.assert_close(found.pooled, expected.pooled)
@@ -317,7 +317,7 @@ def test_a_resolution_that_makes_no_sense_is_not_believed(
 ) -> None:
     path = save(tmp_path / "m.safetensors", base, {"modelspec.resolution": resolution})
     with open_checkpoint(path) as checkpoint:
-        size = StableDiffusion.of(checkpoint, CPU).picture_size
+        size = StableDiffusion.of(checkpoint, CPU).image_size
     assert size == (2 * 64 if resolution != "3" else 3)
 
 

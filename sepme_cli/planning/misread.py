@@ -1,8 +1,8 @@
-"""What was said that the model does not read as it was meant."""
+"""Warnings of names and prompts that a model does not read as they are meant."""
 
 from collections.abc import Iterator, Sequence
 
-from sepme_cli.diffusion.models import StableDiffusion
+from sepme_cli.diffusion.text import TextEncoders
 from sepme_cli.erasure.prompts import phrases
 from sepme_cli.erasure.syntax import taken_literally
 from sepme_cli.erasure.words import Item
@@ -11,40 +11,40 @@ _SHOWN = 60
 """Characters of a long text that are shown."""
 
 
-def misread(model: StableDiffusion, items: Sequence[Item]) -> Iterator[str]:
+def misread(encoders: TextEncoders, items: Sequence[Item]) -> Iterator[str]:
     """Warnings of the names and prompts that concepts are to be erased by."""
     for item in items:
         for name in (*item.names, *([] if item.like is None else [item.like])):
-            yield from _misread(model, name, is_name=True)
+            yield from _misread(encoders, name, is_name=True)
         for prompt in item.prompts:
-            yield from _misread(model, prompt, item.name)
+            yield from _misread(encoders, prompt, item.name)
         standing = [phrase.text for name in item.names for phrase in phrases(name, item.kind)]
-        if cut := sum(bool(model.unread(text)) for text in standing):
+        if cut := sum(bool(encoders.unread(text)) for text in standing):
             yield (
                 f"{cut} of the {len(standing)} phrases that stand for {_short(item.name)} are "
-                f"longer than the {model.room} tokens that the text encoder reads, and are cut: a "
-                "shorter name is erased more surely"
+                f"longer than the {encoders.room} tokens that the text encoder reads, and are cut: "
+                "a shorter name is erased more surely"
             )
 
 
-def misread_prompts(model: StableDiffusion, prompts: Sequence[str]) -> Iterator[str]:
+def misread_prompts(encoders: TextEncoders, prompts: Sequence[str]) -> Iterator[str]:
     """Warnings of prompts that are to be drawn."""
     for prompt in dict.fromkeys(prompts):
-        yield from _misread(model, prompt)
+        yield from _misread(encoders, prompt)
 
 
 def _misread(
-    model: StableDiffusion, text: str, concept: str | None = None, *, is_name: bool = False
+    encoders: TextEncoders, text: str, concept: str | None = None, *, is_name: bool = False
 ) -> Iterator[str]:
     """concept: what the text is there to name."""
     if literal := taken_literally(text, name=is_name):
         yield literal
-    if unread := model.unread(text):
+    if unread := encoders.unread(text):
         read = text.removesuffix(unread).casefold()
         lost = concept is not None and concept.casefold() not in read
         yield (
-            f"{_short(text)} is longer than the {model.room} tokens that the text encoder reads, "
-            f"and is cut in {_short(unread)}"
+            f"{_short(text)} is longer than the {encoders.room} tokens that the text encoder "
+            f"reads, and is cut in {_short(unread)}"
             + (f": {_short(concept or '')} is in what is not read" if lost else "")
         )
 

@@ -20,7 +20,7 @@ from sepme_cli.erasure.settings import Settings
 from sepme_cli.errors import MalformedError, UnsupportedError, UsageError
 from sepme_cli.operations.erase import erase
 from sepme_cli.operations.verify import VerifyResult, verify
-from sepme_cli.recipe import read_recipe
+from sepme_cli.recipe import SETTINGS, read_recipe
 from tests.small_model import save_small_model
 from tests.synthetic import additive, base_of, make_checkpoint
 
@@ -42,7 +42,7 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def patch(small_model: Path, policy: Path) -> Path:
     output = policy.with_name("policy.sepme")
-    erase(small_model, recipe=read_recipe(policy, Settings.allowed()), output=output)
+    erase(small_model, recipe=read_recipe(policy, SETTINGS), output=output)
     return output
 
 
@@ -184,7 +184,7 @@ def test_a_patch_with_other_concepts_than_its_recipe_fails(
 
 
 def test_overridden_settings_are_seen(small_model: Path, policy: Path, tmp_path: Path) -> None:
-    recipe = read_recipe(policy, Settings.allowed())
+    recipe = read_recipe(policy, SETTINGS)
     settings = replace(Settings.of(recipe.settings), rank=2)
     output = tmp_path / "o.sepme"
     erase(small_model, recipe=recipe, settings=settings, output=output)

@@ -1,4 +1,4 @@
-"""What was said that a text encoder does not read is pointed out; and what a UNet predicts."""
+"""Prompts that a text encoder does not read as meant are pointed out; and what a UNet predicts."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.tokenizer import tokenize, unread
 from sepme_cli.erasure.words import Item
-from sepme_cli.planning.said import misread, misread_prompts
+from sepme_cli.planning.misread import misread, misread_prompts
 from sepme_cli.progress import Progress
 
 CPU = torch.device("cpu")
@@ -53,20 +53,20 @@ def test_what_fits_is_read_to_its_end() -> None:
 
 def test_names_and_prompts_that_are_cut(small_model: Path) -> None:
     with open_checkpoint(small_model) as checkpoint:
-        model = StableDiffusion.of(checkpoint, CPU)
-        assert model.room == 14
-        assert list(misread(model, [Item("Monet", "style", prompts=("a lake by Monet",))])) == []
-        (cut,) = misread(model, [Item("cat", prompts=("a cat " + "red " * 14,))])
+        text = StableDiffusion.of(checkpoint, CPU).text
+        assert text.room == 14
+        assert list(misread(text, [Item("Monet", "style", prompts=("a lake by Monet",))])) == []
+        (cut,) = misread(text, [Item("cat", prompts=("a cat " + "red " * 14,))])
         assert "is cut in" in cut and "what is not read" not in cut
-        (lost,) = misread(model, [Item("cat", prompts=("red " * 14 + "cat",))])
+        (lost,) = misread(text, [Item("cat", prompts=("red " * 14 + "cat",))])
         assert "'cat' is in what is not read" in lost
         long = "one two three four five six seven eight nine ten"
-        (phrases,) = misread(model, [Item(long, "style")])
+        (phrases,) = misread(text, [Item(long, "style")])
         assert "phrases that stand for" in phrases and "14 tokens" in phrases
-        found = list(misread(model, [Item("Monet", "style", aliases=(f"{long} {long}",))]))
+        found = list(misread(text, [Item("Monet", "style", aliases=(f"{long} {long}",))]))
         assert "is cut in" in found[0] and "phrases that stand for" in found[1]
-        assert "web UIs" in next(misread(model, [Item("(monet:1.2)", "object")]))
-        assert len(list(misread_prompts(model, ["a cat", LONG, LONG, "x BREAK y"]))) == 2
+        assert "web UIs" in next(misread(text, [Item("(monet:1.2)", "object")]))
+        assert len(list(misread_prompts(text, ["a cat", LONG, LONG, "x BREAK y"]))) == 2
 
 
 def test_what_says_the_prediction_is_said(small_model: Path, tmp_path: Path) -> None:
