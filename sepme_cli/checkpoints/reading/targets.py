@@ -1,6 +1,7 @@
 """The targets of a checkpoint: which tensors they are, and their fingerprints."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
@@ -44,7 +45,7 @@ def find_targets(
 
     variants: the UNet's tensors by their names, and those of its other copies in a folder. path:
     the file that errors name. Raises UnsupportedError for a cross-attention that is none that
-    sepme knows, MalformedError for shapes that contradict each other.
+    sepme knows, or is not there whole, MalformedError for shapes that contradict each other.
     """
     found = []
     for tensor in variants[0]:
@@ -63,7 +64,20 @@ def find_targets(
             f"up to {limits.WIDTH}",
             found=f"{len(found)} of widths {sorted(widths)}",
         )
+    with about(path):
+        layout.check_reached(variants[0])
     return tuple(sorted(found, key=lambda target: target.name))
+
+
+@contextmanager
+def about(path: str | PathLike[str]) -> Iterator[None]:
+    """Has the UnsupportedError of what looks at names and shapes alone name the file."""
+    try:
+        yield
+    except UnsupportedError as error:
+        raise UnsupportedError(
+            f"{path}: {error.message}", file=path, expected=error.expected, found=error.found
+        ) from error
 
 
 def fingerprint(target: Target, values: npt.NDArray[Any], path: str | PathLike[str]) -> str:

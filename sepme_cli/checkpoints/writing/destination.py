@@ -16,6 +16,7 @@ from sepme_cli.checkpoints.hub.cache import local
 from sepme_cli.checkpoints.journals.in_place import undo_interrupted
 from sepme_cli.checkpoints.journals.pending import pending_path
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint, open_checkpoint
+from sepme_cli.checkpoints.reading.copies import unpatched_copies
 from sepme_cli.checkpoints.reading.opening import PICKLED
 from sepme_cli.checkpoints.reading.patches import keep_patches, kept_folder, kept_patches
 from sepme_cli.checkpoints.writing.companions import Kept, keep_undo, put_away, settle
@@ -221,8 +222,12 @@ def write_over(
     before = Kept(checkpoint.stack, kept_patches(checkpoint.path))
     old = [(rewrite.source, rewrite.source.header_bytes) for rewrite in rewrites]
     new = [(rewrite.source, rewrite.header_bytes) for rewrite in rewrites]
-    for path in checkpoint.folder.unpatched() if checkpoint.folder else ():
-        progress.warn(f"{path} seems to hold the same weights in another shape and stays as it is")
+    if checkpoint.folder is not None and kept.record is not None:
+        for path in unpatched_copies(checkpoint.folder, kept.record):
+            progress.warn(
+                f"{path} holds, or may hold, a copy of the UNet's weights, and stays as it is: "
+                "what is taken out of the others lives on there"
+            )
     with uninterrupted():
         try:
             if kept.record is not None:

@@ -1,0 +1,5 @@
+"""`python -m sepme_cli` is `sepme`."""
+
+from sepme_cli.app import main
+
+main()
