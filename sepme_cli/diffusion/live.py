@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Self
+from typing import Any, Self
 from weakref import WeakKeyDictionary, ref
 
 import torch
@@ -205,7 +205,7 @@ def _kept_elsewhere(modules: Iterable[nn.Module]) -> Iterator[tuple[object, str]
     or in memory while they are on an accelerator."""
     for module in modules:
         for hook in getattr(getattr(module, "_diffusers_hook", None), "hooks", {}).values():
-            group = getattr(hook, "group", None)
+            group: Any = getattr(hook, "group", None)
             if folder := getattr(group, "offload_to_disk_path", None):
                 yield from ((parameter, str(folder)) for parameter in group.tensor_to_key)
             for parameter, copy in getattr(group, "cpu_param_dict", {}).items():

@@ -10,6 +10,7 @@ from patch_spec import limits
 from patch_spec.increment import Increment
 from patch_spec.stack import StackEntry, StackRecord
 from sepme_cli.arguments import FilePath, PlaceLike, Words, as_path, as_place, several
+from sepme_cli.checkpoints.disk.output import check_output
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
 from sepme_cli.checkpoints.reading.original import Original
 from sepme_cli.checkpoints.reading.patches import Patches, PatchFile, read_patch_files, select
@@ -113,9 +114,11 @@ def apply(
     """
     started, progress = time.monotonic(), Collector(progress)
     place, said = as_place(model), as_path(statement)
-    destination = Destination(place, as_path(output), in_place, force, dry=check)
+    read = (*several(patches), base)
+    destination = Destination(place, as_path(output), in_place, force, dry=check, read=read)
     if said is not None:
         check_statement(said, None if check else destination.path, force=force)
+        check_output(said, (model, *read), force=force)
     request = _request(patches, only, scale, as_place(base), dtype, in_place=in_place)
     with ExitStack() as stack:
         target = stack.enter_context(destination.opened(progress))

@@ -114,7 +114,9 @@ def evaluate(
         stack.enter_context(only_writer(report, progress))
         gallery = Gallery(make_folder(report), network, drawing, key_of(network, facts))
         studio = Studio.plan(gallery, chosen, subjects)
-        longest = [max((one.prompt for one in asked), key=len) for asked in studio.subjects.values()]
+        longest = [
+            max((one.prompt for one in asked), key=len) for asked in studio.subjects.values()
+        ]
         progress.warn_all(misread_prompts(network, longest))
         drawn = studio.draw(progress)
         looked = studio.look(jury, progress)

@@ -128,7 +128,8 @@ def patched(
     Raises UsageError; RefusedError for an unknown concept, for one that is out already, and while
     a LoRA or projections are fused; MismatchError for a patch of another kind of model;
     UnsupportedError for what has no such UNet, for keys or values that are not where they are
-    looked for, and for weights that are quantised or offloaded layer by layer or to the disk; MalformedError and SystemFailure for files.
+    looked for, and for weights that are quantised or offloaded layer by layer or to the disk;
+    MalformedError and SystemFailure for files.
     """
     progress = Collector(progress)
     weights = LiveWeights.of(_unet(pipeline))

@@ -87,7 +87,8 @@ def revert(
     started, progress = time.monotonic(), Collector(progress)
     if base is not None and undo is not None:
         raise UsageError("give the base or an undo journal, not both")
-    destination = Destination(as_place(model), as_path(output), in_place, force)
+    read = (*several(patches), base, undo)
+    destination = Destination(as_place(model), as_path(output), in_place, force, read=read)
     files = read_patch_files(patches)
     with ExitStack() as stack:
         target = stack.enter_context(destination.opened(progress))

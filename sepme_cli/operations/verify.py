@@ -156,9 +156,8 @@ def _checkpoint(
             need = ", ".join(unknown)
             unchecked.append(f"the weights themselves: that takes the patches of {need} too")
         else:
-            missing = original.base.targets.keys() - checkpoint.by_name.keys()
-            if missing:
-                detail = f"without {', '.join(sorted(missing)[:3])}, which the base has"
+            if lacking := original.base.targets.keys() - checkpoint.by_name.keys():
+                detail = f"without {', '.join(sorted(lacking)[:3])}, which the base has"
                 yield Check("weights", False, detail)
                 return
             terms = sources.terms(entries)

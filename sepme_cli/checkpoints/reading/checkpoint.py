@@ -24,7 +24,7 @@ from sepme_cli.checkpoints.structure.families import Family, detect
 from sepme_cli.checkpoints.structure.folders import ModelFolder, model_folder, weights_sets
 from sepme_cli.checkpoints.structure.headers import RECORD
 from sepme_cli.checkpoints.structure.layout import Layout, keys_and_values
-from sepme_cli.errors import MalformedError, UnsupportedError
+from sepme_cli.errors import MalformedError
 from sepme_cli.places import Place
 from sepme_cli.progress import SILENT, Progress
 

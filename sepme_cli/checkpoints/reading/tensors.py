@@ -3,7 +3,7 @@
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice, takewhile
+from itertools import islice
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -167,9 +167,11 @@ def _scale(file: WeightsFile, entry: TensorEntry, names: Sequence[str]) -> Tenso
 
 def _beside(layer: str, names: Sequence[str]) -> Iterator[str]:
     """Of sorted names, those that are the layer's: "LAYER.weight", "LAYER_scale"."""
-    for mark in "._":
-        start = bisect_left(names, layer + mark)
-        yield from takewhile(lambda name: name.startswith(layer + mark), islice(names, start, None))
+    for begin in (f"{layer}.", f"{layer}_"):
+        for name in islice(names, bisect_left(names, begin), None):
+            if not name.startswith(begin):
+                break
+            yield name
 
 
 def _may_scale(rest: str) -> bool:
