@@ -1,4 +1,4 @@
-"""What a path really is: nothing that a result is made from, or that others share, is written to."""
+"""What a path really is: nothing that is read, or that others share, is written over."""
 
 import os
 from collections.abc import Callable
@@ -18,6 +18,8 @@ from sepme_cli.operations.sample import sample
 from sepme_cli.operations.verify import verify
 from sepme_cli.progress import Progress
 from tests.layouts import write_folder
+from tests.small_model import small_parts
+from tests.small_model import write_folder as write_parts
 from tests.synthetic import checkpoint_tensors, make_checkpoint, make_patches
 
 Files = dict[str, Path]
@@ -132,13 +134,10 @@ def test_a_part_of_the_models_folder_is_the_model_too(tmp_path: Path) -> None:
     assert everything(model) == before
 
 
-def test_a_patch_may_lie_in_its_models_folder(small_model: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    model = folder / "m.safetensors"
-    model.write_bytes(small_model.read_bytes())
+def test_a_patch_may_lie_in_its_models_folder(tmp_path: Path) -> None:
+    model = write_parts(small_parts("sd1"), tmp_path / "model")
     for force in (False, True):
-        erase(model, "Monet", output=folder / "p.sepme", kind="style", force=force)
+        erase(model, "Monet", output=model / "p.sepme", kind="style", force=force)
 
 
 # The hub's cache
