@@ -208,7 +208,7 @@ def test_a_second_unet_in_one_file(case: str, tmp_path: Path) -> None:
     for patch in make_patches(tmp_path, plain, ["Monet", "Klimt"]):
         out = tmp_path / f"{patch.stem}.safetensors"
         assert any("another UNet too" in w for w in apply(path, patch, out).warnings)
-        assert failing(out, patch, base=path) == {f"{patch.name}: fits", "other copies"}
+        assert failing(out, patch, base=path) == {f"{patch}: fits", "other copies"}
 
 
 # A UNet that is not whole, or not where it should be
@@ -285,14 +285,14 @@ def test_a_model_with_fewer_attentions_is_not_the_base(tmp_path: Path) -> None:
         apply(path, layered, out)
     result = apply(path, anywhere, out)
     assert result.base_match == "family"
-    assert any("8 of the 10 keys and values" in warning for warning in result.warnings)
-    assert failing(out, anywhere, base=path) == {"o.sepme: fits"}
+    assert any("12 of the 14 keys and values" in warning for warning in result.warnings)
+    assert failing(out, anywhere, base=path) == {f"{anywhere}: fits"}
     more = make_patch(
         tmp_path / "more.sepme", base_of(path), additive(base_of(path), "Monet", seed=1)
     )
     result = apply(base, more, tmp_path / "more.safetensors")
     assert result.base_match == "family"
-    assert failing(tmp_path / "more.safetensors", more, base=base) == {"more.sepme: fits"}
+    assert failing(tmp_path / "more.safetensors", more, base=base) == {f"{more}: fits"}
 
 
 # Scales of fp8
@@ -383,9 +383,9 @@ def live(unet: UNet2DConditionModel, tmp_path: Path) -> list[Path]:
 
 def keys(unet: nn.Module) -> dict[str, Tensor]:
     return {
-        name.replace("._orig_mod", "").removeprefix("module."): value.detach().clone()
+        plain.removeprefix("module."): value.detach().clone()
         for name, value in unet.named_parameters()
-        if ".attn2.to_k." in name or ".attn2.to_v." in name
+        if ".attn2.to_k." in (plain := name.replace("._orig_mod", "")) or ".attn2.to_v." in plain
     }
 
 

@@ -19,8 +19,8 @@ from sepme_cli.checkpoints.structure.folders import ModelFolder, weights_sets
 from sepme_cli.checkpoints.structure.headers import RECORD
 from sepme_cli.checkpoints.structure.layout import keys_and_values
 
-_PICKLED_NAMES = re.compile(rb"[\w.-]*(?:attn2|controlnet_)[\w.-]*")
-"""Names that tell, as a pickle has them: as they are."""
+_PICKLED_NAMES = re.compile(rb"[\w.-]*attn2[\w.-]*?weight|controlnet_")
+"""Names that tell, as a pickle has them: as they are, with marks of its own around them."""
 _PICKLE_BYTES = 32 * 2**20
 """Where they stand in it: before the weights."""
 

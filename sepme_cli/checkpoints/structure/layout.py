@@ -49,7 +49,7 @@ _CROSS_ATTENTION = re.compile(
 )
 """A cross-attention of a UNet, whatever programs put into the names of what is in it."""
 _KEYS_OR_VALUES = re.compile(
-    r"(?:.*\.)?attn2\.(?:\w+\.)*to_[kv]\.(?:\w+\.)*\w*weight|.*attn2to_[kv]weight"
+    r"(?:.*\.)?attn2\.(?:\w+\.)*to_[kv]\.(?:\w+\.)*q?weight|.*attn2to_[kv]weight"
 )
 """Those of any UNet, in whatever place and wrapping; of a moving average without dots too."""
 _NO_UNETS = re.compile(r".*(?:lora|motion_modules|time_stack|control_model)")
