@@ -44,9 +44,10 @@ def check_other(output: Path, read: Path, instead: str = "write to another file"
             resolved(read)
         )
         if inside or output.samefile(read):
+            what = f"a part of {read}" if resolved(output) != resolved(read) and inside else read
             raise UsageError(
-                f"{output}: this is {read}, or a part of it, which the result is made from and "
-                f"which would be lost: {instead}",
+                f"{output}: this is {what}, which the result is made from and which would be "
+                f"lost: {instead}",
                 expected="another file",
                 found=output,
             )
