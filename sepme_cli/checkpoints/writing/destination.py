@@ -112,9 +112,8 @@ class Destination:
             check_new_folder(self.output, model, force=self.force)
             return
         check_suffix(self.output)
-        check_other(
-            self.output, model, "write to another file, or --in-place, which keeps an undo journal"
-        )
+        instead = "write to another file, or --in-place, which keeps an undo journal"
+        check_other(self.output, model, instead)
         check_output(self.output, self.read, force=self.force)
 
     def _check_against(self, checkpoint: Checkpoint) -> None:

@@ -76,8 +76,8 @@ def write_folder(
 ) -> None:
     """Write a copy of the folder with some of its files rewritten; it appears whole or not at all.
 
-    Left out, with a warning, are further copies of the UNet's weights (`unpatched_copies`), in which
-    what was taken out would live on. The caller is the output's only writer.
+    Left out, with a warning, are further copies of the UNet's weights (see `unpatched_copies`),
+    in which what was taken out would live on. The caller is the output's only writer.
     Raises SystemFailure, and what making the tensors raises.
     """
     output = resolved(output)
