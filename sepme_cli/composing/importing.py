@@ -11,8 +11,12 @@ from patch_spec.increment import Increment, Kind
 from patch_spec.manifest import Patch
 from patch_spec.provenance import Measured, Method, Setting
 from patch_spec.text import slugify
-from sepme_cli.checkpoints.disk.files import check_writable
-from sepme_cli.checkpoints.disk.output import moment_of_making, output_name, write_output
+from sepme_cli.checkpoints.disk.output import (
+    check_output,
+    moment_of_making,
+    output_name,
+    write_output,
+)
 from sepme_cli.composing.composition import TOOL
 from sepme_cli.composing.fitting import Fit
 from sepme_cli.erasure.prompts import AsKind, phrases
@@ -87,10 +91,9 @@ class Naming:
     def target(self) -> Path | BinaryIO:
         return Path(f"{slugify(self.concept)}.sepme") if self.output is None else self.output
 
-    def check(self) -> None:
-        """SystemFailure if the patch cannot be written, as far as that can be told."""
-        if isinstance(self.target, Path):
-            check_writable(self.target, 0, force=self.force)
+    def check(self, *read: object) -> None:
+        """Whether the patch can be written, as far as that can be told; see `check_output`."""
+        check_output(self.target, read, force=self.force)
 
 
 def write_patch(

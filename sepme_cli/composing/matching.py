@@ -1,7 +1,7 @@
 """Do a patch and a checkpoint belong together, and how nearly."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Literal, Protocol
@@ -26,7 +26,8 @@ equal as far as fp16 shows. family: from another model of the family."""
 class Patchable(Protocol):
     """What increments can be added to: an open checkpoint, or a UNet in memory.
 
-    path: what errors call it. by_name: its targets, by the names that patches give them.
+    path: what errors call it. by_name: its targets, by the names that patches give them. further:
+    keys and values in it that are none.
     """
 
     @property
@@ -37,6 +38,8 @@ class Patchable(Protocol):
     def widths(self) -> Mapping[Stream, int]: ...
     @property
     def by_name(self) -> Mapping[str, Shaped]: ...
+    @property
+    def further(self) -> Sequence[str]: ...
 
 
 ROUNDS_TWICE = "added onto a checkpoint that is patched already, which rounds twice"
@@ -73,11 +76,14 @@ class Fit:
 
     files: those that something was chosen from. warnings: what a user should know. match: how near
     the model is to those that the patches were made from; None where that was not compared.
+    uncounted: of the warnings, those of keys and values that the patches and the model do not both
+    have.
     """
 
     files: tuple[PatchFile, ...]
     warnings: tuple[str, ...]
     match: BaseMatch | None = None
+    uncounted: tuple[str, ...] = ()
 
     def compared(self, checkpoint: Checkpoint, original: Base | None = None) -> "Fit":
         """The same with the match, and with warnings where the models differ.
@@ -88,7 +94,7 @@ class Fit:
         if original is None and checkpoint.stack is None:
             original = checkpoint.base()
         match, differing = _match_base(checkpoint, original, self.files)
-        return Fit(self.files, (*self.warnings, *differing), match)
+        return replace(self, warnings=(*self.warnings, *differing), match=match)
 
 
 def fit(
@@ -99,13 +105,18 @@ def fit(
     chosen: of the files' increments; all of them if None.
     """
     digests = None if chosen is None else {part.digest for part in chosen}
-    used, warnings = [], []
+    used, uncounted = [], []
     for file in files:
         parts = [p for p in file.patch.increments if digests is None or p.digest in digests]
         if parts:
             used.append(file)
-            warnings += _check_fits(model, file, parts)
-    return Fit(tuple(used), tuple(warnings))
+            uncounted += _check_fits(model, file, parts)
+    if used and model.further:
+        uncounted.append(
+            f"{model.path} holds the keys and values of another UNet too ({_some(model.further)}), "
+            "which stay as they are: the concept lives on there"
+        )
+    return Fit(tuple(used), tuple(uncounted), uncounted=tuple(uncounted))
 
 
 def split_applied(
@@ -171,13 +182,20 @@ def _check_fits(checkpoint: Patchable, file: PatchFile, parts: Sequence[Incremen
     layered = [part for part in parts if part.kind != "operator"]
     for part in layered:
         _check_targets(checkpoint, file, part)
+    warnings = []
     left = [name for name in checkpoint.by_name if _leaves(base, parts, layered, name)]
     if left:
-        return [
+        warnings.append(
             f"{file.name} knows nothing of {_some(sorted(left))}, which stay as they are: the "
             "concept may live on there"
-        ]
-    return []
+        )
+    if missing := base.targets.keys() - checkpoint.by_name.keys():
+        warnings.append(
+            f"{checkpoint.path} has {len(base.targets) - len(missing)} of the {len(base.targets)} "
+            f"keys and values that {file.name} was made from, without {_some(sorted(missing))}: "
+            "what it does here was not measured"
+        )
+    return warnings
 
 
 def _leaves(
@@ -255,12 +273,14 @@ def _check_targets(checkpoint: Patchable, file: PatchFile, part: Increment) -> N
 
 
 def _differing(reference: Base, other: Base) -> str:
+    known = reference.targets.keys() | other.targets.keys()
     names = sorted(
         name
-        for name, fingerprint in reference.targets.items()
-        if other.targets.get(name) != fingerprint and stream_of(name) in other.widths
+        for name in known
+        if stream_of(name) in other.widths
+        and reference.targets.get(name) != other.targets.get(name)
     )
-    return f"{len(names)} of {len(reference.targets)} weights differ: {_some(names)}" * bool(names)
+    return f"{len(names)} of {len(known)} weights differ: {_some(names)}" * bool(names)
 
 
 def _text_encoders(checkpoint: Checkpoint, file: PatchFile) -> list[str]:

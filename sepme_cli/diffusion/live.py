@@ -1,16 +1,19 @@
 """The cross-attention weights of a UNet in memory: changed, and put back as they were.
 
 This takes torch and no diffusers: the UNet may name its layers as diffusers does or as CompVis
-does, may be compiled, and may have PEFT's LoRA layers around its own. Weights are overwritten in
+does, may be compiled, as a whole or in parts, and may have PEFT's LoRA layers around its own. Every
+cross-attention in it must have its keys and values where they are looked for: one that something
+else has wrapped or quantised would keep the concept. Weights are overwritten in
 place, so that whatever else holds them (compiled graphs, pipelines of the same parts, offloading
 that moves whole models) sees the change. The originals are kept in main memory, bit for bit, and
 nothing more on an accelerator: in fp16 37 MiB for SD 1.x and 650 MiB for XL.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Self
+from typing import Any, Self
 from weakref import WeakKeyDictionary, ref
 
 import torch
@@ -31,9 +34,12 @@ NAME = "the UNet"
 
 _PLAIN = frozenset(TORCH[name] for name in NAMES)
 """The dtypes of weights that are not quantised."""
-_WRAPPER = ".base_layer"
-"""What PEFT calls a layer that it has put its own around."""
-_COMPILED = "_orig_mod"
+_WRAPPER = re.compile(r"\.(?:base_layer|_orig_mod|_checkpoint_wrapped_module)(?=\.)")
+"""What PEFT, torch.compile and checkpointing call a module that they have put theirs around."""
+_AROUND = ("_orig_mod", "module")
+"""What they, and DataParallel, call a whole UNet."""
+_OWN_KEYS = "custom_diffusion"
+"""In the names of layers that read the text in place of the UNet's."""
 
 
 @dataclass(frozen=True)
@@ -50,16 +56,21 @@ class CrossAttention:
     by_name: Mapping[str, Tensor] = field(repr=False)
     names: Mapping[str, str] = field(repr=False)
     path: str = NAME
+    further: Sequence[str] = ()
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor], size: int | None = None) -> Self:
+    def of(
+        cls, tensors: Mapping[str, Tensor], modules: Iterable[str] = (), size: int | None = None
+    ) -> Self:
         """Among a UNet's tensors, by the names that the UNet has for them.
 
-        size: how many numbers XL's UNet embeds each size in; None for what published models have.
-        Raises UnsupportedError for another kind of model, and for weights that are quantised or
-        not at hand; MalformedError for shapes that contradict each other.
+        modules: the names of its modules, where there are any. size: how many numbers XL's UNet
+        embeds each size in; None for what published models have. Raises UnsupportedError for
+        another kind of model, for weights that are quantised or not at hand, and where the keys or
+        values of a cross-attention are not found; MalformedError for shapes that contradict each
+        other.
         """
-        plain = {n.replace(_WRAPPER, ""): n for n in tensors if ".lora_" not in n}
+        plain = {_WRAPPER.sub("", n): n for n in tensors if ".lora_" not in n}
         family, layout = detect({name: tensors[own] for name, own in plain.items()})
         names = {target: own for name, own in plain.items() if (target := layout.target(name))}
         by_name = {}
@@ -75,6 +86,14 @@ class CrossAttention:
                 expected="key and value projections of one width",
                 found=f"{len(rows)} of widths {sorted(widths)}",
             )
+        layout.check_reached((*plain, *(_WRAPPER.sub("", name) for name in modules)))
+        if foreign := next((name for name in tensors if _OWN_KEYS in name), None):
+            raise UnsupportedError(
+                f"{foreign} reads the text in place of the UNet's own keys and values, which a "
+                "patch changes: unload it, or patch without it",
+                expected="the UNet's own layers",
+                found=foreign,
+            )
         shapes = {target: tuple(weight.shape) for target, weight in by_name.items()}
         return cls(family, widths_of(shapes), by_name, {t: names[t] for t in by_name})
 
@@ -89,8 +108,9 @@ class LiveWeights:
 
     def __init__(self, unet: nn.Module) -> None:
         """Looks, and changes nothing. Raises what `CrossAttention.of` raises."""
+        tensors = {**dict(unet.named_parameters()), **dict(unet.named_buffers())}
         size = getattr(getattr(unet, "config", None), "addition_time_embed_dim", None)
-        self.attention = CrossAttention.of(dict(unet.named_parameters()), size)
+        self.attention = CrossAttention.of(tensors, dict(unet.named_modules()), size)
         names = self.attention.names.items()
         self._unet = ref(unet)
         self._layers = {
@@ -108,7 +128,8 @@ class LiveWeights:
     @classmethod
     def of(cls, unet: nn.Module) -> "LiveWeights":
         """Those of the UNet: one object for as long as anything is in it."""
-        unet = getattr(unet, _COMPILED, unet)
+        while inner := next((inner for n, inner in unet.named_children() if n in _AROUND), None):
+            unet = inner
         return _PATCHED.get(unet) or cls(unet)
 
     @property
@@ -121,7 +142,7 @@ class LiveWeights:
 
         terms: increments and scales, in place of what this holder held. All or nothing: after an
         error the weights are what they were. Raises MalformedError for values that are not
-        finite, and what keeps weights from being overwritten: see `_at_hand`.
+        finite, and what keeps weights from being overwritten: see `_check_there`, `_at_hand`.
         """
         self._become({**self._held, holder: tuple(terms)})
 
@@ -130,6 +151,7 @@ class LiveWeights:
         self._become({other: held for other, held in self._held.items() if other is not holder})
 
     def _become(self, held: dict[object, tuple[Scaled, ...]]) -> None:
+        self._check_there()
         weights = {target: self._at_hand(target) for target in self._layers}
         originals, before = self._originals, self._held
         try:
@@ -148,6 +170,34 @@ class LiveWeights:
     @cached_property
     def _originals(self) -> Mapping[str, Array]:
         return {target: to_numpy(self._at_hand(target)) for target in self._layers}
+
+    def _check_there(self) -> None:
+        """Whether the UNet still computes with the layers that are written to.
+
+        Raises RefusedError for layers that were replaced since; UnsupportedError for weights that
+        diffusers' group offloading keeps elsewhere, and would bring back as they were.
+        """
+        unet = self._unet()
+        if unet is None:
+            return
+        modules = set(unet.modules())
+        kept = dict(_kept_elsewhere(modules))
+        for target, layer in self._layers.items():
+            if layer not in modules:
+                raise RefusedError(
+                    f"the UNet's {target} is in another layer than when it was patched: load the "
+                    "model anew, and patch it after its layers are replaced",
+                    expected="the layer that was patched",
+                    found="another one in its place",
+                )
+            if place := kept.get(layer.weight):
+                raise UnsupportedError(
+                    f"the UNet's {target} is offloaded in groups to {place}, and what is written "
+                    "to it here would be lost: patch before that is enabled, or without it (group "
+                    "offloading to memory does no harm between two pictures)",
+                    expected="weights in memory",
+                    found=f"a copy of them in {place}",
+                )
 
     def _at_hand(self, target: str) -> Tensor:
         """The weight as the layer has it now.
@@ -171,6 +221,19 @@ _PATCHED: WeakKeyDictionary[nn.Module, LiveWeights] = WeakKeyDictionary()
 """The UNets that something is in."""
 
 
+def _kept_elsewhere(modules: Iterable[nn.Module]) -> Iterator[tuple[object, str]]:
+    """Parameters that diffusers' group offloading has a copy of elsewhere, and where: on the disk,
+    or in memory while they are on an accelerator."""
+    for module in modules:
+        for hook in getattr(getattr(module, "_diffusers_hook", None), "hooks", {}).values():
+            group: Any = getattr(hook, "group", None)
+            if folder := getattr(group, "offload_to_disk_path", None):
+                yield from ((parameter, str(folder)) for parameter in group.tensor_to_key)
+            for parameter, copy in getattr(group, "cpu_param_dict", {}).items():
+                if copy.data_ptr() != parameter.data_ptr():
+                    yield parameter, "main memory"
+
+
 @torch.inference_mode()
 def _write(
     weights: Mapping[str, Tensor],
@@ -191,7 +254,9 @@ def _write(
 
 def _module(tensor: str) -> str:
     """What the UNet calls the layer that a weight is of, whatever is around it."""
-    return tensor.removesuffix(".weight").removesuffix(_WRAPPER)
+    end = ".weight"
+    found = re.match(rf"(.*?)(?:{_WRAPPER.pattern})*{re.escape(end)}$", tensor)
+    return tensor.removesuffix(end) if found is None else found[1]
 
 
 def _check(target: str, weight: Tensor) -> None:

@@ -19,6 +19,7 @@ from sepme_cli.arguments import (
     check_known,
     several,
 )
+from sepme_cli.checkpoints.disk.output import check_output
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
 from sepme_cli.checkpoints.reading.original import Original
 from sepme_cli.checkpoints.reading.patches import Patches, PatchFile, read_patch_files, select
@@ -116,11 +117,13 @@ class ApplyRequest:
             wishes.get("in_place", False),
             wishes.get("force", False),
             dry=wishes.get("check", False),
+            read=(*several(patches), wishes.get("base")),
         )
         statement = as_path(wishes.get("statement"))
         if statement is not None:
             written = None if destination.dry else destination.path
             check_statement(statement, written, force=destination.force)
+            check_output(statement, (destination.model, *destination.read), force=destination.force)
         if not several(patches):
             raise UsageError("name at least one patch")
         scale, dtype = _checked(wishes)

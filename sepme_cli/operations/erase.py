@@ -10,8 +10,12 @@ from typing import BinaryIO, Unpack
 from patch_spec.container import patch_bytes
 from patch_spec.manifest import Patch
 from sepme_cli.arguments import FilePath, PlaceLike, Words, as_output, as_path
-from sepme_cli.checkpoints.disk.files import check_writable
-from sepme_cli.checkpoints.disk.output import moment_of_making, output_name, write_output
+from sepme_cli.checkpoints.disk.output import (
+    check_output,
+    moment_of_making,
+    output_name,
+    write_output,
+)
 from sepme_cli.checkpoints.hub.cache import check_publishable, publish
 from sepme_cli.diffusion.eraser import Made
 from sepme_cli.diffusion.pictures import load_pictures
@@ -108,8 +112,7 @@ def erase(
     if isinstance(target, HubPlace):
         check_publishable(target, force=force)
     for path in (target, as_path(apply_to)):
-        if isinstance(path, Path):
-            check_writable(path, 0, force=force)
+        check_output(path, (model, *request.read, wishes.get("recipe")), force=force)
     with surveyed(request, progress=progress) as survey:
         if survey.wrecks is not None and not force_collateral:
             raise survey.wrecks

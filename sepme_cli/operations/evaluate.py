@@ -39,6 +39,7 @@ from sepme_cli.evaluation.report import PAGE, Report, check_folder, make_folder,
 from sepme_cli.evaluation.results import ConceptFigures, EvaluateResult
 from sepme_cli.evaluation.subjects import Word, choose_subjects
 from sepme_cli.places import HubPlace
+from sepme_cli.planning.misread import misread_prompts
 from sepme_cli.progress import SILENT, Collector, Progress
 from sepme_cli.recipe import Recipe, as_recipe
 
@@ -115,6 +116,10 @@ def evaluate(
         stack.enter_context(only_writer(report, progress))
         gallery = Gallery(make_folder(report), network, drawing, key_of(network, facts))
         experiment = Experiment.plan(gallery, chosen, subjects)
+        longest = [
+            max((one.prompt for one in asked), key=len) for asked in experiment.subjects.values()
+        ]
+        progress.warn_all(misread_prompts(network.text, longest))
         drawn = experiment.draw(progress)
         looked = experiment.look(jury, progress)
         names = _names([one.subject for one in looked])

@@ -15,8 +15,7 @@ from patch_spec.base import Family
 from patch_spec.compose import Factors
 from patch_spec.increment import Increment
 from sepme_cli.arguments import FilePath, PlaceLike, Words, as_path, as_place
-from sepme_cli.checkpoints.disk.files import check_writable
-from sepme_cli.checkpoints.disk.output import output_name, write_output
+from sepme_cli.checkpoints.disk.output import check_output, output_name, write_output
 from sepme_cli.checkpoints.lora.names import LoraFormat, module_name
 from sepme_cli.checkpoints.lora.writer import Pair, lora_bytes, lora_metadata
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint, open_checkpoint
@@ -148,7 +147,7 @@ def export(
     target = named if named is not None else Path(f"{terms[0][0].slug}.safetensors")
     if isinstance(target, Path):
         check_suffix(target)
-        check_writable(target, 0, force=force)
+        check_output(target, (patch, base), force=force)
     concepts = tuple(part.concept for part, _ in terms)
     loss = _Loss()
     with _source(file, [part for part, _ in terms], as_place(base), progress) as source:

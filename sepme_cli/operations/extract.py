@@ -65,7 +65,7 @@ def extract(
     base, edited = as_place(base), as_place(edited)
     named = given_name(edited.stem if concept is None else concept, "--concept")
     naming = Naming(named, kind, as_path(output), force)
-    naming.check()
+    naming.check(base, edited)
     with (
         open_checkpoint(base, progress) as before,
         open_edited(edited, before, progress) as after,

@@ -67,7 +67,7 @@ def import_lora(
     with open_lora(path) as file, open_checkpoint(base, progress) as checkpoint:
         check_unpatched(checkpoint, "import with the file from before any patch")
         naming = Naming(_concept(concept, file, place), kind, as_path(output), force)
-        naming.check()
+        naming.check(base, path)
         ours, others = _sorted_out(file, checkpoint)
         changes = [Change(name, _delta(m, checkpoint, name)) for name, m in ours.items()]
         found = fit(changes, rank=rank, error=error, progress=progress)

@@ -33,14 +33,21 @@ from sepme_cli.checkpoints.reading.patches import Patches, Scale, with_scales
 from sepme_cli.composing.matching import applied_already, chosen_for
 from sepme_cli.diffusion.live import LiveWeights
 from sepme_cli.errors import RefusedError, UnsupportedError
-from sepme_cli.progress import SILENT, Progress
+from sepme_cli.progress import SILENT, Collector, Progress
 
 
 class LivePatch:
     """Increments that are in a UNet until `restore`, or until the end of a `with` block."""
 
-    def __init__(self, weights: LiveWeights, parts: Sequence[Increment], scale: Scale) -> None:
-        """Made by `patched`."""
+    def __init__(
+        self,
+        weights: LiveWeights,
+        parts: Sequence[Increment],
+        scale: Scale,
+        warnings: tuple[str, ...] = (),
+    ) -> None:
+        """Made by `patched`. warnings: what a user should know."""
+        self.warnings = warnings
         self._weights: LiveWeights | None = weights
         self._parts = tuple(parts)
         weights.hold(self, with_scales(self._parts, scale))
@@ -117,16 +124,19 @@ def patched(
     patches, these concepts or slugs. scale: how much of each increment; or {concept: how much},
     of the others all. Any model of the patches' family is taken, as fine-tunes are.
     The originals are kept in main memory meanwhile: in fp16 37 MiB for SD 1.x, 650 MiB for XL.
+    What a user should know is in the result's `warnings`.
     Raises UsageError; RefusedError for an unknown concept, for one that is out already, and while
     a LoRA or projections are fused; MismatchError for a patch of another kind of model;
-    UnsupportedError for what has no such UNet, and for weights that are quantised or offloaded
-    layer by layer; MalformedError and SystemFailure for files.
+    UnsupportedError for what has no such UNet, for keys or values that are not where they are
+    looked for, and for weights that are quantised or offloaded layer by layer or to the disk;
+    MalformedError and SystemFailure for files.
     """
+    progress = Collector(progress)
     weights = LiveWeights.of(_unet(pipeline))
     parts = chosen_for(weights.attention, patches, only, progress)
     if repeated := [part for part in parts if part.digest in weights.present]:
         raise applied_already("the UNet", repeated)
-    return LivePatch(weights, parts, scale)
+    return LivePatch(weights, parts, scale, progress.warnings)
 
 
 def _unet(pipeline: Any) -> nn.Module:

@@ -93,6 +93,7 @@ class RevertRequest:
             as_path(wishes.get("output")),
             wishes.get("in_place", False),
             wishes.get("force", False),
+            read=(*several(patches), base, undo),
         )
         return cls(
             destination=destination,

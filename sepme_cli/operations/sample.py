@@ -10,8 +10,7 @@ import torch
 
 from patch_spec.increment import Increment
 from sepme_cli.arguments import FilePath, PlaceLike, Words, as_path, as_place, several
-from sepme_cli.checkpoints.disk.files import check_writable
-from sepme_cli.checkpoints.disk.output import write_output
+from sepme_cli.checkpoints.disk.output import check_output, write_output
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
 from sepme_cli.checkpoints.reading.patches import Patches, PatchFile, read_patch_files, select
 from sepme_cli.composing.matching import ROUNDS_TWICE, applied_already, both_act, fit, split_applied
@@ -61,7 +60,7 @@ def sample(
     """
     started, progress = time.monotonic(), Collector(progress)
     output, prompts = as_path(output), several(prompts)
-    check_writable(output, 0, force=force)
+    check_output(output, (model, *several(patches), *several(options.text_encoders)), force=force)
     files = read_patch_files(patches)
     chosen = select(files, only) if files else ()
     with opened_model(as_place(model), options, images=_BATCH, progress=progress) as network:

@@ -10,6 +10,7 @@ from patch_spec.errors import FormatError
 from sepme_cli.arguments import FilePath, PlaceLike, Places, as_path, as_place, as_places
 from sepme_cli.checkpoints.hub.cache import fetch_beside, local
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint, open_checkpoint
+from sepme_cli.checkpoints.reading.copies import unpatched_copies
 from sepme_cli.checkpoints.reading.kinds import kind_of
 from sepme_cli.checkpoints.reading.patches import PatchFile, read_patch_file
 from sepme_cli.checkpoints.writing.writer import Rewrite
@@ -131,6 +132,7 @@ def _checkpoint(
     entries = checkpoint.stack.entries
     names = ", ".join(entry.concept for entry in entries)
     yield Check("record", True, f"{names}, by {checkpoint.stack.tool}")
+    yield _copies(checkpoint)
     present = {entry.digest for entry in entries}
     for file in patches:
         missing = [p.concept for p in file.patch.increments if p.digest not in present]
@@ -154,6 +156,10 @@ def _checkpoint(
             need = ", ".join(unknown)
             unchecked.append(f"the weights themselves: that takes the patches of {need} too")
         else:
+            if lacking := original.base.targets.keys() - checkpoint.by_name.keys():
+                detail = f"without {', '.join(sorted(lacking)[:3])}, which the base has"
+                yield Check("weights", False, detail)
+                return
             terms = sources.terms(entries)
             composition = Composition(checkpoint, original, terms, checkpoint.stack)
             yield _weights(composition.rewrites(), progress)
@@ -195,10 +201,22 @@ def _finite(checkpoint: Checkpoint, progress: Progress) -> Check:
 
 def _fits(checkpoint: Checkpoint, file: PatchFile) -> Check:
     try:
-        warnings = fit(checkpoint, [file]).warnings
+        found = fit(checkpoint, [file])
     except MismatchError as error:
         return Check(f"{file.name}: fits", False, f"{error.expected}, found {error.found}")
-    return Check(f"{file.name}: fits", True, "; ".join(warnings) or checkpoint.title)
+    detail = "; ".join(found.warnings) or checkpoint.title
+    return Check(f"{file.name}: fits", not found.uncounted, detail)
+
+
+def _copies(checkpoint: Checkpoint) -> Check:
+    """Whether other weights of a UNet, in the file or its folder, are as they were."""
+    beside: list[str] = []
+    if checkpoint.folder is not None:
+        unpatched = unpatched_copies(checkpoint.folder, checkpoint.stack)
+        beside = [checkpoint.folder.place(path) for path in unpatched]
+    found = [*checkpoint.further, *beside]
+    detail = f"unpatched: {', '.join(found[:3])}" if found else "none is unpatched"
+    return Check("other copies", not found, detail)
 
 
 def _weights(rewrites: Sequence[Rewrite], progress: Progress) -> Check:

@@ -81,6 +81,11 @@ class EraseRequest:
     aliases: Aliases
     cache: bool
 
+    @property
+    def read(self) -> tuple[object, ...]:
+        """Files that it is made from beside the model and the recipe."""
+        return *self.known, *several(self.options.text_encoders)
+
     @classmethod
     def of(cls, model: PlaceLike, concepts: Words = (), **wishes: Unpack[Wishes]) -> Self:
         """Settle what is asked for. Raises UsageError, and what reading a recipe raises."""

@@ -17,7 +17,7 @@ from patch_spec.stack import StackRecord
 from sepme_cli.checkpoints.disk.failures import reading
 from sepme_cli.checkpoints.disk.files import COPY_BYTES, check_writable, resolved
 from sepme_cli.checkpoints.disk.output import write_output
-from sepme_cli.checkpoints.writing.folder import model_files
+from sepme_cli.checkpoints.structure.folders import model_files
 from sepme_cli.errors import MalformedError, UnsupportedError, UsageError
 from sepme_cli.progress import SILENT, Progress
 

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint, open_checkpoint
+from sepme_cli.checkpoints.reading.copies import unpatched_copies
 from sepme_cli.checkpoints.reading.prediction import told_prediction
 from sepme_cli.checkpoints.structure.families import detect
+from sepme_cli.checkpoints.structure.folders import model_folder
 from tests.checkpoints.test_families import FULL, REFINER, SD2, SMALL, XL, entries, unet_only
 from tests.layouts import cast_to, write_folder
 from tests.synthetic import Shape, checkpoint_tensors, make_checkpoint, write_safetensors
@@ -251,7 +253,7 @@ def test_what_lies_beside_weights_is_no_copy_of_them_unless_it_may_be(
 ) -> None:
     model = folder(tmp_path)
     (model / name).write_bytes(b"\x80\x02.")
-    found = told(model, lambda c: c.folder and [c.folder.place(p) for p in c.folder.unpatched()])
+    found = [path.relative_to(model).as_posix() for path in unpatched_copies(model_folder(model))]
     assert found == ([name] if BESIDE[name] else [])
 
 

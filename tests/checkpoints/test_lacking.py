@@ -52,7 +52,7 @@ def round_trip(model: Path, patches: list[Path], output: Path, reporter: Reporte
     apply(model, patches, output, progress=reporter)
     written = output.read_bytes()
     apply(model, patches, output, force=True, progress=reporter)
-    revert(output, base=model, output=output, force=True, progress=reporter)
+    revert(output, base=model, in_place=True, progress=reporter)
     assert output.read_bytes() == original
     for patch in patches:
         apply(output, [patch], in_place=True, progress=reporter)

@@ -68,6 +68,18 @@ def first(model: Path, patches: list[Path]) -> EvaluateResult:
     return run(model, patches, model.with_name("report"))
 
 
+def test_prompts_that_are_cut_are_told_once_a_concept(
+    model: Path, patches: list[Path], tmp_path: Path
+) -> None:
+    drawing = Drawing(pictures=2, steps=1, restore=0)
+    long = "cat " + "red " * 14
+    found = run(model, patches[:1], tmp_path / "r", drawing, retain=[f"object:{long}"])
+    cut = [warning for warning in found.warnings if "longer than the 14 tokens" in warning]
+    assert 1 <= len(cut) <= 2 and all("red" in warning for warning in cut)
+    found = run(model, patches[:1], tmp_path / "s", drawing, retain=["object:cat"])
+    assert not any("longer than" in warning for warning in found.warnings)
+
+
 class Links(HTMLParser):
     """What a page asks a browser to fetch."""
 

@@ -17,7 +17,7 @@ from tempfile import TemporaryFile
 from sepme_cli.checkpoints.disk import system
 from sepme_cli.checkpoints.disk.failures import reading, writing
 from sepme_cli.checkpoints.disk.interrupts import interruptible, uninterrupted
-from sepme_cli.errors import MalformedError, SystemFailure
+from sepme_cli.errors import MalformedError, RefusedError, SystemFailure
 from sepme_cli.progress import SILENT, Progress
 
 BLOCK = 4096
@@ -28,6 +28,8 @@ UNDO = ".sepme-undo"
 PENDING = ".sepme-pending"
 """What the names of a checkpoint's journals end in."""
 _TEMPORARY = ".sepme-tmp"
+_HUBS_CACHE = re.compile(r"(?:models|datasets|spaces)--.+/(?:blobs|snapshots)")
+"""Where a cache of the hub's client keeps files, in the folder of a repository."""
 AROUND_TEMPORARY = len("..4294967295.old") + len(_TEMPORARY)
 """Bytes that the longest name of a temporary has more than the name of its file."""
 
@@ -35,6 +37,22 @@ AROUND_TEMPORARY = len("..4294967295.old") + len(_TEMPORARY)
 def resolved(path: Path) -> Path:
     """The file behind a symbolic link: links stay, what they point to is replaced."""
     return Path(os.path.realpath(path))
+
+
+def check_not_shared(path: Path) -> None:
+    """RefusedError for what lies in a cache of the hub's client, by whatever name it goes.
+
+    Files there are named by what is in them, and other models and programs share them.
+    """
+    real = resolved(path)
+    if any(_HUBS_CACHE.fullmatch(f"{one.parent.name}/{one.name}") for one in real.parents):
+        raise RefusedError(
+            f"{path} lies in the hub's cache, which other models and programs share: write a file "
+            "of your own with -o",
+            file=path,
+            expected="a file of your own",
+            found=real,
+        )
 
 
 def companion(path: Path, ending: str) -> Path:
@@ -168,8 +186,9 @@ def _busy(path: Path, doing: str) -> SystemFailure:
 def check_writable(path: Path, size: int, *, force: bool) -> None:
     """SystemFailure if a file of `size` bytes cannot be written to `path`, as far as can be told.
 
-    force: an existing file may be replaced.
+    force: an existing file may be replaced. Raises as `check_not_shared`, too.
     """
+    check_not_shared(path)
     path = resolved(path)
     with writing(path):
         if path.is_dir():

@@ -17,15 +17,21 @@ from sepme_cli.checkpoints.journals.in_place import undo_if_interrupted
 from sepme_cli.checkpoints.journals.pending import pending_path
 from sepme_cli.checkpoints.reading.networks import Network, Networks, open_set
 from sepme_cli.checkpoints.reading.opening import open_weights
-from sepme_cli.checkpoints.reading.targets import Target, base_of, find_targets, widths_of
+from sepme_cli.checkpoints.reading.targets import (
+    Target,
+    about,
+    base_of,
+    find_targets,
+    widths_of,
+)
 from sepme_cli.checkpoints.reading.tensors import Stored, WeightsFile, stored_in
 from sepme_cli.checkpoints.reading.text_encoders import text_encoder_fingerprints
 from sepme_cli.checkpoints.structure.dtypes import readable
 from sepme_cli.checkpoints.structure.families import Family, detect
 from sepme_cli.checkpoints.structure.folders import ModelFolder, model_folder, weights_sets
 from sepme_cli.checkpoints.structure.headers import RECORD
-from sepme_cli.checkpoints.structure.layout import Layout
-from sepme_cli.errors import MalformedError, UnsupportedError
+from sepme_cli.checkpoints.structure.layout import Layout, keys_and_values
+from sepme_cli.errors import MalformedError
 from sepme_cli.places import Place
 from sepme_cli.progress import SILENT, Progress
 
@@ -98,6 +104,13 @@ class Checkpoint:
     def by_name(self) -> Mapping[str, Target]:
         """The targets by the names that patches give them."""
         return {target.name: target for target in self.targets}
+
+    @cached_property
+    def further(self) -> tuple[str, ...]:
+        """Keys and values of other UNets in its files, which patches do not reach."""
+        reached = {copy.name for target in self.targets for copy in target.copies}
+        found = {n for file in self.files for n in keys_and_values(file.header.by_name)}
+        return tuple(sorted(found - reached))
 
     @cached_property
     def target_files(self) -> tuple[WeightsFile, ...]:
@@ -191,12 +204,8 @@ def _open(path: Path, progress: Progress) -> Checkpoint:
 
 def detect_in(tensors: Mapping[str, Any], path: Path) -> tuple[Family, Layout]:
     """As `detect`, with the file named in the error."""
-    try:
+    with about(path):
         return detect(tensors)
-    except UnsupportedError as error:
-        raise UnsupportedError(
-            f"{path}: {error.message}", file=path, expected=error.expected, found=error.found
-        ) from error
 
 
 def _holding(files: Sequence[WeightsFile], targets: Sequence[Target]) -> tuple[WeightsFile, ...]:

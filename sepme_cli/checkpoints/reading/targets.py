@@ -1,6 +1,7 @@
 """The targets of a checkpoint: which tensors they are, and their fingerprints."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
@@ -49,8 +50,8 @@ def find_targets(
     variants: the UNet's tensors by their names, and those of its other copies in a folder. path:
     the file that errors name. columns: how many of a target's columns read its stream, given its
     name and how many it has; None for what is no target after all. Raises UnsupportedError for a
-    cross-attention that is none that sepme knows, MalformedError for shapes that contradict each
-    other.
+    cross-attention that is none that sepme knows, or is not there whole, MalformedError for shapes
+    that contradict each other.
     """
     found = []
     for tensor in variants[0]:
@@ -73,6 +74,8 @@ def find_targets(
             f"up to {limits.WIDTH}",
             found=f"{len(found)} of widths {sorted(widths)}",
         )
+    with about(path):
+        layout.check_reached(variants[0])
     return tuple(sorted(found, key=lambda target: target.name))
 
 
@@ -80,6 +83,17 @@ def widths_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[Stream, int]:
     """How wide the streams are that targets with these shapes read."""
     found = ((stream_of(name), shape[1]) for name, shape in shapes.items())
     return {stream: width for stream, width in found if stream is not None}
+
+
+@contextmanager
+def about(path: str | PathLike[str]) -> Iterator[None]:
+    """Has the UnsupportedError of what looks at names and shapes alone name the file."""
+    try:
+        yield
+    except UnsupportedError as error:
+        raise UnsupportedError(
+            f"{path}: {error.message}", file=path, expected=error.expected, found=error.found
+        ) from error
 
 
 def fingerprint(target: Target, values: npt.NDArray[Any], path: str | PathLike[str]) -> str:

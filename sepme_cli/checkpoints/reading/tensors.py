@@ -1,6 +1,9 @@
 """The files that a checkpoint's tensors lie in, and the tensors in them."""
 
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -134,28 +137,68 @@ def is_companion(name: str) -> bool:
 def stored_in(file: WeightsFile) -> dict[str, Stored]:
     """Every tensor of a file by its name, with its scale if it has one.
 
-    Raises UnsupportedError for a scale that is neither one number nor one for each row.
+    Raises UnsupportedError for a scale that is neither one number nor one for each row, and for
+    fp8 with something else beside it: what is not known to be a scale may be one.
     """
-    return {entry.name: Stored(file, entry, _scale(file, entry)) for entry in file.header.tensors}
+    names = sorted(file.header.by_name)
+    return {
+        entry.name: Stored(file, entry, _scale(file, entry, names)) for entry in file.header.tensors
+    }
 
 
-def _scale(file: WeightsFile, entry: TensorEntry) -> TensorEntry | None:
+def _scale(file: WeightsFile, entry: TensorEntry, names: Sequence[str]) -> TensorEntry | None:
     layer = entry.name.removesuffix(".weight")
     if entry.dtype not in FP8 or layer == entry.name:
         return None
-    found = (file.header.by_name.get(layer + suffix) for suffix in _SCALES)
-    scale = next((candidate for candidate in found if candidate is not None), None)
-    if scale is None:
+    scales = []
+    for name in _beside(layer, names):
+        rest = name.removeprefix(layer)
+        if rest in _SCALES:
+            scales.append(file.header.by_name[name])
+        elif rest not in (".weight", ".bias", *_COMPANIONS) and _may_scale(rest):
+            raise _unknown_scale(file, entry, name, "a name that sepme knows")
+    if not scales:
         return None
+    scale = scales[0]
+    if len(scales) > 1:
+        raise _unknown_scale(file, entry, scales[1].name, f"{scale.name} alone")
     count = prod(scale.shape)
     if scale.dtype not in NAMES.keys() - FP8.keys() or count not in (1, *entry.shape[:1]):
-        raise UnsupportedError(
-            f"{file.path}: {scale.name} scales {entry.name} in a way that sepme does not know",
-            file=file.path,
-            expected="one floating number, or one for each row",
-            found=f"{readable(scale.dtype)} {list(scale.shape)}",
+        raise _unknown_scale(
+            file,
+            entry,
+            scale.name,
+            "one floating number, or one for each row",
+            f"{readable(scale.dtype)} {list(scale.shape)}",
         )
     return scale
+
+
+def _beside(layer: str, names: Sequence[str]) -> Iterator[str]:
+    """Of sorted names, those that are the layer's: "LAYER.weight", "LAYER_scale"."""
+    for begin in (f"{layer}.", f"{layer}_"):
+        for name in islice(names, bisect_left(names, begin), None):
+            if not name.startswith(begin):
+                break
+            yield name
+
+
+def _may_scale(rest: str) -> bool:
+    """Whether what follows a layer's name may be a scale's: all within the layer but a LoRA's, and
+    what says so beside it."""
+    return "lora" not in rest if rest.startswith(".") else "scale" in rest
+
+
+def _unknown_scale(
+    file: WeightsFile, entry: TensorEntry, name: str, expected: str, found: str | None = None
+) -> UnsupportedError:
+    return UnsupportedError(
+        f"{file.path}: {name} may scale {entry.name} in a way that sepme does not know; have the "
+        "model converted to plain fp16 or bf16",
+        file=file.path,
+        expected=expected,
+        found=found or name,
+    )
 
 
 def dequantised(values: Array, scales: Array | None) -> Array:

@@ -4,6 +4,7 @@ A network's weights are one file or several with an index ("shards"); beside the
 copies of the same weights in another dtype ("variants"), told apart by a word in their names.
 """
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ _NO_COPIES = re.compile(
     r"|custom_checkpoint|pytorch_lora_weights|adapter_model|learned_embeds).*"
 )
 """What training leaves beside weights, and what is put on top of them: none are copies of them."""
+_NOT_OURS = frozenset({".git", ".cache"})
+"""Folders of the programs that downloaded the model, which hold its files once more."""
 _EXPORTS: Mapping[str, str] = {
     ".onnx": "an ONNX export",
     ".gguf": "a GGUF export",
@@ -85,16 +88,29 @@ class ModelFolder:
         """A file's name within the folder, with slashes."""
         return path.relative_to(self.path).as_posix()
 
-    def unpatched(self) -> Iterator[Path]:
-        """Files that hold the same weights in a shape that sepme does not patch here."""
-        used = {path for one in weights_sets(self.unet) for path in one.shards}
-        for path in sorted(self.unet.iterdir()):
-            if _may_be_a_copy(path, _OTHER_COPIES) and path not in used:
-                yield path
-        if self.unet != self.path:
-            for path in sorted(self.path.iterdir()):
-                if path.is_file() and _may_be_a_copy(path, (".safetensors", *_OTHER_COPIES)):
-                    yield path
+    def files(self) -> Iterator[tuple[Path, str]]:
+        """Every file in it, and its name within; see `model_files`."""
+        return model_files(self.path)
+
+    def may_hold_unet(self, place: str) -> bool:
+        """Whether a file that cannot be looked into may hold a copy of the UNet, by its name.
+
+        place: its name within the folder.
+        """
+        *folders, name = place.split("/")
+        if _NO_COPIES.match(name) or not name.endswith((".safetensors", *_OTHER_COPIES)):
+            return False
+        return not folders or any("unet" in one.lower() for one in folders)
+
+
+def model_files(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Every file in the folder, and its name within, with slashes; links count as what they are."""
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if name not in _NOT_OURS)
+        for name in sorted(names):
+            path = Path(parent) / name
+            if ".sepme-" not in name:
+                yield path, path.relative_to(folder).as_posix()
 
 
 def model_folder(path: Path) -> ModelFolder:
@@ -116,10 +132,6 @@ def model_folder(path: Path) -> ModelFolder:
     if not weights_sets(folder.unet):
         raise _no_model(folder)
     return folder
-
-
-def _may_be_a_copy(path: Path, endings: tuple[str, ...]) -> bool:
-    return path.name.endswith(endings) and not _NO_COPIES.match(path.name)
 
 
 def _no_model(folder: ModelFolder) -> UnsupportedError:

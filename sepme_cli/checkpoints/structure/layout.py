@@ -8,6 +8,7 @@ L = layers_per_block + 1, ``input_blocks.{i}.1`` is
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Self
@@ -43,6 +44,17 @@ _TARGET = re.compile(
     rf"(?:(?P<side>down|up)_blocks\.(?P<level>{_NUMBER})\.attentions\.(?P<index>{_NUMBER})"
     rf"|mid_block\.attentions\.0)\.(?P<rest>{_REST})"
 )
+_CROSS_ATTENTION = re.compile(
+    r"(?:(?:input|output|down|up)_blocks|mid(?:dle)?_block)\.(?:.*\.)?transformer_blocks\..*?\battn2"
+)
+"""A cross-attention of a UNet, whatever programs put into the names of what is in it."""
+_KEYS_OR_VALUES = re.compile(
+    r"(?:.*\.)?attn2\.(?:\w+\.)*to_[kv]\.(?:\w+\.)*q?weight|.*attn2to_[kv]weight"
+)
+"""Those of any UNet, in whatever place and wrapping; of a moving average without dots too."""
+_NO_UNETS = re.compile(r".*(?:lora|motion_modules|time_stack|control_model)")
+"""What has such names and is no UNet that draws."""
+_CONTROLNET = "controlnet_"
 _PUBLISHED_SPAN = 3
 """L of every published Stable Diffusion."""
 
@@ -142,6 +154,36 @@ class Layout:
             return f"{self.prefix}{target}"
         return f"{self.prefix}{self._block(found)}.1.{found['rest']}"
 
+    def check_reached(self, names: Iterable[str]) -> None:
+        """UnsupportedError where the keys and values of a cross-attention are not both targets.
+
+        names: of all that is in the UNet; the cross-attentions' own may be among them. A concept
+        would live on in what is not a target: in a layer that something has wrapped, renamed or
+        quantised, or that is missing here.
+        """
+        unreached = self._unreached(names)
+        if not unreached:
+            return
+        place, inner = min(unreached.items())
+        others = f", and {len(unreached) - 1} more" if len(unreached) > 1 else ""
+        raise UnsupportedError(
+            f"the keys and values of {place}{others} are not where a Stable Diffusion has them: "
+            "patch it before it is quantised, wrapped or taken apart",
+            expected="to_k.weight and to_v.weight",
+            found=", ".join(sorted(inner)[:8]) or "neither",
+        )
+
+    def _unreached(self, names: Iterable[str]) -> dict[str, list[str]]:
+        """The cross-attentions, each with what is in it, whose keys or values are no targets."""
+        found: dict[str, list[str]] = {}
+        reached: Counter[str] = Counter()
+        for name in names:
+            bare = name.removeprefix(self.prefix)
+            if name.startswith(self.prefix) and (place := _CROSS_ATTENTION.match(bare)):
+                found.setdefault(place[0], []).append(bare[place.end() :].removeprefix("."))
+                reached[place[0]] += self.target(name) is not None
+        return {place: inner for place, inner in found.items() if reached[place] != len("kv")}
+
     def _block(self, target: re.Match[str]) -> str:
         if target["side"] is None:
             return "middle_block"
@@ -174,6 +216,15 @@ def target_in_part(name: str, span: int) -> str | None:
     bare = name[wrapped.end() :] if wrapped else name
     layouts = Layout("", span), Layout("", naming="diffusers")
     return next((found for layout in layouts if (found := layout.target(bare))), None)
+
+
+def keys_and_values(names: Iterable[str]) -> list[str]:
+    """Those of the names that are keys and values of some UNet, as far as names tell; none of a
+    ControlNet's."""
+    known = tuple(names)
+    if any(_CONTROLNET in name for name in known):
+        return []
+    return [n for n in known if _KEYS_OR_VALUES.fullmatch(n) and not _NO_UNETS.match(n)]
 
 
 def ema_twin(name: str, outer: str = "") -> str:

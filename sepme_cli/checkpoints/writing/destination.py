@@ -9,13 +9,21 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sepme_cli.checkpoints.disk.failures import reading, writing
-from sepme_cli.checkpoints.disk.files import check_own, check_writable, only_writer, resolved
+from sepme_cli.checkpoints.disk.files import (
+    check_not_shared,
+    check_own,
+    check_writable,
+    only_writer,
+    resolved,
+)
 from sepme_cli.checkpoints.disk.interrupts import uninterrupted
+from sepme_cli.checkpoints.disk.output import check_other, check_output
 from sepme_cli.checkpoints.disk.system import replaces_open_files
 from sepme_cli.checkpoints.hub.cache import local
 from sepme_cli.checkpoints.journals.in_place import undo_interrupted
 from sepme_cli.checkpoints.journals.pending import pending_path
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint, open_checkpoint
+from sepme_cli.checkpoints.reading.copies import unpatched_copies
 from sepme_cli.checkpoints.reading.opening import PICKLED
 from sepme_cli.checkpoints.reading.patches import keep_patches, kept_folder, kept_patches
 from sepme_cli.checkpoints.writing.companions import Kept, keep_undo, put_away, settle
@@ -31,7 +39,8 @@ class Destination:
     """Where what becomes of a model is written.
 
     output: a file or a stream; None with in_place, or where nothing is to be written. force: an
-    existing file may be replaced. dry: look for all that would go wrong, and write nothing.
+    existing file may be replaced. dry: look for all that would go wrong, and write nothing. read:
+    what else the result is made from, as callers name it.
     Raises UsageError unless exactly one way to write is named, or none where none is needed, and
     for a model on the hub in place: its cache is everybody's.
     """
@@ -41,6 +50,7 @@ class Destination:
     in_place: bool
     force: bool
     dry: bool = False
+    read: tuple[object, ...] = ()
 
     def __post_init__(self) -> None:
         ways = (self.output is not None) + self.in_place
@@ -87,21 +97,24 @@ class Destination:
             yield Target(self, checkpoint, progress)
 
     def _check(self, model: Path) -> None:
-        path = self.path
-        if path and resolved(path) == resolved(model) and not replaces_open_files():
-            raise UsageError(
-                f"{model}: this system replaces no file that is open, so a model cannot be written "
-                "over itself; write to another file with -o",
-                expected="another file",
-                found=path,
-            )
+        if self.in_place:
+            check_not_shared(model)
+            if not replaces_open_files():
+                raise UsageError(
+                    f"{model}: this system replaces no file that is open, so a model cannot be "
+                    "written over itself; write to another file with -o",
+                    expected="another file",
+                    found=model,
+                )
         if not isinstance(self.output, Path) or is_special(self.output):
             return
         if model.is_dir():
             check_new_folder(self.output, model, force=self.force)
             return
         check_suffix(self.output)
-        check_writable(self.output, 0, force=self.force)
+        instead = "write to another file, or --in-place, which keeps an undo journal"
+        check_other(self.output, model, instead)
+        check_output(self.output, self.read, force=self.force)
 
     def _check_against(self, checkpoint: Checkpoint) -> None:
         """Whether a checkpoint of this shape can be written so; UsageError, RefusedError."""
@@ -116,6 +129,7 @@ class Destination:
                     f"{file.path}: a pickle cannot be written in place; write a safetensors file "
                     "with -o"
                 )
+            check_not_shared(file.path)
             if checkpoint.folder is not None and file.path.is_symlink():
                 raise RefusedError(
                     f"{file.path} is a link, as in a download cache, and other models may share "
@@ -221,8 +235,18 @@ def write_over(
     before = Kept(checkpoint.stack, kept_patches(checkpoint.path))
     old = [(rewrite.source, rewrite.source.header_bytes) for rewrite in rewrites]
     new = [(rewrite.source, rewrite.header_bytes) for rewrite in rewrites]
-    for path in checkpoint.folder.unpatched() if checkpoint.folder else ():
-        progress.warn(f"{path} seems to hold the same weights in another shape and stays as it is")
+    if checkpoint.folder is not None and kept.record is not None:
+        for path in unpatched_copies(checkpoint.folder, kept.record):
+            progress.warn(
+                f"{path} holds, or may hold, a copy of the UNet's weights, and stays as it is: "
+                "what is taken out of the others lives on there"
+            )
+    for rewrite in rewrites:
+        if (names := rewrite.source.path.stat().st_nlink) > 1:
+            progress.warn(
+                f"{rewrite.source.path} has {names} names (hard links): under the others it "
+                "changes too"
+            )
     with uninterrupted():
         try:
             if kept.record is not None:

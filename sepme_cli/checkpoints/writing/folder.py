@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from sepme_cli.checkpoints.disk.failures import writing
@@ -20,13 +20,12 @@ from sepme_cli.checkpoints.disk.files import (
 from sepme_cli.checkpoints.disk.interrupts import interruptible, uninterrupted
 from sepme_cli.checkpoints.disk.kernel import exchange
 from sepme_cli.checkpoints.disk.system import set_mode
-from sepme_cli.checkpoints.structure.folders import ModelFolder, model_folder
+from sepme_cli.checkpoints.reading.copies import unpatched_copies
+from sepme_cli.checkpoints.structure.folders import ModelFolder, model_files, model_folder
 from sepme_cli.checkpoints.writing.writer import Rewrite, write_copy
 from sepme_cli.errors import SepmeError, SystemFailure, UsageError
 from sepme_cli.progress import SILENT, Progress
 
-_NOT_OURS = frozenset({".git", ".cache"})
-"""Folders of the programs that downloaded the model, which hold its files once more."""
 _ASIDE = ".old.sepme-tmp"
 
 
@@ -77,8 +76,8 @@ def write_folder(
 ) -> None:
     """Write a copy of the folder with some of its files rewritten; it appears whole or not at all.
 
-    Left out, with a warning, are further copies of the UNet's weights, in which what was taken
-    out would live on. The caller is the output's only writer.
+    Left out, with a warning, are further copies of the UNet's weights (see `unpatched_copies`),
+    in which what was taken out would live on. The caller is the output's only writer.
     Raises SystemFailure, and what making the tensors raises.
     """
     output = resolved(output)
@@ -100,12 +99,10 @@ def _fill(
     target: Path, folder: ModelFolder, rewrites: Sequence[Rewrite], progress: Progress
 ) -> None:
     rewritten = {rewrite.source.place: rewrite for rewrite in rewrites}
-    unpatched = set(folder.unpatched())
-    for path, place in model_files(folder.path):
+    unpatched = set(unpatched_copies(folder))
+    for path, place in folder.files():
         if path in unpatched:
-            progress.warn(
-                f"{path} seems to hold the same weights in another shape and was left out"
-            )
+            progress.warn(f"{path} holds, or may hold, a copy of the UNet's weights: left out")
             continue
         rewrite = rewritten.get(place)
         copy = target / (rewrite.source.written_place if rewrite else place)
@@ -116,16 +113,6 @@ def _fill(
             _copy(path, copy, progress)
     for parent, _, _ in os.walk(target, topdown=False):
         sync_folder(Path(parent) / "any")
-
-
-def model_files(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Every file in the folder, and its name within, with slashes; links count as what they are."""
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if name not in _NOT_OURS)
-        for name in sorted(names):
-            path = Path(parent) / name
-            if ".sepme-" not in name:
-                yield path, path.relative_to(folder).as_posix()
 
 
 def _copy(path: Path, copy: Path, progress: Progress) -> None:
