@@ -96,3 +96,12 @@ def test_a_word_is_of_the_kind_of_those_that_are_like_it() -> None:
     nearness = nearness_of(encoder, ["a", "b"], [*ends])
     found = nearness.kinds([["a"], ["b"], ["a", "b"]], styles, objects)
     assert found == ["style", "object", "any"]
+
+
+def test_names_that_hold_another_are_alike_however_far_apart() -> None:
+    generator = torch.Generator().manual_seed(0)
+    words = ["R&B", "Claude Monet", "R", "Monets", "owl", *(f"w{i}" for i in range(60))]
+    encoder = Given(**{w: torch.randn(40, generator=generator).tolist() for w in words})
+    nearness = nearness_of(encoder, [], words)
+    names, others = ["R&B", "Monets"], ["Claude Monet", "R", "owl"]
+    assert nearness.alike(names, others) == {("R&B", "R"), ("Monets", "Claude Monet")}

@@ -9,6 +9,7 @@ from torch import Tensor
 from sepme_cli.erasure.optimise import Task, optimise
 from sepme_cli.erasure.representation import Sample, correlation
 from sepme_cli.erasure.settings import Settings
+from sepme_cli.progress import Progress
 
 WIDTH, SIDE, LAYER = 9, 4, 5
 SETTINGS = Settings(steps=300, lr=0.05, threshold=0.02, batch_size=8, norm=0.0)
@@ -192,9 +193,25 @@ def test_together_every_concept_sees_the_others_increments() -> None:
         assert correlation_after(tasks[0], alone.up) > 0.4
 
 
+class Counted(Progress):
+    """How many steps are told of, and how many are done."""
+
+    def __init__(self) -> None:
+        self.stages: list[tuple[str, int | None]] = []
+        self.done = 0
+
+    def stage(self, name: str, total: int | None = None) -> None:
+        self.stages.append((name, total))
+
+    def advance(self, steps: int = 1) -> None:
+        self.done += steps
+
+
 def test_one_pass_a_step_and_concept() -> None:
-    t = task()
-    (found,) = optimise([t], SETTINGS)
+    t, progress = task(), Counted()
+    (found,) = optimise([t], SETTINGS, progress)
+    assert progress.stages == [("optimising", SETTINGS.steps)]
+    assert progress.done == found.steps
     given = t.predict.given  # type: ignore[attr-defined]
     assert len(given) == found.steps
     assert {len(noisy) for noisy, _, _ in given} == {SETTINGS.batch_size}
