@@ -122,6 +122,13 @@ def test_momentum_follows_the_losses() -> None:
     assert losses == sorted(losses, reverse=True) != losses[:1] * 4
 
 
+def test_the_threshold_itself_is_low_enough() -> None:
+    settings = replace(SETTINGS, momentum=0.0, steps=2)
+    (once,) = optimise([task()], replace(settings, steps=1))
+    (found,) = optimise([task()], replace(settings, threshold=once.correlation[1]))
+    assert (found.stopped, found.steps) == ("threshold", 1)
+
+
 def test_says_when_it_ran_out_of_steps() -> None:
     (found,) = optimise([task()], replace(SETTINGS, steps=3))
     assert (found.stopped, found.steps) == ("steps", 3)

@@ -17,6 +17,7 @@ WRONG = {
     "style:": "wrong length",
     "object: ": "wrong length",
     "m" * 201: "wrong length",
+    "style:" + "m" * 201: "wrong length",
     "モネ" * 40: "wrong length",
     "Mo\nnet": "control character",
     "Mo\x00net": "control character",
