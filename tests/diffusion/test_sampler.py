@@ -9,6 +9,7 @@ from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.moments import pictured_moments, sampled_moments
 from sepme_cli.diffusion.sampler import draw_latents, draw_pictures, initial_noise
 from sepme_cli.erasure.prompts import Phrase
+from sepme_cli.erasure.representation import Sample
 from sepme_cli.erasure.settings import Settings
 
 PHRASES = (Phrase("ink", ""), Phrase("a cat in ink style", "a cat"))
@@ -33,23 +34,33 @@ def test_the_same_seed_draws_the_same_picture(model: StableDiffusion) -> None:
     assert torch.equal(first, second)
 
 
-def test_ddim_inverts_a_known_noise(model: StableDiffusion) -> None:
-    """At guidance 1, one step from t to x_0 is the paper's formula on eps(x_t, c) alone."""
+@pytest.mark.parametrize("guidance", [0.0, 1.0, 3.0])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_drawing_is_ddim_with_guidance(model: StableDiffusion, steps: int, guidance: float) -> None:
+    """Each step from t to the next time step is the papers' formulas, on (1 - w) eps(x_t) +
+    w eps(x_t, c); without the text at guidance 0, on it alone at 1."""
     context, blank = model.text.condition(["ink"]), model.text.condition([""])
-    noise = initial_noise((4, 8, 8), [0])
-    found = draw_latents(model, context, noise, blank=blank, steps=1, guidance=1.0)
-    (t,) = model.schedule.trajectory(1).times
-    alpha, last = model.schedule.alphas[[t, 0]]
-    with torch.no_grad():
-        predicted = model.denoiser.predict(noise, t, context)
-    x0 = (noise - (1 - alpha).sqrt() * predicted) / alpha.sqrt()
-    expected = last.sqrt() * x0 + (1 - last).sqrt() * predicted
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    x = noise = initial_noise((4, 8, 8), [0])
+    found = draw_latents(model, context, noise, blank=blank, steps=steps, guidance=guidance)
+    times = list(model.schedule.trajectory(steps).times)
+    alphas = [model.schedule.alphas[t] for t in times]
+    for t, alpha, after in zip(times, alphas, [*alphas[1:], model.schedule.alphas[0]], strict=True):
+        with torch.no_grad():
+            asked, plain = (model.denoiser.predict(x, t, read) for read in (context, blank))
+        predicted = (1 - guidance) * plain + guidance * asked
+        x0 = (x - (1 - alpha).sqrt() * predicted) / alpha.sqrt()
+        x = after.sqrt() * x0 + (1 - after).sqrt() * predicted
+    torch.testing.assert_close(found, x, rtol=1e-3, atol=1e-3)
 
 
 def test_moments_hold_what_the_original_model_predicts(model: StableDiffusion) -> None:
     sample = sampled_moments(model, PHRASES, SETTINGS)
     assert len(sample) == 3 * 4
+    check_predictions(model, sample)
+
+
+def check_predictions(model: StableDiffusion, sample: Sample) -> None:
+    """Every moment's are what the model says of its image, at its time step, with its phrase."""
     asked = model.text.condition([p.text for p in PHRASES])[sample.prompts]
     instead = model.text.condition([p.without for p in PHRASES])[sample.prompts]
     with torch.no_grad():
@@ -60,7 +71,18 @@ def test_moments_hold_what_the_original_model_predicts(model: StableDiffusion) -
 
 
 def test_given_pictures_are_noised_to_every_level(model: StableDiffusion) -> None:
-    sample = pictured_moments(model, PHRASES, torch.rand(2, 3, 16, 16), SETTINGS)
+    """x_t = sqrt(alpha_t) x_0 + sqrt(1 - alpha_t) noise, and what the model predicts there."""
+    pictures = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    sample = pictured_moments(model, PHRASES, pictures, SETTINGS)
     assert len(sample) == 2 * 4
-    assert sorted(set(sample.steps.tolist())) == sorted(sample.steps.tolist())[::2]
-    assert sample.noisy.shape == (8, 4, 8, 8)
+    times = sample.steps.tolist()
+    assert sorted(set(times)) == times[::2] == times[1::2]
+    latents = model.vae.encode(pictures).repeat(4, 1, 1, 1)
+    alphas = model.schedule.alphas[sample.steps].view(-1, 1, 1, 1)
+    noise = (sample.noisy - alphas.sqrt() * latents) / (1 - alphas).sqrt()
+    # Standard normal at each level, and nothing of the images is in it.
+    torch.testing.assert_close(noise.reshape(4, -1).std(1), torch.ones(4), rtol=0.15, atol=0)
+    assert abs(float(noise.mean())) < 0.1
+    assert abs(float((noise * latents).mean())) < 0.1 * float(latents.std())
+    assert set(sample.prompts.tolist()) == {0, 1}
+    check_predictions(model, sample)

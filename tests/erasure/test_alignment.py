@@ -35,6 +35,10 @@ def test_a_dropped_phrase_is_answered_by_what_follows() -> None:
     assert words("a cat in ink style", "a cat") == [0, 1, 2, 3, 3, 3, 3, 4, 5, 6, 7, 8]
 
 
+def test_a_text_may_fill_all_positions() -> None:
+    assert align(torch.tensor([9, 1, 2, 10]), torch.tensor([9, 3, 10, 0])).tolist() == [0, 1, 1, 2]
+
+
 def test_nothing_is_answered_from_beyond_the_end() -> None:
     found = align(torch.tensor([9, 1, 10, 10]), torch.tensor([9, 10, 10, 10]))
     assert int(found.max()) < 4

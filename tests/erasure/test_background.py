@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from hashlib import sha256
 from itertools import combinations
 
 import pytest
@@ -38,8 +39,8 @@ def test_the_sample_is_the_same_everywhere() -> None:
     assert (len(sample.protected), len(sample.held_out)) == (1000, 300)
     assert sample == captions(caption_words())
     # Another sample makes other patches: raise VERSION with it.
-    found = sample.protected[0], sample.protected[-1], sample.held_out[0], sample.held_out[-1]
-    assert found == FIRST_AND_LAST
+    text = "\n".join([*sample.protected, *sample.held_out])
+    assert sha256(text.encode()).hexdigest().startswith("3bce2e9a6d4b6b3f")
 
 
 def test_what_is_measured_took_no_part() -> None:
@@ -108,11 +109,3 @@ def test_what_names_the_concept_is_no_bystander(bystanders: Bystanders) -> None:
     assert {word for word, _ in collateral.worst} == {"dog", "kitten"}
     ordered = [far for _, far in collateral.worst]
     assert all(a >= b for a, b in combinations(ordered, 2))
-
-
-FIRST_AND_LAST = (
-    "leash",
-    "a magnolia and a pagoda in the style of children's book illustration",
-    "rook",
-    "this is a shake",
-)

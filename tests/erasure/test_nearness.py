@@ -96,3 +96,38 @@ def test_a_word_is_of_the_kind_of_those_that_are_like_it() -> None:
     nearness = nearness_of(encoder, ["a", "b"], [*ends])
     found = nearness.kinds([["a"], ["b"], ["a", "b"]], styles, objects)
     assert found == ["style", "object", "any"]
+
+
+def test_kinds_are_those_of_a_ridge_regression() -> None:
+    """Written out as least squares, each kind weighing half; "any" below a tenth."""
+    generator = torch.Generator().manual_seed(2)
+
+    def some(name: str, side: float, count: int) -> dict[str, list[float]]:
+        rows = torch.randn(count, 5, generator=generator) + side * torch.eye(5)[0]
+        return {f"{name}{i}": row.tolist() for i, row in enumerate(rows)}
+
+    styles, objects, others = some("style", 1, 40), some("object", -1, 8), some("w", 0, 100)
+    encoder = Given(**styles, **objects, **others)
+    nearness = nearness_of(encoder, [*others], [*styles, *objects])
+    ends = encoder.ends([*styles, *objects, *others]).double()
+    rows = torch.nn.functional.normalize(ends - ends[:48].mean(0))
+    weights = torch.tensor([0.5 / 40] * 40 + [0.5 / 8] * 8).double()
+    mean = weights @ rows[:48]
+    left = weights.sqrt()[:, None] * (rows[:48] - mean)
+    right = weights.sqrt() * torch.tensor([1.0] * 40 + [-1.0] * 8).double()
+    ridge = 0.3 * left.pow(2).sum() / 5
+    left = torch.cat([left, ridge.sqrt() * torch.eye(5)])
+    normal = torch.linalg.lstsq(left, torch.cat([right, torch.zeros(5).double()])[:, None])
+    scores = ((rows[48:] - mean) @ normal.solution).flatten().tolist()
+    expected = ["any" if abs(s) < 0.1 else "style" if s > 0 else "object" for s in scores]
+    assert nearness.kinds([[word] for word in others], [*styles], [*objects]) == expected
+    assert set(expected) == {"any", "style", "object"}
+
+
+def test_names_that_hold_another_are_alike_however_far_apart() -> None:
+    generator = torch.Generator().manual_seed(0)
+    words = ["R&B", "Claude Monet", "R", "Monets", "owl", *(f"w{i}" for i in range(60))]
+    encoder = Given(**{w: torch.randn(40, generator=generator).tolist() for w in words})
+    nearness = nearness_of(encoder, [], words)
+    names, others = ["R&B", "Monets"], ["Claude Monet", "R", "owl"]
+    assert nearness.alike(names, others) == {("R&B", "R"), ("Monets", "Claude Monet")}

@@ -1,9 +1,18 @@
 from collections.abc import Sequence
 
+import pytest
 import torch
 
 from sepme_cli.erasure.concept import Concept, Lexicon, Protected, describe
-from sepme_cli.erasure.prompts import Phrase, pairs, phrases, renamed
+from sepme_cli.erasure.prompts import (
+    NEUTRAL,
+    Kind,
+    Phrase,
+    kind_told,
+    pairs,
+    phrases,
+    renamed,
+)
 from sepme_cli.erasure.words import Item
 
 
@@ -25,6 +34,27 @@ def test_companions_stand_beside_the_concept_in_turn() -> None:
     assert Phrase("an owl in ink style", "an owl") in found
 
 
+@pytest.mark.parametrize("kind", ["style", "object"])
+def test_a_kind_is_told_by_the_prompts_that_were_made_for_it(kind: Kind) -> None:
+    prompts = [phrase.text for phrase in phrases("ink", kind)]
+    assert kind_told("ink", prompts) == kind
+    assert kind_told("ink", prompts[-1:]) == kind_told("owl", prompts) == "any"
+    assert kind_told("ink", [phrase.text for phrase in phrases("ink", "any")]) == "any"
+    assert kind_told("ink", ["ink"]) == kind_told("ink", []) == "any"
+
+
+def test_a_few_phrases_are_the_first_of_either_kind() -> None:
+    all_of_it = phrases("ink", "style", ("cat",))
+    assert phrases("ink", "style", ("cat",), 3) == all_of_it[:3]
+    assert all_of_it[:3] == (
+        Phrase("ink", ""),
+        Phrase("cat in ink style", "cat"),
+        Phrase("ink style", "style"),
+    )
+    # The bare word stands for either kind.
+    assert len(phrases("ink", "any", most=3)) == 2 * 3 - 1
+
+
 def test_pairs_spread_over_both() -> None:
     found = pairs(["a1", "b1", "c1"], ["x", "y", "z", "w"], 6)
     assert len(set(found)) == 6
@@ -36,6 +66,34 @@ def test_pairs_spread_over_both() -> None:
 def test_protected_words_say_what_they_are() -> None:
     found = Protected.parse(["style:noto", "object:cat", "owl"], "object")
     assert found == Protected(("noto",), ("cat", "owl"))
+
+
+def test_protected_words_are_kept_once() -> None:
+    found = Protected(("noto",), ("cat",)).beside(
+        [("owl", "any"), ("noto", "style"), ("cat", "object")]
+    )
+    assert found == Protected(("noto", "owl"), ("cat", "owl"))
+    assert found.words == ("noto", "owl", "cat")
+    assert (found.of("style"), found.of("object")) == (found.styles, found.objects)
+
+
+def test_protected_prompts_hold_every_word_alone_and_beside_others() -> None:
+    protected = Protected(("noto", "mono"), ("cat", "dog"))
+    prompts = protected.prompts()
+    assert prompts[: len(NEUTRAL)] == NEUTRAL
+    assert len(set(prompts)) == len(prompts)
+    for word, kind, beside in (
+        ("noto", "style", ("cat", "dog")),
+        ("dog", "object", ("noto", "mono")),
+    ):
+        texts = {phrase.text for phrase in phrases(word, kind, beside)}  # type: ignore[arg-type]
+        assert texts < set(prompts)
+    assert set(pairs(protected.styles, protected.objects, 4)) < set(prompts)
+    # Four words share twenty prompts; and of many words each has three.
+    own = set(protected.prompts(20)) - set(pairs(("noto", "mono"), ("cat", "dog"), 4)) - {*NEUTRAL}
+    assert 4 * 4 <= len(own) <= 20
+    many = Protected(tuple(f"style{i}" for i in range(30))).prompts(20)
+    assert all(sum(f"style{i}" in text.split() for text in many) == 3 for i in range(30))
 
 
 def test_a_concept_acts_like_the_most_general_word_of_its_kind() -> None:
@@ -82,19 +140,46 @@ def test_a_name_is_cut_out_with_the_word_that_it_is_part_of() -> None:
 
 
 class Letters:
-    """A text encoder whose states are the numbers of the letters: of two words, [2, 1] or less."""
+    """A text encoder of eight positions whose states are the numbers of the letters."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int | None, int | None]] = []
 
     def tokens(self, prompts: Sequence[str]) -> torch.Tensor:
-        return torch.tensor([[1, ord(prompt[-1]), 999] for prompt in prompts])
+        return torch.tensor([[1, *map(ord, p), 999, *[0] * (6 - len(p))] for p in prompts])
 
     def encode(
         self, prompts: Sequence[str], positions: int | None = None, paddings: int | None = None
     ) -> torch.Tensor:
+        self.asked.append((positions, paddings))
         return self.tokens(prompts)[:, :positions, None].float()
 
 
 def test_every_embedding_of_a_concept_has_its_answer() -> None:
     concept = Concept("a", ("a",), "style", (Phrase("a", ""),), "c", ("c",))
     wanted = Lexicon(Letters(), "ac").wanted(concept)
-    assert wanted.concept.flatten().tolist() == [1, ord("a"), 999]
-    assert wanted.instead.flatten().tolist() == [1, ord("c"), 999]
+    assert wanted.concept.flatten().tolist() == [0, 1, ord("a"), 999]
+    assert wanted.instead.flatten().tolist() == [0, 1, ord("c"), 999]
+
+
+def test_embeddings_that_are_one_count_once_for_each_of_their_answers() -> None:
+    concept = Concept(
+        "a", ("a",), "any", tuple(Phrase(p, "") for p in ("a", "aa")), "c", ("c", "cd")
+    )
+    wanted = Lexicon(Letters(), ["a", "aa", "c", "cd"]).wanted(concept)
+    pairs = torch.cat([wanted.concept, wanted.instead], 1).tolist()
+    assert pairs == [[0, 0], [1, 1], [97, 99], [97, 100], [999, 999]]
+
+
+def test_a_lexicon_has_the_longest_text_and_a_little_padding() -> None:
+    encoder = Letters()
+    words = Lexicon(encoder, ["a", "abc", "a"])
+    # Start, three letters, end, two of padding.
+    assert encoder.asked == [(7, 2)]
+    assert words.states(["a", "abc"]).shape == (2, 7, 1)
+    assert words.tokens(["abc"]).tolist() == [[1, *b"abc", 999, 0, 0]]
+    assert words.rows(["a"]).flatten().tolist() == [0, 1, 97, 999]
+    assert words.rows(["a"]).dtype == torch.float64
+    full = Letters()
+    Lexicon(full, ["abcdef"])
+    assert full.asked == [(8, 2)]

@@ -6,7 +6,7 @@ import unicodedata
 import pytest
 
 from sepme_cli.erasure.syntax import taken_literally
-from sepme_cli.erasure.words import given_name
+from sepme_cli.erasure.words import Item, given_name, same_name
 from sepme_cli.errors import UsageError
 from sepme_cli.planning.request import EraseRequest
 
@@ -17,6 +17,7 @@ WRONG = {
     "style:": "wrong length",
     "object: ": "wrong length",
     "m" * 201: "wrong length",
+    "style:" + "m" * 201: "wrong length",
     "モネ" * 40: "wrong length",
     "Mo\nnet": "control character",
     "Mo\x00net": "control character",
@@ -24,7 +25,7 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("name", WRONG, ids=ascii)
+@pytest.mark.parametrize("name", WRONG, ids=[f"wrong{i}" for i in range(len(WRONG))])
 @pytest.mark.parametrize("option", ["--concept", "--to", "--protect"])
 def test_what_cannot_be_a_name_is_said_with_its_option(name: str, option: str) -> None:
     said = {"concepts": ["Monet"], "to": None, "protect": []}
@@ -36,10 +37,42 @@ def test_what_cannot_be_a_name_is_said_with_its_option(name: str, option: str) -
     assert caught.value.status == 2
 
 
+def test_a_name_has_a_length_of_its_own() -> None:
+    with pytest.raises(UsageError, match=r"--concept: the name .*wrong length"):
+        given_name("m" * 201, "--concept")
+
+
+def test_a_word_says_what_it_is_and_so_does_what_it_acts_like() -> None:
+    assert Item.parse("style:noto") == Item("noto", "style")
+    assert Item.parse("noto", "object") == Item("noto", "object")
+    assert Item.parse("noto") == Item("noto", "any")
+    assert Item.parse("m:noto").name == "m:noto"
+    # The anchor is of the concept's kind, whatever is said.
+    assert Item.parse("object:cat", "style", "style:owl") == Item("cat", "object", like="owl")
+    assert Item("cat", aliases=("kitten",)).names == ("cat", "kitten")
+    for words, option in (((" ",), "--concept"), (("cat", "any", " "), "--to")):
+        with pytest.raises(UsageError, match=f"^{option}: the name"):
+            Item.parse(*words)  # type: ignore[arg-type]
+
+
 def test_what_can_be_a_name() -> None:
     for name in ("Monet", "m" * 200, "モネ", "Martin Luther King, Jr.", "AC/DC", "a (b) c", "R&B"):
         assert given_name(f" {name} ", "--concept") == unicodedata.normalize("NFC", name)
         assert taken_literally(name, name=True) is None
+
+
+@pytest.mark.parametrize(
+    "name", ["van gogh", "Van Gogh", "van_gogh", "Van-Gogh", " v\u00e1n  gogh "]
+)
+def test_spellings_of_one_name(name: str) -> None:
+    assert same_name(name) == "van gogh"
+
+
+def test_spellings_of_two_names() -> None:
+    assert same_name("C++") != same_name("C#")
+    # Without its mark the Japanese word is another one.
+    assert same_name("\u30c0\u30ea") != same_name("\u30bf\u30ea")
+    assert same_name("\u30bf\u3099\u30ea") == same_name("\u30c0\u30ea")
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,14 @@ def test_the_result_is_what_safetensors_reads(model: Path, patches: list[Path]) 
     output = model.with_name("out.safetensors")
     apply(model, patches, output)
     before, after = load_file(model), load_file(output)
-    assert before.keys() == after.keys()
+    with open_checkpoint(model) as checkpoint:
+        targets = {target.copies[0].name: target.name for target in checkpoint.targets}
+    stack = [(read_patch(path).increments[0], 1.0) for path in patches]
+    assert before.keys() == after.keys() > targets.keys()
+    for name, original in before.items():
+        expected = compose(original, stack, targets[name]) if name in targets else original
+        assert after[name].dtype == original.dtype, name
+        np.testing.assert_array_equal(after[name], expected, name)
 
 
 def test_results_say_what_was_done(model: Path, patches: list[Path]) -> None:

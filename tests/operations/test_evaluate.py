@@ -16,9 +16,11 @@ import torch
 from PIL import Image
 
 from patch_spec.container import patch_bytes, read_patch
+from sepme_cli.diffusion.classifiers import vision_features
 from sepme_cli.diffusion.options import ModelOptions
 from sepme_cli.erasure.words import Item
 from sepme_cli.errors import SystemFailure
+from sepme_cli.evaluation.distances import frechet_distance, kernel_distance
 from sepme_cli.evaluation.page import data_uri
 from sepme_cli.evaluation.protocol import Drawing
 from sepme_cli.evaluation.results import EvaluateResult
@@ -28,6 +30,7 @@ from sepme_cli.operations.evaluate import evaluate
 from sepme_cli.operations.sample import sample
 from sepme_cli.progress import Progress
 from sepme_cli.recipe import Recipe
+from tests.evaluation import random_lpips
 from tests.evaluation.test_judges import save_classifier
 from tests.small_model import save_small_model
 
@@ -247,17 +250,51 @@ def test_a_recipe_says_what_is_what_and_what_to_look_at(
     assert any("knows no object 'nave'" in warning for warning in found.warnings)
 
 
+def drawn(report: str, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the weights before and after drew of a concept, [3, 3, 16, 16] each, by its sheet."""
+    sheet = np.asarray(Image.open(Path(report) / "sheets" / name).convert("RGB"))
+    tiles = [
+        [sheet[18 * row :, sheet.shape[1] - 18 * (3 - i) :][:16, :16] for i in range(3)]
+        for row in range(2)
+    ]
+    before, after = torch.from_numpy(np.array(tiles)).permute(0, 1, 4, 2, 3).float() / 255
+    return before, after
+
+
 def test_references_are_compared_on_what_a_vision_model_sees(
     model: Path, patches: list[Path], first: EvaluateResult, tmp_path: Path
 ) -> None:
-    save_classifier(tmp_path / "vit")
-    folder = Path(first.report) / "pictures"
-    found = run(
-        model, patches, tmp_path / "report", reference=folder, features=str(tmp_path / "vit")
-    ).reference
+    """The references are what the original weights draw: no distance before, and after that
+    which the patches make."""
+    sheets = [drawn(first.report, f"retained-{name}.png") for name in ("klimt", "tree")]
+    before, after = (torch.cat(images) for images in zip(*sheets, strict=True))
+    (folder := tmp_path / "reference").mkdir()
+    for i, image in enumerate(before):
+        pixels = (255 * image.permute(1, 2, 0)).round().byte().numpy()
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    vit = str(save_classifier(tmp_path / "vit"))
+    found = run(model, patches, tmp_path / "report", reference=folder, features=vit).reference
     assert found is not None
-    assert (found.pictures, found.references) == (2 * 3, len(list(folder.iterdir())))
-    assert found.fid_before > 0
+    assert (found.pictures, found.references) == (2 * 3, 6)
+    old, new = map(vision_features(vit, "cpu"), (before, after))
+    far, apart = frechet_distance(new, old), kernel_distance(new, old)
+    assert found.fid_before == pytest.approx(0, abs=1e-3 * far)
+    assert found.fid_after == pytest.approx(far, rel=1e-3)
+    assert found.kid_before == pytest.approx(kernel_distance(old, old), rel=1e-3)
+    assert found.kid_after == pytest.approx(apart, rel=1e-3)
+
+
+def test_lpips_is_that_of_each_concepts_images(
+    model: Path, patches: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random_lpips.install(tmp_path / "hub", monkeypatch)
+    found = run(model, patches, tmp_path / "report", lpips=True)
+    network = random_lpips.LPIPS(verbose=False).eval()
+    for role, name in (("erased", "Monet"), ("retained", "Klimt")):
+        before, after = drawn(found.report, f"{role}-{name.lower()}.png")
+        expected = float(network(before, after, normalize=True).detach().mean())
+        assert found.concepts[name].perceptual_distance == pytest.approx(expected, rel=1e-4)
+        assert expected > 0
 
 
 def test_the_page_holds_large_pictures_made_smaller() -> None:

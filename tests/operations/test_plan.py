@@ -2,7 +2,9 @@
 
 import io
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,10 @@ import torch
 from patch_spec.container import read_patch
 from patch_spec.manifest import Patch
 from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
+from sepme_cli.diffusion import eraser
 from sepme_cli.diffusion.models import StableDiffusion
+from sepme_cli.diffusion.moments import sampled_moments
+from sepme_cli.erasure.prompts import Phrase
 from sepme_cli.erasure.settings import Settings
 from sepme_cli.erasure.words import Item
 from sepme_cli.errors import RefusedError, UsageError
@@ -66,13 +71,37 @@ def test_what_is_protected_is_not_among_what_is_dragged_along(small_model: Path)
     assert first.word not in {dragged.word for dragged in after.concepts[0].drags}
 
 
-def test_the_optimisation_is_foretold_to_take_longer(small_model: Path) -> None:
+def test_the_optimisation_is_foretold_to_take_longer(
+    small_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the passes it takes through the UNet, of a second each."""
+    seconds = count()
+    monkeypatch.setattr(eraser.time, "monotonic", lambda: next(seconds))
+    settings = replace(ROOMY, pictures=5, sampling_steps=7, batch_size=4, steps=20)
     quick, slow = (
-        plan_erasure(small_model, ["ink"], method=method)  # type: ignore[arg-type]
+        plan_erasure(small_model, ["ink", "cat"], method=method, settings=settings)
         for method in ("closed-form", "sepme")
     )
     assert slow.method == "sepme"
-    assert slow.expected_seconds > 5 * quick.expected_seconds
+    drawing, optimising = 3 * 5 * 7, 3 * 4 * 20 / 10
+    assert slow.expected_seconds - quick.expected_seconds == 2 * (drawing + optimising)
+
+
+def test_drawing_takes_as_many_passes_as_are_foretold(
+    small_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes, predict = [], StableDiffusion.predict
+
+    def counted(model: StableDiffusion, noisy: torch.Tensor, *rest: Any) -> torch.Tensor:
+        passes.append(len(noisy))
+        return predict(model, noisy, *rest)
+
+    monkeypatch.setattr(StableDiffusion, "predict", counted)
+    with open_checkpoint(small_model) as checkpoint:
+        network = StableDiffusion.of(checkpoint, torch.device("cpu"))
+        settings = replace(ROOMY, pictures=5, sampling_steps=7)
+        sampled_moments(network, [Phrase("ink", "")], settings)
+    assert sum(passes) == 3 * 5 * 7
 
 
 def test_neighbours_are_of_the_concepts_kind_and_no_names_of_what_is_erased(

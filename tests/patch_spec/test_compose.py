@@ -103,6 +103,15 @@ def test_rows_that_are_worked_on_together_change_nothing(monkeypatch):
     assert compose(weight, terms, KEY).tobytes() == whole
 
 
+@pytest.mark.parametrize("scale", [-1.0, 0.5, 2.0])
+def test_an_increment_is_added_as_many_times_as_its_scale(scale):
+    weight = weights()["key.F64"]
+    once = compose(weight, [(additive(), 1.0)], KEY) - weight
+    found = compose(weight, [(additive(), scale)], KEY) - weight
+    np.testing.assert_allclose(found, scale * once, rtol=0, atol=1e-12)
+    assert np.abs(once).max() > 0.1
+
+
 def test_the_dtype_of_the_result_can_be_another():
     weight, terms = weights()["key.F64"], [(additive(), 1.0)]
     narrow = compose(weight, terms, KEY, np.float16)

@@ -33,6 +33,13 @@ def test_stack_records_round_trip(entries):
     assert StackRecord.from_metadata(record.to_metadata()) == record
 
 
+def test_a_stack_record_is_in_order() -> None:
+    entries = tuple(StackEntry(digit * 64, digit, digit, 1.0) for digit in "cab")
+    record = StackRecord("d" * 64, "sd1", entries, "test 1", tuple(digit * 64 for digit in "fde"))
+    assert [entry.slug for entry in record.entries] == ["a", "b", "c"]
+    assert [digest[0] for digest in record.patches] == ["d", "e", "f"]
+
+
 @pytest.mark.parametrize("scale", [0.0, float("nan"), float("inf")])
 def test_a_stack_record_is_checked_before_it_is_written(scale):
     entry = replace(stack().entries[0], scale=scale)

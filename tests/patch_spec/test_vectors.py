@@ -26,6 +26,7 @@ from patch_spec.undo import HEADER_TENSOR, original_header, undo_record
 
 SPEC = VECTORS.with_name("SPEC.md").read_text()
 INDEX = json.loads((VECTORS / "index.json").read_text())
+REFUSALS = json.loads(Path(__file__).with_name("refusals.json").read_text())
 SCHEMA = jsonschema.Draft202012Validator(json.loads(VECTORS.with_name("schema.json").read_text()))
 
 
@@ -60,11 +61,18 @@ def rules_of_the_spec() -> set[str]:
     return set(re.findall(r"^- \*\*([HJPVFCSU]\d+)\*\* ", SPEC, re.MULTILINE))
 
 
+def said(error: FormatError) -> str:
+    """What users read, without Python's own words on a JSON text, which change."""
+    return re.sub(r"(not a JSON text): .*(?= \[rule)", r"\1", str(error))
+
+
 @pytest.mark.parametrize("case", INDEX["invalid"], ids=lambda case: case["file"])
 def test_invalid_files_are_refused_with_their_rule(case):
     with pytest.raises(FormatError) as caught:
         read_any(case["kind"], (VECTORS / case["file"]).read_bytes())
     assert caught.value.rule == case["rule"], caught.value
+    # What is wrong, where, what was expected and what was found; see refusals.py.
+    assert said(caught.value) == REFUSALS[case["file"]]
 
 
 @pytest.mark.parametrize("case", INDEX["valid"], ids=lambda case: case["file"])
@@ -73,7 +81,7 @@ def test_valid_patches(case):
     patch = read_patch(VECTORS / case["file"])
     assert patch_bytes(patch) == data
     assert read_patch(data) == patch == read_patch(io.BytesIO(data))
-    assert read_manifest(data) == patch.manifest
+    assert read_manifest(data) == patch.manifest == read_manifest(io.BytesIO(data))
     assert patch_digest(patch) == case["patch_digest"]
     assert patch.base.digest == case["base_digest"]
     assert {i.slug: i.digest for i in patch.increments} == case["increments"]
