@@ -49,7 +49,7 @@ def sampled_moments(
     schedule = model.schedule
     schedule.set_timesteps(settings.sampling_steps)
     batch = model.at_once(batch)
-    progress.stage("drawing the concept", -(-count // batch) * settings.sampling_steps)
+    progress.stage("generating images of the concept", -(-count // batch) * settings.sampling_steps)
     found: tuple[list[Tensor], ...] = ([], [], [], [])
     for part in torch.arange(count).split(batch):
         x = noise[part].to(model.device, model.dtype)
@@ -83,7 +83,7 @@ def pictured_moments(
     generator = torch.Generator().manual_seed(settings.seed)
     alphas = model.schedule.alphas_cumprod
     levels = torch.linspace(0, len(alphas) - 1, settings.sampling_steps + 2).long()[1:-1]
-    progress.stage("noising the pictures", len(levels))
+    progress.stage("adding noise to the images", len(levels))
     found: tuple[list[Tensor], ...] = ([], [], [], [])
     for level, t in enumerate(levels.tolist()):
         asked = (torch.arange(len(latents)) + level) % len(phrases)

@@ -21,9 +21,9 @@ def misread(model: StableDiffusion, items: Sequence[Item]) -> Iterator[str]:
         standing = [phrase.text for name in item.names for phrase in phrases(name, item.kind)]
         if cut := sum(bool(model.unread(text)) for text in standing):
             yield (
-                f"{cut} of the {len(standing)} phrases that stand for {_short(item.name)} are "
-                f"longer than the {model.room} tokens that the text encoder reads, and are cut: a "
-                "shorter name is erased more surely"
+                f"{cut} of the {len(standing)} phrases for {_short(item.name)} are longer than "
+                f"the {model.room} tokens that the text encoder reads, and are cut: use a "
+                "shorter name"
             )
 
 
@@ -45,7 +45,7 @@ def _misread(
         yield (
             f"{_short(text)} is longer than the {model.room} tokens that the text encoder reads, "
             f"and is cut in {_short(unread)}"
-            + (f": {_short(concept or '')} is in what is not read" if lost else "")
+            + (f": {_short(concept or '')} is in the part that is not read" if lost else "")
         )
 
 
