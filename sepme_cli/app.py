@@ -100,10 +100,10 @@ def sepme(
     \b
       0    done; the same; verified
       1    the answer is no: differs, does not verify, would not apply, nothing to do
-      2    the command line makes no sense
+      2    the command line is wrong
       3    a file is malformed, hostile or unsupported
       4    a patch and a checkpoint do not belong together
-      5    the system failed us: disk full, no permission, not found
+      5    the system failed: disk full, no permission, file not found
       130  interrupted
       143  terminated
     """

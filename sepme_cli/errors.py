@@ -6,10 +6,15 @@ from sepme_cli.exit_status import ExitStatus
 
 
 class SepmeError(Exception):
-    """Something a user can act on.
+    """Base of all errors that a user can act on.
 
-    message: what is wrong and what to do. file: the file or place that it is about. expected,
-    found: the two sides of a failed comparison, in words.
+    Attributes:
+        message: What is wrong, and what to do about it.
+        file: The file or place that it is about, as text; None if it is about none.
+        expected: One side of a failed comparison, in words, or None.
+        found: The other side.
+        kind: Name of the kind of error, as in `--json`.
+        status: Exit status of the command line (`sepme --help` lists them).
     """
 
     kind: ClassVar[str]
@@ -31,36 +36,36 @@ class SepmeError(Exception):
 
 
 class UsageError(SepmeError):
-    """The command line contradicts itself or asks for what cannot be."""
+    """Arguments contradict each other, or ask for something impossible. Exit status 2."""
 
     kind, status = "usage", ExitStatus.USAGE
 
 
 class RefusedError(SepmeError):
-    """The answer is no: already applied, not in there, nothing left to erase."""
+    """The answer is no: already applied, not applied, nothing left to erase. Exit status 1."""
 
     kind, status = "refused", ExitStatus.NO
 
 
 class MalformedError(SepmeError):
-    """A file is truncated, hostile, holds values that are not finite, or is no such file at all."""
+    """A file is truncated, hostile, not finite, or not a file of its kind. Exit status 3."""
 
     kind, status = "malformed", ExitStatus.MALFORMED
 
 
 class UnsupportedError(SepmeError):
-    """A file is well formed, and of a kind that sepme does not work on."""
+    """A file is well formed, and of a kind that sepme does not support. Exit status 3."""
 
     kind, status = "unsupported", ExitStatus.MALFORMED
 
 
 class MismatchError(SepmeError):
-    """A patch and a checkpoint, or a checkpoint and its base, do not belong together."""
+    """A patch, a checkpoint or a base do not belong together. Exit status 4."""
 
     kind, status = "mismatch", ExitStatus.MISMATCH
 
 
 class SystemFailure(SepmeError):
-    """The system failed us: not found, no permission, no space, an output already there."""
+    """The system failed: not found, no permission, no space, output exists. Exit status 5."""
 
     kind, status = "system", ExitStatus.SYSTEM

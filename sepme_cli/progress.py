@@ -4,22 +4,43 @@ from collections.abc import Iterable
 
 
 class Progress:
-    """Does nothing. Subclass it to show something."""
+    """Receives reports about progress. This class ignores them; subclass it to show them."""
 
     def stage(self, name: str, total: int | None = None) -> None:
-        """A new stage begins; total is its number of steps where that is known."""
+        """A new stage of the work begins.
+
+        Args:
+            name: What it does, such as "reading the checkpoint".
+            total: Number of steps that `advance` will count, or None if unknown.
+        """
 
     def advance(self, steps: int = 1) -> None:
-        """The stage has come on by that many steps."""
+        """The stage has advanced.
+
+        Args:
+            steps: Number of steps since the last call.
+        """
 
     def say(self, message: str) -> None:
-        """Something worth knowing that is no warning."""
+        """Information that is not a warning.
+
+        Args:
+            message: One line of text.
+        """
 
     def warn(self, message: str) -> None:
-        """Something the user should look at."""
+        """Something that the user should look at. Results carry all warnings, too.
+
+        Args:
+            message: One line of text.
+        """
 
     def warn_all(self, messages: Iterable[str]) -> None:
-        """Several such things."""
+        """Several warnings.
+
+        Args:
+            messages: One line of text each.
+        """
         for message in messages:
             self.warn(message)
 

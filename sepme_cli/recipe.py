@@ -67,30 +67,30 @@ class Recipe:
 
 
 TEMPLATE = """\
-# A sepme recipe: what to take out of a model, and what must stay.
+# A sepme recipe: what to erase from a model, and what to protect.
 #   sepme erase MODEL --recipe policy.yaml
 version: 1
 
-# Each concept gets an increment of its own, which can be applied and taken back alone.
+# Each concept gets an increment of its own, which can be applied and reverted alone.
 concepts:
   - name: Monet
     kind: style              # style, object, or any (both)
     aliases: [Claude Monet]  # other names of the same concept
-    # prompts:               # more phrases that ask for it; {c} is its name
+    # prompts:               # more prompts for it; {c} is its name
     #   - "a water lily pond by {c}"
-    # like: impressionism    # what it should act like instead; something general if left out
+    # like: impressionism    # anchor: what to generate instead; by default something general
   # - a bare name is a concept of any kind
 
-# What must stay in any case; ordinary captions and the nearest words are protected unasked.
+# Names that must not change. Ordinary captions and the nearest words are always protected.
 protect:
   styles: [watercolor, oil painting, Van Gogh]
   objects: [pond, bridge]
 
-# method: closed-form        # or sepme, which optimises on pictures
+# method: closed-form        # or sepme, which optimises on images
 # settings:
 #   rank: 8
-#   neighbours: 8            # protect so many common words nearest to each concept
-#   collateral: 0.7          # how far 19 in 20 ordinary captions may move
+#   neighbours: 8            # number of nearest common words to protect
+#   collateral: 0.7          # how much 95% of ordinary captions may change
 """
 """What `sepme recipe init` writes."""
 
@@ -183,7 +183,7 @@ def _check_names(concepts: Sequence[tuple[Place, Item]]) -> None:
             seen[name] = item.name
     for place, item in concepts:
         if item.like is not None and (erased := seen.get(same_name(item.like))):
-            place.refuse(f"{item.name!r} cannot act like {erased!r}, which is erased", "what stays")
+            place.refuse(f"{erased!r}, the anchor of {item.name!r}, is erased itself", "what stays")
 
 
 def _protect(place: Place) -> tuple[str, ...]:

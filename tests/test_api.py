@@ -152,7 +152,7 @@ def test_the_page_does_what_it_says(
     for block in blocks:
         exec(block, names)
     said = capsys.readouterr().out
-    assert "no patch given takes out 'Manet' one of Monet Manet" in said
+    assert "none of the patches erases 'Manet' one of Monet Manet" in said
     assert "attn2.to_k.weight torch.Size([64, 64])" in said
     model, back = tmp_path / "model.safetensors", tmp_path / "back.safetensors"
     assert back.read_bytes() == model.read_bytes()

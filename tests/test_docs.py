@@ -83,6 +83,8 @@ def test_the_site_builds_and_its_links_lead_somewhere(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     reference = (tmp_path / "site" / "commands" / "index.html").read_text()
     assert "--protect-neighbours" in reference
+    api = (tmp_path / "site" / "api" / "index.html").read_text()
+    assert 'id="sepme_cli.erase"' in api and "Maximum number of concepts that" in api
     pages = [page for page in tmp_path.rglob("*.html") if page.name == "index.html"]
     # Nothing is fetched from elsewhere by looking at a page.
     fetched = [

@@ -31,17 +31,18 @@ def apply(
     force: Force = False,
     only: Only = None,
     scale: Annotated[
-        float, typer.Option(metavar="X", help="How much of the patches: 1 is all.")
+        float, typer.Option(metavar="X", help="Strength of the patches; 1 is full.")
     ] = 1.0,
     base: Base = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Say what would be done, and whether it can be.")
+        bool, typer.Option("--check", help="Show what would be done, and write nothing.")
     ] = False,
     dtype: Annotated[
         str | None,
         typer.Option(
             metavar="TYPE",
-            help="Store every floating tensor as fp16, bf16 or fp32; each as it was if left out.",
+            help="Convert all floating-point tensors to fp16, bf16 or fp32; by default each keeps "
+            "its type.",
             show_default=False,
         ),
     ] = None,
@@ -50,7 +51,8 @@ def apply(
         typer.Option(
             readable=False,
             metavar="JSON",
-            help="Write down, too, what was made of what: to be signed, and verified.",
+            help="Also write a statement of which files went in and came out, to be signed and "
+            "verified.",
             show_default=False,
         ),
     ] = None,
@@ -62,7 +64,7 @@ def apply(
 
     MODEL is a Stable Diffusion checkpoint, PATCH a .sepme file or - for standard input.
 
-    A patch is no lock: whoever has MODEL or the patch can put its concepts back, and fine-tuning
+    A patch is not a lock: whoever has MODEL or the patch can put its concepts back, and fine-tuning
     or a learned embedding may.
 
     Examples:

@@ -16,14 +16,14 @@ def card(
     ],
     base_model: Annotated[
         str | None,
-        typer.Option(metavar="ID", help="The original's id on the hub.", show_default=False),
+        typer.Option(metavar="ID", help="Id of the base on the hub.", show_default=False),
     ] = None,
     report: Annotated[
         Path | None,
         typer.Option(
             readable=False,
             metavar="DIR",
-            help="What sepme evaluate left: its folder, or the report.json in it.",
+            help="Report of sepme evaluate: its folder, or the report.json in it.",
             show_default=False,
         ),
     ] = None,
@@ -31,11 +31,11 @@ def card(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Print a model card that says what was taken out.
+    """Print a model card that says what was erased.
 
     FILES are patches, or a patched checkpoint and its patches. The card is Markdown with the front
-    matter that the hub reads: what was taken out and how, from which model, what was measured, how
-    to check it and take it back, and what it does not do.
+    matter that the hub reads: what was erased and how, from which model, what was measured, how to
+    verify and revert it, and its limits.
 
     Examples:
 

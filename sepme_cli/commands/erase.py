@@ -56,9 +56,8 @@ def erase(
             "--concept",
             "-c",
             metavar="NAME",
-            help="What to take out, as a prompt would say it; style:NAME or object:NAME says what "
-            "it is. Repeat it for more: one increment each, which can be applied and taken back "
-            "alone.",
+            help="Concept to erase, as a prompt would name it; style:NAME or object:NAME gives its"
+            " kind. Repeatable; each concept gets an increment of its own.",
             show_default=False,
         ),
     ] = None,
@@ -67,8 +66,8 @@ def erase(
         typer.Option(
             readable=False,
             metavar="YAML",
-            help="Take the concepts, what to keep, the method and its settings from a recipe (see "
-            "sepme recipe); options of this command line override its method and settings.",
+            help="Read concepts, protected names, method and settings from a recipe (see sepme "
+            "recipe). Options on the command line override its method and settings.",
             show_default=False,
         ),
     ] = None,
@@ -79,9 +78,9 @@ def erase(
             "-o",
             parser=parse_output,
             metavar="PATCH",
-            help="The patch file; - is standard output, hf://OWNER/NAME/FILE publishes it on the "
-            "hub. The first concept's or the recipe's name with .sepme, in the current folder, if "
-            "left out.",
+            help="Patch to write; - is standard output, hf://OWNER/NAME/FILE publishes it on the "
+            "hub. By default NAME.sepme in the current folder, after the first concept or the"
+            " recipe.",
             show_default=False,
         ),
     ] = None,
@@ -91,7 +90,7 @@ def erase(
             "--apply",
             readable=False,
             metavar="CLEAN",
-            help="Also write MODEL with the patch applied.",
+            help="Also write MODEL with the patch applied, to this file.",
             show_default=False,
         ),
     ] = None,
@@ -99,29 +98,32 @@ def erase(
         bool,
         typer.Option(
             "--check",
-            help="Write nothing; show how well the concepts can be told from what must stay, what "
-            "else would change at several strengths, and how long it will take.",
+            help="Show what would be done, and write nothing: how separable the concepts are, what"
+            " else would change at several strengths of protection, and how long it will "
+            "take.",
         ),
     ] = False,
     force: Force = False,
     kind: Annotated[
-        AsKind, typer.Option("--as", help="What the concepts are, where their names do not say it.")
+        AsKind,
+        typer.Option(
+            "--as", help="Kind of the concepts whose names do not give it; any detects it."
+        ),
     ] = "any",
     to: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="What the concepts should act like instead, as a prompt would say it; the most "
-            "general word of their kind if left out.",
+            help="Anchor: what to generate instead of the concepts, as a prompt would name it; by "
+            "default the most general word of their kind.",
             show_default=False,
         ),
     ] = None,
     method: Annotated[
         Method | None,
         typer.Option(
-            help="closed-form takes seconds and no picture; sepme optimises from there on "
-            "pictures of the concept. closed-form if left out, unless --images or --joint ask "
-            "for sepme.",
+            help="closed-form takes seconds and needs no images; sepme then optimises on images of"
+            " the concept. By default closed-form, or sepme with --images or --joint.",
             show_default=False,
         ),
     ] = None,
@@ -129,8 +131,8 @@ def erase(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="A neighbour that must stay as it is; style:NAME or object:NAME says what it "
-            "is. Repeatable.",
+            help="Protect this name: prompts with it must not change. style:NAME or object:NAME "
+            "gives its kind. Repeatable.",
             show_default=False,
         ),
     ] = None,
@@ -140,8 +142,8 @@ def erase(
         typer.Option(
             metavar="PATCH",
             parser=parse_place,
-            help="A patch made before: its concepts are left alone, so that both patches can be "
-            "combined. Repeatable.",
+            help="Existing patch to combine with: the new increments leave its concepts alone. "
+            "Repeatable.",
             show_default=False,
         ),
     ] = None,
@@ -150,12 +152,13 @@ def erase(
         typer.Option(
             readable=False,
             metavar="DIR",
-            help="Optimise on these pictures of the concept instead of ones that MODEL draws.",
+            help="Folder with images of the concept to optimise on; by default MODEL generates "
+            "them.",
             show_default=False,
         ),
     ] = None,
     joint: Annotated[
-        bool, typer.Option("--joint", help="Optimise the concepts together, not one by one.")
+        bool, typer.Option("--joint", help="Optimise all concepts together instead of one by one.")
     ] = False,
     steps: Steps = Settings.steps,
     lr: LearningRate = Settings.lr,
@@ -173,22 +176,22 @@ def erase(
     aliases: Annotated[
         Literal["none", "auto"],
         typer.Option(
-            help="auto also erases words that are nearly the same as the concept (kitten with "
-            "cat); --check lists them.",
+            help="auto also erases words that are nearly the same as the concept (kitten for cat);"
+            " --check lists them.",
         ),
     ] = "none",
     force_collateral: Annotated[
         bool,
         typer.Option(
             "--force-collateral",
-            help="Make the patch even if it changes much that nobody named.",
+            help="Make the patch even if it would change other prompts much.",
         ),
     ] = False,
     no_cache: Annotated[
         bool,
         typer.Option(
             "--no-cache",
-            help="Neither read nor keep what the text encoder makes of ordinary captions.",
+            help="Do not use the cache of ordinary captions' embeddings.",
         ),
     ] = False,
     low_memory: LowMemory = False,
@@ -196,17 +199,19 @@ def erase(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Make a patch that takes concepts out of MODEL.
+    """Make a patch that erases concepts from MODEL.
 
-    MODEL is a Stable Diffusion checkpoint; it is only read. The patch changes nothing for
-    the empty prompt, nor for the other concepts of this patch and of those named by --known.
+    MODEL is a Stable Diffusion checkpoint; it is only read. Only the name of a concept is needed:
+    its kind and its anchor (what is generated instead) are chosen, and its nearest words and
+    ordinary captions are protected. The empty prompt, the other concepts of this patch and those
+    of --known patches are left alone too.
 
     Examples:
 
     \b
-      sepme erase sd15.safetensors --concept "Monet" --as style -o monet.sepme
-      sepme erase sd15.safetensors -c "Monet" --as style --to "watercolor"
-      sepme erase sd15.safetensors -c "Monet" --as style --protect-neighbours 8
+      sepme erase sd15.safetensors --concept "Monet"
+      sepme erase sd15.safetensors -c style:Monet --to "watercolor" -o monet.sepme
+      sepme erase sd15.safetensors -c style:Monet --protect style:Renoir --check
       sepme erase sd15.safetensors --recipe policy.yaml --check
     """
     from sepme_cli.operations.erase import erase as operation

@@ -37,9 +37,9 @@ def evaluate(
         str,
         typer.Option(
             metavar="JUDGE",
-            help="Who says what a picture shows: a transformers image classifier or CLIP model, "
-            "as a folder or a hub id that was downloaded; or package.module:function, which "
-            "returns a judge of your own.",
+            help="Classifier that judges the images: a transformers image classifier or CLIP model"
+            " (a folder, or the hub id of a downloaded model), or package.module:function, "
+            "which returns a judge of your own.",
             show_default=False,
         ),
     ],
@@ -48,8 +48,8 @@ def evaluate(
         typer.Option(
             readable=False,
             metavar="DIR",
-            help="The folder for the report: a page (report.html), JSON, CSV, contact sheets and "
-            "pictures. What an interrupted run left there is gone on with.",
+            help="Folder for the report: a page (report.html), JSON, CSV, contact sheets and "
+            "images. An interrupted run is continued.",
             show_default=False,
         ),
     ],
@@ -58,15 +58,15 @@ def evaluate(
         typer.Option(
             "--force",
             "-f",
-            help="Replace a report that is there; pictures that still hold are kept.",
+            help="Replace an existing report; images that are still valid are reused.",
         ),
     ] = False,
     retain: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="A neighbour that must have stayed; style:NAME or object:NAME says what it is. "
-            "Some of what the recipe protects, or the judge knows, if left out. Repeatable.",
+            help="Concept that should be unchanged; style:NAME or object:NAME gives its kind. By "
+            "default some that the recipe protects or the judge knows. Repeatable.",
             show_default=False,
         ),
     ] = None,
@@ -75,7 +75,7 @@ def evaluate(
         typer.Option(
             readable=False,
             metavar="YAML",
-            help="The recipe that the patches were made by: it says what the concepts are.",
+            help="Recipe that the patches were made by; it gives the kinds of the concepts.",
             show_default=False,
         ),
     ] = None,
@@ -83,7 +83,7 @@ def evaluate(
         AsKind,
         typer.Option(
             "--as",
-            help="What the erased concepts are, where neither the recipe nor the patch says it.",
+            help="Kind of the erased concepts, if neither the recipe nor the patch gives it.",
         ),
     ] = "any",
     only: Only = None,
@@ -92,25 +92,28 @@ def evaluate(
         typer.Option(
             min=0,
             metavar="N",
-            help="Put at most so many concepts back, each alone while the others stay out.",
+            help="Maximum number of concepts to restore, one at a time, to see whether each comes "
+            "back.",
         ),
     ] = Drawing.restore,
     pictures: Annotated[
-        int, typer.Option(min=2, metavar="N", help="Pictures of each concept.")
+        int, typer.Option(min=2, metavar="N", help="Number of images per concept.")
     ] = Drawing.pictures,
     seed: Annotated[
-        int, typer.Option(metavar="N", help="The same seed draws the same pictures.")
+        int, typer.Option(metavar="N", help="Random seed; the same seed gives the same images.")
     ] = Drawing.seed,
-    steps: Annotated[int, typer.Option(min=1, metavar="N", help="Sampling steps.")] = Drawing.steps,
+    steps: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Number of sampling steps.")
+    ] = Drawing.steps,
     guidance: Annotated[
-        float, typer.Option(metavar="X", help="Classifier-free guidance.")
+        float, typer.Option(metavar="X", help="Scale of classifier-free guidance.")
     ] = Drawing.guidance,
     size: Annotated[
         int | None,
         typer.Option(
             min=8,
             metavar="N",
-            help="Pixels on a side; what MODEL is made for if left out.",
+            help="Width and height in pixels; by default what MODEL was made for.",
             show_default=False,
         ),
     ] = None,
@@ -119,8 +122,8 @@ def evaluate(
         typer.Option(
             readable=False,
             metavar="DIR",
-            help="Pictures to tell FID and KID of the retained concepts from, on what --features "
-            "sees.",
+            help="Folder with reference images: also compute FID and KID of the retained concepts,"
+            " with --features.",
             show_default=False,
         ),
     ] = None,
@@ -128,18 +131,19 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="MODEL",
-            help="A transformers vision model, as a folder or a hub id that was downloaded.",
+            help="Vision model that computes the features for FID and KID: a folder, or the hub id"
+            " of a downloaded model.",
             show_default=False,
         ),
     ] = None,
     lpips: Annotated[
-        bool, typer.Option("--lpips", help="Measure LPIPS too: pip install 'sepme[lpips]'.")
+        bool, typer.Option("--lpips", help="Also compute LPIPS; needs pip install 'sepme[lpips]'.")
     ] = False,
     fail_unless_erased: Annotated[
         bool,
         typer.Option(
             "--fail-unless-erased",
-            help="End with status 1 unless every concept is erased, and restored exactly.",
+            help="Exit with status 1 unless every concept is erased, and can be restored exactly.",
         ),
     ] = False,
     text_encoders: TextEncoders = None,
@@ -152,11 +156,12 @@ def evaluate(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Judge what patches take out, what stays, what returns.
+    """Generate images before and after patches, and judge them.
 
     MODEL is a Stable Diffusion checkpoint without patches; it is only read, and no patched copy
-    is written. PATCH is a .sepme file or - for standard input. Pictures are drawn with the same
-    seeds before, after and restored. The exit status is 0 whatever the judge says, unless
+    is written. PATCH is a .sepme file or - for standard input. The report says how often each
+    concept is recognised: with the original weights, with the patches, and restored, always with
+    the same prompts and seeds. The exit status is 0 whatever the judge recognises, unless
     --fail-unless-erased is given.
 
     Examples:

@@ -27,7 +27,7 @@ def export(
     to: Annotated[
         Literal["kohya", "peft"],
         typer.Option(
-            help="kohya is read by A1111, Forge, ComfyUI, kohya's scripts and diffusers; peft by "
+            help="kohya is for A1111, Forge, ComfyUI, kohya's scripts and diffusers; peft is for "
             "PEFT and diffusers.",
         ),
     ],
@@ -38,8 +38,8 @@ def export(
             "-o",
             readable=False,
             metavar="LORA",
-            help="The LoRA to write; - is standard output. The first concept's name with "
-            ".safetensors, in the current folder, if left out.",
+            help="LoRA to write; - is standard output. By default NAME.safetensors in the current "
+            "folder, after the first concept.",
             show_default=False,
         ),
     ] = None,
@@ -49,8 +49,8 @@ def export(
         list[str] | None,
         typer.Option(
             metavar="X",
-            help="How much of the increments, 1 if left out; CONCEPT=X is for one of them. "
-            "Repeatable.",
+            help="Strength of the increments; CONCEPT=X is for one concept. Repeatable.  [default:"
+            " 1.0]",
             show_default=False,
         ),
     ] = None,
@@ -59,7 +59,7 @@ def export(
         typer.Option(
             metavar="MODEL",
             parser=parse_model,
-            help="The model to compute operators with, which the closed form makes: they have no "
+            help="Model to compute weights with, for increments of the closed form: they have no "
             "weights of their own.",
             show_default=False,
         ),
@@ -73,8 +73,8 @@ def export(
 ) -> None:
     """Write a patch as a LoRA, for other programs.
 
-    PATCH is a .sepme file or - for standard input. All its concepts become one LoRA. What
-    rounding it loses is measured and said.
+    PATCH is a .sepme file or - for standard input. All its concepts become one LoRA. The
+    rounding error is measured and shown.
 
     Examples:
 

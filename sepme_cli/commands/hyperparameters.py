@@ -12,29 +12,36 @@ HYPERPARAMETERS = (
     "neighbours",
 )  # fmt: skip
 
-Steps = Annotated[int, typer.Option(min=1, metavar="N", help="At most so many steps.")]
+Steps = Annotated[
+    int, typer.Option(min=1, metavar="N", help="Maximum number of optimisation steps.")
+]
 LearningRate = Annotated[float, typer.Option(metavar="X", help="Learning rate.")]
 Threshold = Annotated[
     float,
     typer.Option(
         metavar="X",
-        help="Stop when the correlation with the concept, 1 at the start, is down to this.",
+        help="Stop when the correlation with the original concept, 1 at the start, has fallen "
+        "to this.",
     ),
 ]
 Rank = Annotated[
     int,
-    typer.Option(min=1, max=limits.RANK, metavar="N", help="At most this rank for an increment."),
+    typer.Option(min=1, max=limits.RANK, metavar="N", help="Maximum rank of an increment."),
 ]
-Seed = Annotated[int, typer.Option(metavar="N", help="The same seed gives the same patch.")]
-BatchSize = Annotated[int, typer.Option(min=1, metavar="N", help="Noisy pictures a step.")]
+Seed = Annotated[
+    int, typer.Option(metavar="N", help="Random seed; the same seed gives the same patch.")
+]
+BatchSize = Annotated[int, typer.Option(min=1, metavar="N", help="Images per optimisation step.")]
 Pictures = Annotated[
     int,
     typer.Option(
-        min=2, metavar="N", help="How many pictures of a concept MODEL draws to learn from."
+        min=2,
+        metavar="N",
+        help="Number of images of each concept that MODEL generates to optimise on.",
     ),
 ]
 SamplingSteps = Annotated[
-    int, typer.Option(min=1, metavar="N", help="Steps in which it draws each.")
+    int, typer.Option(min=1, metavar="N", help="Sampling steps for each of these images.")
 ]
 Neighbours = Annotated[
     int,
@@ -42,7 +49,7 @@ Neighbours = Annotated[
         "--protect-neighbours",
         min=0,
         metavar="N",
-        help="Of 3,000 common words, also protect the N nearest to each concept.",
+        help="Also protect the N of 3,000 common words that are nearest to each concept.",
     ),
 ]
 

@@ -31,8 +31,8 @@ def import_(
         typer.Option(
             metavar="MODEL",
             parser=parse_model,
-            help="The model that the LoRA is for, or that was edited: a patch names the weights "
-            "that it was made for.",
+            help="Model that the LoRA is for, or that was edited: a patch records which weights it"
+            " is for.  [required]",
             show_default=False,
         ),
     ] = None,
@@ -41,8 +41,8 @@ def import_(
         typer.Option(
             metavar="MODEL",
             parser=parse_model,
-            help="The same model after another method edited it, or only the weights that it "
-            "edited (as UCE and ESD save them), instead of a LoRA.",
+            help="Instead of a LoRA: the same model after another method edited it, or only the "
+            "edited weights (as UCE and ESD save them).",
             show_default=False,
         ),
     ] = None,
@@ -53,8 +53,8 @@ def import_(
             "-o",
             readable=False,
             metavar="PATCH",
-            help="The patch file; - is standard output. The concept's name with .sepme, in the "
-            "current folder, if left out.",
+            help="Patch to write; - is standard output. By default NAME.sepme in the current "
+            "folder, after the concept.",
             show_default=False,
         ),
     ] = None,
@@ -65,19 +65,19 @@ def import_(
             "--concept",
             "-c",
             metavar="NAME",
-            help="What the increment takes out, as a prompt would say it; the LoRA's title or the "
-            "file's name if left out.",
+            help="Concept that the increment erases, as a prompt would name it; by default the "
+            "LoRA's title or the file's name.",
             show_default=False,
         ),
     ] = None,
-    kind: Annotated[AsKind, typer.Option("--as", help="What the concept is.")] = "any",
+    kind: Annotated[AsKind, typer.Option("--as", help="Kind of the concept.")] = "any",
     rank: Annotated[
         int | None,
         typer.Option(
             min=1,
             max=limits.RANK,
             metavar="N",
-            help="Take this rank, whatever it leaves of a weight's change.",
+            help="Rank of the increment, whatever error it gives.",
             show_default=False,
         ),
     ] = None,
@@ -87,8 +87,8 @@ def import_(
             min=0.0,
             max=1.0,
             metavar="X",
-            help="Take the least rank that leaves at most this share of every weight's change; "
-            "0.01 for a LoRA and 0.05 for an edited model if left out.",
+            help="Use the lowest rank with at most this relative error in every weight; by default"
+            " 0.01 for a LoRA and 0.05 for an edited model.",
             show_default=False,
         ),
     ] = None,
@@ -96,12 +96,12 @@ def import_(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Write a LoRA, or another method's edit, as a patch.
+    """Turn a LoRA, or another method's edit, into a patch.
 
-    LORA is a file of kohya's scripts, PEFT or diffusers. What it does to the keys and values
-    of the cross-attention becomes one increment, which can be applied, summed and taken back
-    exactly like any other; all else is left out, and said. So it is with the difference of
-    two checkpoints (--base and --edited).
+    LORA is a file of kohya's scripts, PEFT or diffusers. What it changes in the keys and values of
+    the cross-attention becomes one increment, which can be applied, combined and reverted exactly
+    like any other. Everything else is left out, and listed. The difference between two checkpoints
+    (--base and --edited) is treated in the same way.
 
     Examples:
 

@@ -16,9 +16,9 @@ def inspect(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Say what a patch or a checkpoint holds, from its header alone.
+    """Show what a patch or a checkpoint contains.
 
-    FILE is a checkpoint or a .sepme file; - is a patch on standard input.
+    FILE is a checkpoint or a .sepme file; - is a patch on standard input. Only the header is read.
 
     Examples:
 

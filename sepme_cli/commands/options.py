@@ -27,19 +27,19 @@ Json = Annotated[
     bool,
     typer.Option(
         "--json",
-        help="Print one JSON object and nothing else: on standard output, or on standard error "
-        "where standard output carries the file.",
+        help="Print the result as one JSON object: on standard output, or on standard error if"
+        " standard output is the file.",
     ),
 ]
 Quiet = Annotated[
     bool,
-    typer.Option("--quiet", "-q", help="Only the result and errors."),
+    typer.Option("--quiet", "-q", help="Print only the result and errors."),
 ]
 Verbose = Annotated[
     bool,
-    typer.Option("--verbose", "-v", help="Explain: what each stage took, and lists in full."),
+    typer.Option("--verbose", "-v", help="Print the time of each stage, and complete lists."),
 ]
-Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite the output if it is there.")]
+Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite an existing output.")]
 #: Places on the hub are as good as paths wherever something is read.
 Patches = Annotated[
     list[PlaceOption], typer.Argument(metavar="PATCH", hidden=True, parser=parse_place)
@@ -73,16 +73,14 @@ OptionalOutput = Annotated[
 ]
 InPlace = Annotated[
     bool,
-    typer.Option(
-        "--in-place", help="Change MODEL itself; what it takes to undo that is kept beside it."
-    ),
+    typer.Option("--in-place", help="Change MODEL itself, and write an undo journal beside it."),
 ]
 Base = Annotated[
     PlaceOption | None,
     typer.Option(
         parser=parse_model,
         metavar="MODEL",
-        help="The original of a MODEL that already has patches in it.",
+        help="The original of MODEL, from before any patch.",
         show_default=False,
     ),
 ]
@@ -90,7 +88,7 @@ Only = Annotated[
     list[str] | None,
     typer.Option(
         metavar="CONCEPT",
-        help="Of the patches, only this concept's increment. Repeatable.",
+        help="Use only this concept's increment. Repeatable.",
         show_default=False,
         autocompletion=names_of_concepts,
     ),
@@ -98,21 +96,21 @@ Only = Annotated[
 Dtype = Annotated[
     str,
     typer.Option(
-        metavar="TYPE", help="Compute in fp32, fp16 or bf16; auto is what the device does well."
+        metavar="TYPE", help="Compute in fp32, fp16 or bf16; auto chooses what suits the device."
     ),
 ]
 LowMemory = Annotated[
     bool,
     typer.Option(
         "--low-memory",
-        help="Spare memory at the cost of time; done by itself where a GPU has too little.",
+        help="Use less memory and more time; automatic if a GPU has too little memory.",
     ),
 ]
 Device = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="cpu, cuda, mps; the fastest there is if left out.",
+        help="cpu, cuda or mps; by default the fastest available.",
         show_default=False,
     ),
 ]
@@ -123,8 +121,8 @@ TextEncoders = Annotated[
         "--text-encoder",
         parser=parse_model,
         metavar="PATH",
-        help="Where a MODEL that is a UNet alone has its text encoder from: a checkpoint, a "
-        "model's folder, or the encoder's own. Repeat it for a second one.",
+        help="Text encoder for a MODEL that has none: a checkpoint, a model's folder, or an "
+        "encoder's own file or folder. Repeat it for a second one.",
         show_default=False,
     ),
 ]
@@ -133,7 +131,7 @@ Tokenizer = Annotated[
     typer.Option(
         readable=False,
         metavar="DIR",
-        help="A folder with a tokenizer's files; the model's own or CLIP's if left out.",
+        help="Folder with a tokenizer's files; by default the model's own, else CLIP's.",
         show_default=False,
     ),
 ]
@@ -141,9 +139,9 @@ PredictionOption = Annotated[
     Literal["epsilon", "velocity"] | None,
     typer.Option(
         "--prediction",
-        help="What the UNet was trained to predict. If left out, the first that says it is "
-        "believed, and named: the folder's scheduler, the metadata, a .yaml beside the file, a "
-        "tensor v_pred, one bias in SD 2.x; epsilon if none does.",
+        help="What the UNet was trained to predict. By default it is detected, from the first "
+        "of these that says: the folder's scheduler, the metadata, a .yaml beside the "
+        "file, the tensor v_pred, a bias of SD 2.x; else epsilon.",
         show_default=False,
     ),
 ]

@@ -25,10 +25,11 @@ recipe = typer.Typer(
 
 @recipe.callback(invoke_without_command=True)
 def group(context: typer.Context) -> None:
-    """Write and check recipes: policies of what to take out of models.
+    """Write and check recipes: files that say what to erase.
 
-    A recipe is a YAML file that says which concepts to erase, under which names, what they should
-    act like, what must stay, and how. `sepme erase MODEL --recipe FILE` makes a patch of it.
+    A recipe is a YAML file with the concepts to erase, their other names, their anchors (what to
+    generate instead), what to protect, the method and its settings. `sepme erase MODEL --recipe
+    FILE` makes a patch from it.
 
     Examples:
 
@@ -51,9 +52,9 @@ def init(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Write a recipe to begin with, all of it explained.
+    """Write a commented recipe to start from.
 
-    FILE is the recipe to write; - or nothing is standard output.
+    FILE is the recipe to write; standard output if it is - or not given.
 
     Examples:
 
@@ -76,10 +77,10 @@ def check(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Read a recipe and say what it says, or what is wrong with it and in which line.
+    """Read a recipe and show its content, or the line with an error.
 
-    FILE is the recipe. The digest is that of what it says, whatever its comments and layout;
-    patches made by it hold the same digest.
+    FILE is the recipe. The digest is of its content, without comments and layout; patches made by
+    it record the same digest.
 
     Example:
 

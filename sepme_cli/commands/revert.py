@@ -36,7 +36,7 @@ def revert(
             "--concept",
             "-c",
             metavar="NAME",
-            help="Put this concept back. Repeatable.",
+            help="Restore this concept. Repeatable.",
             show_default=False,
             autocompletion=names_of_concepts,
         ),
@@ -50,23 +50,24 @@ def revert(
         typer.Option(
             readable=False,
             metavar="FILE",
-            help="The undo journal that apply wrote; the one beside MODEL if left out.",
+            help="Undo journal that apply wrote; by default the one beside MODEL.",
             show_default=False,
         ),
     ] = None,
     exact: Annotated[
-        bool, typer.Option("--exact", help="Refuse where the result would not be exact.")
+        bool,
+        typer.Option("--exact", help="Fail, and write nothing, if the result would not be exact."),
     ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Put concepts back that patches took out.
+    """Restore concepts that patches erased.
 
-    MODEL is a checkpoint with patches in it. Named are concepts, or patches (PATCH is a .sepme
-    file or - for standard input) to put all of theirs back; without either, every concept comes
-    back. With the undo journal or the original (--base) at hand, the result is byte for byte what
-    it would be had the concept never been taken out.
+    MODEL is a checkpoint with patches in it, PATCH a .sepme file or - for standard input. Name
+    concepts with --concept, or patches to restore all of theirs; with neither, everything is
+    restored. With the undo journal or the original (--base), the result is exact: byte for byte as
+    if the concept had never been erased.
 
     Examples:
 

@@ -34,7 +34,11 @@ def sample(
     prompts: Annotated[
         list[str],
         typer.Option(
-            "--prompt", "-p", metavar="TEXT", help="One row a prompt.", show_default=False
+            "--prompt",
+            "-p",
+            metavar="TEXT",
+            help="Prompt; the image has one row for each. Repeatable.",
+            show_default=False,
         ),
     ],
     output: Annotated[
@@ -44,7 +48,7 @@ def sample(
             "-o",
             readable=False,
             metavar="PNG",
-            help="The picture of them all.",
+            help="Image to write, a grid of all that were generated.",
             show_default=False,
         ),
     ],
@@ -55,26 +59,30 @@ def sample(
             "--patch",
             parser=parse_place,
             metavar="PATCH",
-            help="Draw as if this patch were applied. Repeatable.",
+            help="Generate with this patch applied in memory. Repeatable.",
             show_default=False,
         ),
     ] = None,
     only: Only = None,
     scale: Annotated[
-        float, typer.Option(metavar="X", help="How much of the patches: 1 is all.")
+        float, typer.Option(metavar="X", help="Strength of the patches; 1 is full.")
     ] = 1.0,
     seed: Annotated[
-        int, typer.Option(metavar="N", help="The same seed draws the same pictures.")
+        int, typer.Option(metavar="N", help="Random seed; the same seed gives the same images.")
     ] = 0,
-    count: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures a prompt.")] = 1,
-    steps: Annotated[int, typer.Option(min=1, metavar="N", help="Sampling steps.")] = 20,
-    guidance: Annotated[float, typer.Option(metavar="X", help="Classifier-free guidance.")] = 7.5,
+    count: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Number of images per prompt.")
+    ] = 1,
+    steps: Annotated[int, typer.Option(min=1, metavar="N", help="Number of sampling steps.")] = 20,
+    guidance: Annotated[
+        float, typer.Option(metavar="X", help="Scale of classifier-free guidance.")
+    ] = 7.5,
     size: Annotated[
         int | None,
         typer.Option(
             min=8,
             metavar="N",
-            help="Pixels on a side; what MODEL is made for if left out.",
+            help="Width and height in pixels; by default what MODEL was made for.",
             show_default=False,
         ),
     ] = None,
@@ -88,9 +96,10 @@ def sample(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Draw pictures with MODEL, or with what patches make of it.
+    """Generate images with MODEL, with or without patches.
 
-    MODEL is a Stable Diffusion checkpoint; it is only read.
+    MODEL is a Stable Diffusion checkpoint; it is only read, and no patched copy is written. With
+    patches, each prompt gets a row before and a row after.
 
     Example:
 
@@ -98,7 +107,7 @@ def sample(
       sepme sample sd15.safetensors --patch monet.sepme --prompt "a garden by Monet" -o grid.png
     """
     if is_output_stream(output):
-        raise UsageError("sample writes its picture to a file: give one with -o")
+        raise UsageError("sample writes its image to a file: give one with -o")
     from sepme_cli.operations.sample import sample as operation
 
     with output_for(as_json=as_json, quiet=quiet, verbose=verbose) as out:

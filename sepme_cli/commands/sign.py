@@ -16,7 +16,7 @@ def sign(
         typer.Option(
             readable=False,
             metavar="KEY",
-            help="An OpenSSH private key, or a public one whose private half ssh-agent holds.",
+            help="OpenSSH private key, or a public key whose private half is in ssh-agent.",
             show_default=False,
         ),
     ],
@@ -27,15 +27,15 @@ def sign(
 ) -> None:
     """Sign patches, checkpoints and statements with an SSH key.
 
-    FILE is a patch, a checkpoint of one file, or what `sepme apply --statement` wrote, which is
-    how a model's folder is signed. The signature is FILE.sig, of every byte of FILE; `sepme
-    verify` checks it. By hand, the same is
+    FILE is a patch, a checkpoint of one file, or a statement that `sepme apply --statement` wrote,
+    which is how a model's folder is signed. The signature, FILE.sig, covers every byte of FILE;
+    `sepme verify` checks it. ssh-keygen makes the same signature by
 
     \b
       ssh-keygen -Y sign -n sepme -f KEY FILE
 
-    ssh-keygen asks for a passphrase on the terminal; where there is none, put the key into
-    ssh-agent before.
+    ssh-keygen asks for a passphrase on the terminal; without a terminal, add the key to ssh-agent
+    first.
 
     Examples:
 

@@ -29,7 +29,7 @@ def verify(
         typer.Option(
             metavar="MODEL",
             parser=parse_model,
-            help="The model that the patches were made from: compute again what they leak.",
+            help="Model that the patches were made from: compute their leakage again.",
             show_default=False,
         ),
     ] = None,
@@ -38,7 +38,7 @@ def verify(
         typer.Option(
             readable=False,
             metavar="YAML",
-            help="The recipe that each of the patches should have been made by.",
+            help="Recipe that each of the patches must have been made by.",
             show_default=False,
         ),
     ] = None,
@@ -47,7 +47,7 @@ def verify(
         typer.Option(
             readable=False,
             metavar="JSON",
-            help="What `sepme apply --statement` said of the checkpoint.",
+            help="Statement that `sepme apply --statement` wrote about the checkpoint.",
             show_default=False,
         ),
     ] = None,
@@ -56,7 +56,8 @@ def verify(
         typer.Option(
             readable=False,
             metavar="FILE",
-            help="Demand signatures, by keys of this file, as git and ssh-keygen have it.",
+            help="Require signatures by keys in this file, which has the format that git and "
+            "ssh-keygen use.",
             show_default=False,
         ),
     ] = None,
@@ -64,7 +65,7 @@ def verify(
         str | None,
         typer.Option(
             metavar="IDENTITY",
-            help="Who of the allowed signers must have signed; any of them if left out.",
+            help="Allowed signer who must have signed; by default any of them.",
             show_default=False,
         ),
     ] = None,
@@ -72,18 +73,18 @@ def verify(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Check that patches and patched checkpoints are what they say.
+    """Check patches, patched checkpoints and signatures.
 
-    FILES are patches, or a checkpoint and patches. With the base of a patched checkpoint, or its
-    undo journal, and its patches, every weight is held against what composing them gives, and
-    everything else against the base. With --model, the leakage that patches record is computed
-    again; with --recipe, they must have been made by that recipe, all of it. The exit status is 0
-    if all checks hold and 1 if one does not.
+    FILES are patches, or a checkpoint and patches. With a patched checkpoint, its patches, and its
+    base or undo journal, every weight is compared with what base and patches give, and everything
+    else with the base. With --model, the leakage that patches record is computed again. With
+    --recipe, the patches must have been made by exactly that recipe. The exit status is 0 if all
+    checks pass and 1 if one fails.
 
-    With --allowed-signers every FILE, and the --statement, must have a good signature beside it
-    (FILE.sig); the statement's is one of its checkpoint too, and of a folder it is the only one.
-    Keys that have expired, or are for something else, do not count. No signature is looked at
-    without it. A line of the file is a name and a public key; by hand, the same is
+    With --allowed-signers, every FILE and the --statement must have a valid signature beside it
+    (FILE.sig). A statement's signature covers its checkpoint too; a folder has no other. Expired
+    keys and keys for other purposes are refused. Without this option signatures are not checked.
+    Each line of the file is a name and a public key; ssh-keygen does the same check by
 
     \b
       ssh-keygen -Y verify -n sepme -I NAME -f ALLOWED -s FILE.sig < FILE

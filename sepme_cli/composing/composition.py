@@ -72,15 +72,15 @@ class Drowning:
         """What a user should know where most of an increment was lost."""
         if self.composed and self.idle == self.composed:
             return (
-                "no weight changes: at this scale the increments are smaller than the last digit "
+                "no weight changes: at this scale the increments are smaller than the rounding "
                 "of every weight, and the concept remains"
             )
         if self.still <= _DROWNED * self.meant:
             return None
         return (
-            f"fp8 has too few digits for these increments: {self.still / self.meant:.0%} of the "
-            "weights that should move stay where they are, and the concept may remain; apply to "
-            "a copy in fp16 or bf16, or write one with --dtype fp16"
+            f"fp8 rounding hides part of the change: {self.still / self.meant:.0%} of the "
+            "weights that should change do not, and the concept may remain; apply to a "
+            "copy in fp16 or bf16, or write one with --dtype fp16"
         )
 
 

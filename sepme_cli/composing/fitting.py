@@ -117,7 +117,7 @@ def fit(
 def _look(changes: Sequence[Change], error: float, progress: Progress) -> tuple[_Seen, Float64]:
     """Which changes there are; the sum over them of dW^T dW [d, d], each by |dW|^2, so that every
     target counts alike."""
-    progress.stage("looking at the changes", len(changes))
+    progress.stage("comparing the weights", len(changes))
     kept, norms, allowed = [], {}, {}
     gram: Float64 = np.zeros(())
     for change in changes:
@@ -140,7 +140,7 @@ def _look(changes: Sequence[Change], error: float, progress: Progress) -> tuple[
 
 def _least_rank(seen: _Seen, rows: Float64, progress: Progress) -> int | None:
     """How many of the rows leave of every change no more than is allowed."""
-    progress.stage("looking for what they share", len(seen.changes))
+    progress.stage("looking for a common basis", len(seen.changes))
     least = 1
     for change in seen.changes:
         # The format's own rounding takes some of the room, too.

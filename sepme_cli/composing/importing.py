@@ -23,8 +23,9 @@ from sepme_cli.erasure.prompts import AsKind, phrases
 from sepme_cli.progress import Progress
 
 UNKNOWN = (
-    "what this increment leaves alone is not known: it was not made to be separable from any "
-    "prompt, so see what else it changes before combining it (sepme evaluate, sepme diff)"
+    "what this increment leaves alone is not known: it was not made to be "
+    "separable from any prompt, so measure what else it changes before combining "
+    "it (sepme evaluate, sepme diff)"
 )
 
 
@@ -51,12 +52,24 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class ImportResult:
-    """What was written.
+    """Result of `import_lora` and `extract`.
 
-    patch: where, "-" for a stream. source: "kohya", "peft" or "checkpoints". targets: weights
-    that the increment changes. relative_error: of the increment's dW against what was imported,
-    Frobenius over all targets; residuals: the same by target, worst first. left_out: what the
-    patch does not do that the source did.
+    Attributes:
+        patch: Where the patch was written; "-" for a stream.
+        bytes: Its size.
+        source: "kohya", "peft" or "checkpoints".
+        family: Family of the models that it is for.
+        concept: Name of the concept.
+        slug: Name for files and tensors.
+        kind: Kind of increment: "additive", "operator" or "lora".
+        rank: Rank of the increment.
+        targets: Number of weights that it changes.
+        relative_error: Frobenius norm of its difference from the imported change, over all weights,
+            relative to that change.
+        residuals: The same for each weight, the largest first.
+        left_out: What the source changes and the patch does not.
+        warnings: All warnings of the run.
+        seconds: Duration.
     """
 
     patch: str

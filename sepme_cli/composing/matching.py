@@ -42,7 +42,7 @@ class Patchable(Protocol):
     def further(self) -> Sequence[str]: ...
 
 
-ROUNDS_TWICE = "added onto a checkpoint that is patched already, which rounds twice"
+ROUNDS_TWICE = "added to a checkpoint that is patched already, which rounds twice"
 _NAMED = 3
 """How many of what differs a message names."""
 
@@ -64,7 +64,7 @@ def check_patched(checkpoint: Checkpoint) -> StackRecord:
         raise RefusedError(
             f"{checkpoint.path} is not patched; nothing was changed",
             file=checkpoint.path,
-            expected="a checkpoint that concepts were taken out of",
+            expected="a checkpoint with patches in it",
             found="no stack record in its metadata",
         )
     return checkpoint.stack
@@ -133,9 +133,9 @@ def applied_already(model: object, parts: Sequence[Increment]) -> RefusedError:
     """What there is to say of increments that are in a model already; model: its path or name."""
     concepts = ", ".join(part.concept for part in parts)
     return RefusedError(
-        f"{model} has {concepts} taken out already; nothing was changed",
+        f"{concepts} already erased in {model}; nothing was changed",
         file=model if isinstance(model, Path) else None,
-        expected="an increment that is not in there",
+        expected="an increment that is not in the checkpoint",
         found=concepts,
     )
 
@@ -144,7 +144,7 @@ def both_act(checkpoint: Checkpoint, new: Sequence[Increment]) -> list[str]:
     """Warnings about concepts that another increment in a checkpoint takes out already."""
     before = () if checkpoint.stack is None else checkpoint.stack.entries
     return [
-        f"{entry.concept} is in there already, by another increment: both act now"
+        f"{entry.concept} is already erased by another increment: both act now"
         for entry in before
         for part in new
         if part.concept == entry.concept
@@ -186,8 +186,8 @@ def _check_fits(checkpoint: Patchable, file: PatchFile, parts: Sequence[Incremen
     left = [name for name in checkpoint.by_name if _leaves(base, parts, layered, name)]
     if left:
         warnings.append(
-            f"{file.name} knows nothing of {_some(sorted(left))}, which stay as they are: the "
-            "concept may live on there"
+            f"{file.name} has no increments for {_some(sorted(left))}, which do not change: the "
+            "concept may remain there"
         )
     if missing := base.targets.keys() - checkpoint.by_name.keys():
         warnings.append(
@@ -236,7 +236,7 @@ def _match_base(
             continue
         if reference is None:
             same = checkpoint.stack is not None and checkpoint.stack.base == file.patch.base.digest
-            differing = "" if same else "as far as the stack record tells"
+            differing = "" if same else "according to the stack record"
         else:
             differing = _differing(reference, file.patch.base)
         if differing:
@@ -249,12 +249,12 @@ def _match_base(
 def _another_model(checkpoint: Checkpoint, file: PatchFile, differing: str) -> str:
     if any(target.copies[0].dtype in FP8 for target in checkpoint.targets):
         return (
-            f"{checkpoint.path} is in fp8, which keeps too few digits to tell whether it is the "
+            f"{checkpoint.path} is in fp8, which is too coarse to detect whether it is the "
             f"model that {file.name} was made from ({differing})"
         )
     return (
-        f"{file.name} was made from another model of this family ({differing}): it should work, "
-        "but how well was not measured"
+        f"{file.name} was made from another model of this family ({differing}): it "
+        "should work, but how well was not measured"
     )
 
 
@@ -293,9 +293,9 @@ def _text_encoders(checkpoint: Checkpoint, file: PatchFile) -> list[str]:
     if not changed:
         return []
     return [
-        f"the text encoder ({', '.join(changed)}) is not the one that {file.name} was made with: "
-        "prompts mean something else here, and what was kept apart may no longer be; "
-        f"sepme verify {file.name} --model {checkpoint.path} computes how much it leaks here"
+        f"the text encoder ({', '.join(changed)}) is not the one that {file.name} was "
+        "made with, so that concepts may affect each other more; sepme verify "
+        f"{file.name} --model {checkpoint.path} computes the leakage here"
     ]
 
 

@@ -63,8 +63,8 @@ def subtraction(
     if missing := sources.missing(taken):
         names = ", ".join(f"{entry.concept} ({entry.digest[:12]})" for entry in missing)
         raise RefusedError(
-            f"{checkpoint.path}: neither a base to go back to nor the patches of {names} to "
-            "subtract; nothing was changed",
+            f"{checkpoint.path}: to revert it, the base or the patches of {names} are "
+            "needed; nothing was changed",
             file=checkpoint.path,
             expected="--base, --undo, or the patch files",
             found="neither",

@@ -114,7 +114,7 @@ def transformers_judge(
     raise UnsupportedError(
         f"--judge {spec}: neither an image classifier nor a CLIP model",
         expected="…ForImageClassification or CLIPModel",
-        found=said or "nothing that says what it is",
+        found=said or "nothing that identifies it",
     )
 
 

@@ -97,7 +97,7 @@ def choose(
     short = work != "closed form" and unit.free is not None and need > unit.free
     why = f"computing on {device or unit.name} ({unit.title}) in {chosen}"
     if options.low_memory or short:
-        why += ", sparing its memory"
+        why += ", with little memory"
     if short and not options.low_memory:
         why += f": about {need / _GIB:.0f} GiB would be needed, {(unit.free or 0) / _GIB:.1f} free"
     return Computing(torch.device(device or unit.name), chosen, options.low_memory or short, why)
@@ -124,7 +124,7 @@ def _unit(here: Sequence[Unit], device: str | None) -> Unit:
     found = next((unit for unit in here if unit.name == name), None)
     if found is None or (number and not _has(name, number)):
         raise UsageError(
-            f"no device {device!r} here",
+            f"no device {device!r} on this machine",
             expected=" or ".join(f"{unit.name} ({unit.title})" for unit in here),
             found=device,
         )

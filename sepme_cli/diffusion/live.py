@@ -263,8 +263,8 @@ def _check(target: str, weight: Tensor) -> None:
     plain = type(weight.data) is Tensor
     if plain and weight.is_meta:
         raise UnsupportedError(
-            f"the UNet's {target} is offloaded layer by layer, and not here to be patched; patch "
-            "before that is enabled, or without it (model offloading does no harm)",
+            f"the UNet's {target} is offloaded layer by layer, and cannot be patched now; "
+            "patch before that is enabled, or use model offloading, which works",
             expected="weights in memory",
             found="no data (meta)",
         )

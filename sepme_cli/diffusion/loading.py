@@ -116,8 +116,8 @@ def _first(error: Exception) -> str:
 
 def _not_whole(checkpoint: Checkpoint, what: str, missing: str, found: int) -> UnsupportedError:
     return UnsupportedError(
-        f"{checkpoint.path}: the checkpoint does not hold a whole {what} that sepme can run; "
-        "drawing and the optimisation need one, applying a patch does not",
+        f"{checkpoint.path}: the checkpoint does not hold a whole {what} that sepme can "
+        "run; generating images and optimising need one, applying a patch does not",
         file=checkpoint.path,
         expected=missing,
         found=f"{found} tensors of it",

@@ -48,7 +48,8 @@ def sampled_moments(
     noise = initial_noise(model.latent_shape(), range(settings.seed, settings.seed + count))
     trajectory = model.schedule.trajectory(settings.sampling_steps)
     batch = model.machine.at_once(batch)
-    progress.stage("drawing the concept", -(-count // batch) * settings.sampling_steps)
+    passes = -(-count // batch) * settings.sampling_steps
+    progress.stage("generating images of the concept", passes)
     found: tuple[list[Tensor], ...] = ([], [], [], [])
     for part in torch.arange(count).split(batch):
         x = model.machine.put(noise[part])
@@ -81,7 +82,7 @@ def pictured_moments(
     without = model.text.condition([p.without for p in phrases])
     generator = torch.Generator().manual_seed(settings.seed)
     levels = model.schedule.levels(settings.sampling_steps)
-    progress.stage("noising the pictures", len(levels))
+    progress.stage("adding noise to the images", len(levels))
     found: tuple[list[Tensor], ...] = ([], [], [], [])
     for level, t in enumerate(levels):
         asked = (torch.arange(len(latents)) + level) % len(phrases)

@@ -11,14 +11,17 @@ if TYPE_CHECKING:  # What knows families needs numpy, and --help does not.
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """What a caller may say of the model and of the machine; none of it is part of the method.
+    """How a model is opened, and what it is computed on. None of it is part of the method.
 
-    text_encoders: where a UNet's file alone has its text encoders from; see `lend_text_encoders`.
-    tokenizer: a folder with a tokenizer's files; the model's own or CLIP's if None. prediction:
-    what the UNet was trained to predict; detected from the checkpoint if None. device: "cpu",
-    "cuda", "mps"; the fastest there is if None. dtype: what the UNet computes in, "fp32", "fp16"
-    or "bf16"; "auto" is what the device does well, and None is "auto" where nothing else, such as
-    a recipe, says it. low_memory: spare the device's memory at the cost of time.
+    Attributes:
+        text_encoders: For a model without text encoders: checkpoints, model folders or encoders
+            that have them.
+        tokenizer: Folder with a tokenizer's files; None for the model's own, else CLIP's.
+        prediction: What the UNet was trained to predict, "epsilon" or "velocity"; None detects it.
+        device: "cpu", "cuda" or "mps"; None for the fastest available.
+        dtype: What the UNet computes in: "fp32", "fp16", "bf16", or "auto" for what suits the
+            device. None is the recipe's, else "auto".
+        low_memory: Use less of the device's memory, and more time.
     """
 
     text_encoders: Places = ()

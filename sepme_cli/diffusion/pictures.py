@@ -23,7 +23,7 @@ def load_pictures(folder: Path, size: int) -> Tensor:
     paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in _ENDINGS)
     if not paths:
         raise UsageError(
-            f"{folder}: no pictures in it", file=folder, expected=", ".join(sorted(_ENDINGS))
+            f"{folder}: no images in it", file=folder, expected=", ".join(sorted(_ENDINGS))
         )
     return torch.stack([_load(path, size) for path in paths])
 
@@ -33,7 +33,7 @@ def _load(path: Path, size: int) -> Tensor:
         with Image.open(path) as picture:
             rgb = picture.convert("RGB")
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise MalformedError(f"{path}: not a picture that can be read", file=path) from error
+        raise MalformedError(f"{path}: not an image that can be read", file=path) from error
     side = min(rgb.size)
     left, top = (rgb.width - side) // 2, (rgb.height - side) // 2
     square = rgb.crop((left, top, left + side, top + side)).resize((size, size))

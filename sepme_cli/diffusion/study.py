@@ -90,8 +90,9 @@ class Study:
             return None
         most = self.space.separability < LEAST_SEPARABILITY
         return (
-            f"{self.concept.name!r} is hard to tell from what must stay (separability "
-            f"{self.space.separability:.2f} of 1): {'most' if most else 'part'} of it may remain"
+            f"{self.concept.name!r} is hard to separate from what is protected "
+            f"(separability {self.space.separability:.2f} of 1): "
+            f"{'most' if most else 'part'} of it may remain"
         )
 
 
@@ -323,8 +324,8 @@ def _gram(model: StableDiffusion) -> Tensor:
     gram = layers_gram(weight for _, weight in model.denoiser.stored_weights())
     if not gram.any():
         raise UnsupportedError(
-            f"{model.checkpoint.path}: the keys and values of the cross-attention are all zero: "
-            "no prompt does anything here, and there is nothing to erase",
+            f"{model.checkpoint.path}: the keys and values of the cross-attention are all "
+            "zero: prompts have no effect, and there is nothing to erase",
             file=model.checkpoint.path,
             expected="weights that are not all zero",
             found="zeros only",

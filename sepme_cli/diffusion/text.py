@@ -133,8 +133,8 @@ def _check_together(encoders: Sequence[TextEncoder], width: int, path: Path) -> 
         )
     if len({encoder.positions for encoder in encoders}) > 1:
         raise MismatchError(
-            f"the text encoders ({names}) of {path} read prompts of different lengths, which "
-            "cannot stand side by side",
+            f"the text encoders ({names}) of {path} read prompts of different lengths, and "
+            "cannot be used together",
             file=path,
             expected="one number of positions",
             found=" and ".join(str(encoder.positions) for encoder in encoders),

@@ -110,7 +110,7 @@ class TextEncoder:
         if len(ids) and int(ids.max()) >= known:
             raise UnsupportedError(
                 f"the tokenizer in {self.tokenizer} has words that the text encoder "
-                f"({self.network.name}) has not; name the one that belongs to it with --tokenizer",
+                f"({self.network.name}) does not have; name the right one with --tokenizer",
                 file=self.tokenizer,
                 expected=f"token ids below {known}",
                 found=int(ids.max()),
@@ -223,8 +223,9 @@ def _materialise_positions(model: CLIPTextModel) -> None:
 
 def _not_whole(network: Network, missing: str) -> UnsupportedError:
     return UnsupportedError(
-        f"the checkpoint does not hold a whole text encoder ({network.name}); erasing and drawing "
-        "need one, which --text-encoder can name; applying a patch does not",
+        f"the checkpoint does not hold a whole text encoder ({network.name}); erasing "
+        "and generating images need one, which --text-encoder can name; applying a "
+        "patch does not",
         expected=missing,
         found=f"{len(network.tensors)} tensors of it",
     )
@@ -235,8 +236,8 @@ def _check_config(network: Network, config: Mapping[str, Any]) -> None:
     width, heads = config["hidden_size"], config["num_attention_heads"]
     if config["vocab_size"] <= END:
         raise UnsupportedError(
-            f"the text encoder ({network.name}) has another vocabulary than CLIP's, by whose "
-            "tokens sepme reads prompts",
+            f"the text encoder ({network.name}) has another vocabulary than CLIP's, which "
+            "sepme uses",
             expected=f"at least {END + 1} tokens",
             found=config["vocab_size"],
         )
@@ -256,8 +257,8 @@ def _check_config(network: Network, config: Mapping[str, Any]) -> None:
 
 def _strange(network: Network, expected: str, found: object) -> UnsupportedError:
     return UnsupportedError(
-        f"the text encoder ({network.name}) is none that sepme knows; --text-encoder can name "
-        "another; applying a patch needs none",
+        f"the text encoder ({network.name}) is not one that sepme knows; --text-encoder "
+        "can name another; applying a patch needs none",
         expected=expected,
         found=found,
     )

@@ -117,8 +117,8 @@ def operator_factors(
 
 def _nothing_left(name: str, separability: float) -> RefusedError:
     return RefusedError(
-        f"{name!r} lies in what must stay as it is: nothing is left to erase it with. "
-        "Protect fewer words, or look for the concept's own name among them.",
+        f"{name!r} cannot be separated from what is protected: nothing is left to erase "
+        "it with. Protect fewer words, or look for the concept's own name among them.",
         expected=f"separability of at least {LEAST_SEPARABILITY}",
         found=f"{separability:.3f}",
     )

@@ -53,9 +53,9 @@ class Measures:
         references = load_pictures(self.folder, before.shape[-1])
         if min(len(before), len(references)) < 2:
             raise UsageError(
-                "FID and KID need pictures of something retained, and references",
+                "FID and KID need images of a retained concept, and reference images",
                 expected="at least two of each",
-                found=f"{len(before)} pictures, {len(references)} references",
+                found=f"{len(before)} images, {len(references)} reference images",
             )
         real, old, new = (self.features(pictures) for pictures in (references, before, after))
         return Reference(

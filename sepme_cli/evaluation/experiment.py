@@ -63,13 +63,13 @@ class Experiment:
         count = sum(len(batch) for batches in missing.values() for batch in batches)
         if not count:
             return 0
-        progress.stage("getting ready to draw")
+        progress.stage("preparing to generate images")
         seconds = self.gallery.seconds_a_picture() * count
         if seconds > _LONG:
             progress.say(
-                f"drawing {count} pictures is likely to take no more than {_minutes(seconds)}; "
-                "fewer --pictures or --steps, or a faster --device, make it shorter. It can be "
-                "interrupted: the same command goes on where it stopped"
+                f"generating {count} images will take up to about {_minutes(seconds)}; fewer "
+                "--pictures or --steps, or a faster --device, make it shorter. It can be "
+                "interrupted: the same command continues it"
             )
         progress.stage("drawing", count)
         for state, batches in missing.items():

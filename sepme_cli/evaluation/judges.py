@@ -66,7 +66,7 @@ def _from_python(module: str, factory: str) -> Judge:
         ) from error
     if not isinstance(judge, Judge):
         raise UsageError(
-            f"--judge {module}:{factory} does not give a judge",
+            f"--judge {module}:{factory} does not return a judge",
             expected="an object with labels(kind) and recognise(pictures, kind)",
             found=type(judge).__name__,
         )

@@ -58,7 +58,7 @@ def verdict(concepts: Mapping[str, ConceptFigures]) -> str:
     meant = {name: c.erased for name, c in concepts.items() if c.role == "erased"}
     if len(meant) == 1:
         ((name, erased),) = meant.items()
-        unjudged = f"whether {name} is erased cannot be told"
+        unjudged = f"it is unclear whether {name} is erased"
         return unjudged if erased is None else f"{name} is {'' if erased else 'not '}erased"
     count = sum(map(bool, meant.values()))
     share = f"{count} of {len(meant)}" if count < len(meant) else f"All {count}"

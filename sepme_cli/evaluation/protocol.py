@@ -18,9 +18,16 @@ UNSEEN = ("a {o} drawn in {s}", "a small {s} drawing of a {o}", "the {o} as {s} 
 
 @dataclass(frozen=True)
 class Drawing:
-    """How pictures are drawn. pictures: of each concept. seed: of the first, one more for each
-    that follows. guidance: see `draw_latents`. size: pixels on a side, None for the model's own.
-    restore: at most so many concepts are put back, each alone."""
+    """How images are generated, with DDIM.
+
+    Attributes:
+        pictures: Number of images per concept (of `evaluate`) or prompt (of `sample`).
+        seed: Random seed of the first image; each further image has the next number.
+        steps: Number of sampling steps.
+        guidance: Scale of classifier-free guidance; 1 is none.
+        size: Width and height in pixels; None for what the model was made for.
+        restore: Maximum number of concepts that `evaluate` restores, one at a time.
+    """
 
     pictures: int = 12
     seed: int = 0

@@ -47,13 +47,13 @@ def check_folder(folder: Path, *, force: bool) -> None:
         held = {path.name for path in folder.iterdir()} if folder.exists() else set()
         if others := sorted(name for name in held - _OURS if not name.startswith(".")):
             raise SystemFailure(
-                f"{folder}: there is something else in this folder ({others[0]}); name a new one",
+                f"{folder}: this folder holds something else ({others[0]}); name a new one",
                 file=folder,
             )
         if PAGE in held and not force:
             raise SystemFailure(
-                f"{folder}: there is a report already; --force replaces it, and draws again only "
-                "what is missing",
+                f"{folder}: there is a report already; --force replaces it, and generates only "
+                "images that are missing",
                 file=folder,
             )
 

@@ -111,13 +111,31 @@ class Summary:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateResult(Summary):
-    """What was found, and where the report is: the one home of all that the page, the JSON and the
-    command line show.
+    """Result of `evaluate`; the report's page, its JSON and the command line show the same figures.
 
-    report: the folder. page: the report to open. concepts: by name. all_erased: every concept of
-    the patches is. restored_identical: composed without the increments, the weights are the
-    original's bytes, and so are the pictures. reference: against reference pictures. command:
-    that made the report, if it was one. drawn: how many pictures this run drew.
+    Attributes:
+        erased: How often erased concepts are recognised in their images.
+        retained_same_domain: How often other concepts of the same kind are recognised.
+        retained_other_domain: How often other concepts of the other kind are recognised.
+        drawn_with_erased: How often the other concept of a prompt with an erased concept is
+            recognised.
+        ua: Unlearning accuracy, 0 to 1; None if it cannot be computed.
+        ira: In-domain retention accuracy, 0 to 1.
+        cra: Cross-domain retention accuracy, 0 to 1.
+        harmonic_mean: Harmonic mean of those of the three that there are.
+        report: Folder of the report.
+        page: Page to open.
+        model: The model.
+        patches: Names of the patches.
+        concepts: Figures of each concept, by name.
+        all_erased: Whether every concept of the patches is erased.
+        restored_identical: Whether weights and images are the original's, bit for bit, without the
+            increments.
+        reference: FID and KID against reference images, or None.
+        command: Command line that made the report, or "".
+        drawn: Number of images that this run generated.
+        seconds: Duration.
+        warnings: All warnings of the run.
     """
 
     report: str
@@ -159,7 +177,7 @@ def read_measured(path: Path) -> Measured:
         return Measured(concepts, bool(found["restored_identical"]))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise MalformedError(
-            f"{path} is no report of sepme evaluate", file=path, expected="its report.json"
+            f"{path} is not a report of sepme evaluate", file=path, expected="its report.json"
         ) from error
 
 

@@ -28,7 +28,7 @@ def choose_subjects(
     taken = {same_name(subject.name) for subject in gone}
     if both := [name for name, _ in retain if same_name(name) in taken]:
         raise UsageError(
-            f"{', '.join(map(repr, both))} cannot be retained: the patches take it out",
+            f"{', '.join(map(repr, both))} cannot be retained: the patches erase it",
             expected="concepts that are not erased",
             found=", ".join(both),
         )
@@ -40,8 +40,8 @@ def choose_subjects(
     for subject in (*gone, *kept):
         if not knows(judge, subject.name, subject.kind):
             warnings.append(
-                f"the judge knows no {subject.kind} {subject.name!r}: how often it is drawn "
-                "cannot be told"
+                f"the judge knows no {subject.kind} {subject.name!r}: how often it is generated "
+                "cannot be measured"
             )
     return (*gone, *kept), tuple(warnings)
 
@@ -69,7 +69,7 @@ def _kind(name: str, said: AsKind, judge: Judge, warnings: list[str]) -> Kind:
     if len(known) == 1:
         return known[0]
     warnings.append(
-        f"{name!r} is taken for a style; --as object says otherwise of what is erased, and "
-        f"object:{name} of what is retained"
+        f"{name!r} is treated as a style; use --as object for an erased object, and "
+        f"object:{name} for a retained one"
     )
     return "style"

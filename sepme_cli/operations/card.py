@@ -32,7 +32,12 @@ _LIMITS = """\
 
 @dataclass(frozen=True)
 class CardResult:
-    """card: Markdown, with the front matter that the hub reads. concepts: that it tells of."""
+    """Result of `card`.
+
+    Attributes:
+        card: Markdown, with the front matter that the hub reads.
+        concepts: Concepts that it is about.
+    """
 
     card: str
     concepts: tuple[str, ...]
@@ -55,12 +60,24 @@ def card(
     report: FilePath | None = None,
     progress: Progress = SILENT,
 ) -> CardResult:
-    """The card of patches, or of a patched checkpoint; its patches say how they were made.
+    """Make the model card of patches, or of a patched checkpoint.
 
-    base_model: the original's id on the hub. report: what `evaluate` left, its folder or its
-    report.json.
-    Raises UsageError for more than one checkpoint, RefusedError for one that is not patched, and
-    what reading the files raises.
+    Args:
+        files: Patches; or a patched checkpoint, and the patches in it, which say how they were
+            made.
+        base_model: Id of the base on the hub.
+        report: Report of `evaluate`: its folder, or the report.json in it.
+        progress: Receives progress and warnings.
+
+    Returns:
+        The card.
+
+    Raises:
+        UsageError: There is more than one checkpoint, or no file.
+        RefusedError: The checkpoint is not patched.
+        MalformedError: A file is damaged or hostile.
+        UnsupportedError: A file is of a kind that is not supported.
+        SystemFailure: A file cannot be read.
     """
     paths = [local(place, progress) for place in as_places(files)]
     kinds = [kind_of(path) for path in paths]

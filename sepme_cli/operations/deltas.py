@@ -23,12 +23,26 @@ def deltas(
     scale: Scale = 1.0,
     progress: Progress = SILENT,
 ) -> dict[str, Tensor]:
-    """sum of scale * dW of each weight that the patches change, fp32 [out, d] on the CPU.
+    """Compute what patches add to the weights of a UNet, for programs that patch by themselves.
 
-    weights: all of a UNet, by its own names (diffusers' or CompVis', with or without
-    "model.diffusion_model."), as they are without patches. only, scale: see `patched`.
-    Raises as `patched` does for patches that do not fit, and MalformedError for weights that are
-    not finite.
+    Args:
+        weights: All weights of an unpatched UNet, by their names in diffusers or CompVis (with or
+            without "model.diffusion_model.").
+        patches: Patches: files, places on the hub, or binary streams.
+        only: Use only these concepts or slugs.
+        scale: Strength of all increments; or of each concept by name, and 1 for the others.
+        progress: Receives warnings.
+
+    Returns:
+        For each weight that changes, by its name in `weights`, the sum of scale * dW: fp32
+        [out, width] on the CPU.
+
+    Raises:
+        RefusedError: No patch has one of the concepts.
+        MismatchError: A patch is for another kind of model.
+        UnsupportedError: The weights are not those of a supported UNet.
+        MalformedError: A patch is damaged, or weights are not finite.
+        SystemFailure: A patch cannot be read.
     """
     attention = CrossAttention.of(weights)
     terms = with_scales(chosen_for(attention, patches, only, progress), scale)

@@ -40,13 +40,22 @@ class IncrementDifference:
 
 @dataclass(frozen=True)
 class DiffResult:
-    """What differs from a to b.
+    """Result of `diff`.
 
-    same: nothing does; of a checkpoint and a patch: all its increments are in there. changed: how
-    many tensors (of patches: increments) differ. tensors: those of both checkpoints that do, or
-    that the patch would change. only_in_a, only_in_b: tensors, or concepts. increments: of
-    patches. interference: of the concepts of a (rows) with those of b: 0 they never meet, 1 one
-    acts wholly where the other does. metadata: entries of two checkpoints that differ.
+    Attributes:
+        kind: "checkpoints", "patches" or "checkpoint and patch".
+        same: Whether nothing differs; for a checkpoint and a patch, whether the patch is applied.
+        changed: Number of tensors (of patches: increments) that differ.
+        tensors: Tensors that differ between the checkpoints, or that the patch would change.
+        only_in_a: Names of tensors or concepts that only the first has.
+        only_in_b: Names that only the second has.
+        increments: For patches: how the increments compare.
+        interference: For patches: the share of an increment of the first (rows) that acts on a
+            concept of the second (columns), 0 to 1.
+        metadata: Keys of metadata that differ between the checkpoints.
+        base_match: For a checkpoint and a patch: "exact", "same-values" or "family".
+        warnings: All warnings of the run.
+        seconds: Duration.
     """
 
     kind: Literal["checkpoints", "patches", "checkpoint and patch"]
@@ -64,10 +73,21 @@ class DiffResult:
 
 
 def diff(a: PlaceLike, b: PlaceLike, *, progress: Progress = SILENT) -> DiffResult:
-    """Compare two files; of a checkpoint and a patch either may come first.
+    """Compare two checkpoints, two patches, or a checkpoint and a patch (in either order).
 
-    Raises MalformedError, UnsupportedError and SystemFailure for files, MismatchError for a patch
-    of another kind of model.
+    Args:
+        a: The first: a file, a folder, or a place on the hub.
+        b: The second.
+        progress: Receives progress and warnings.
+
+    Returns:
+        What differs.
+
+    Raises:
+        MismatchError: The patch is for another kind of model.
+        MalformedError: A file is damaged or hostile.
+        UnsupportedError: A file is of a kind that is not supported.
+        SystemFailure: A file cannot be read.
     """
     started, progress = time.monotonic(), Collector(progress)
     a, b = (local(as_place(place), progress) for place in (a, b))
@@ -118,7 +138,10 @@ def _checkpoints(a: Checkpoint, b: Checkpoint, progress: Progress) -> DiffResult
 def _targets_only(a: Checkpoint, b: Checkpoint, progress: Progress) -> DiffResult:
     tensors = tuple(compare_targets(a, b, progress))
     only = sorted(a.by_name.keys() - b.by_name.keys()), sorted(b.by_name.keys() - a.by_name.keys())
-    progress.warn("the two name their tensors differently: only what patches change was compared")
+    progress.warn(
+        "the files name their tensors differently: only the weights that patches "
+        "change were compared"
+    )
     return DiffResult(
         kind="checkpoints",
         same=not (tensors or only[0] or only[1]),

@@ -43,8 +43,23 @@ class Correlation:
 class IncrementSummary:
     """One concept's increment: what was done and what was measured.
 
-    taken_for: "style", "object" or "any". aliases: erased with it. neighbours: protected for it.
-    like: what it acts like now. collateral: what this increment alone does to others.
+    Attributes:
+        concept: Its name.
+        taken_for: Its kind, given or detected: "style", "object" or "any".
+        aliases: Other names that were erased with it.
+        neighbours: Nearest words that were protected.
+        slug: Name for files and tensors.
+        kind: Kind of increment: "additive", "operator" or "lora".
+        rank: Rank of the increment.
+        method: Name of the method.
+        steps: Number of optimisation steps, or None for the closed form.
+        stopped: Why the optimisation stopped, or None.
+        correlation: Correlation of the edited with the original representation.
+        leakage: Largest relative change of keys and values for prompts of other concepts.
+        separability: How far the concept could be moved to its anchor, 0 to 1.
+        collateral: Change of captions that name no concept, for this increment alone.
+        like: The anchor: what is generated instead.
+        seconds: Duration.
     """
 
     concept: str
@@ -67,10 +82,22 @@ class IncrementSummary:
 
 @dataclass(frozen=True)
 class EraseResult:
-    """patch: where it was written, "-" for a stream. model: what it was made from, of one on the
-    hub with the commit. recipe: the digest of the recipe it was made by. collateral: what the
-    closed forms of all increments together do to others. protection: its price. applied: the
-    sanitized checkpoint, if any."""
+    """Result of `erase`.
+
+    Attributes:
+        patch: Where the patch was written; "-" for a stream.
+        model: The model it was made from; of one on the hub with the commit.
+        bytes: Size of the patch.
+        base: Family of the model, and number of weights that the patch may change.
+        recipe: Digest of the recipe, or None.
+        increments: One entry per concept: what was done and measured.
+        collateral: Change of captions that name no concept, for the closed forms of all increments
+            together.
+        protection: Weight of what is protected that was chosen.
+        seconds: Duration.
+        applied: The patched checkpoint that was written, or None.
+        warnings: All warnings of the run.
+    """
 
     patch: str
     model: str
@@ -96,15 +123,34 @@ def erase(
     progress: Progress = SILENT,
     **wishes: Unpack[Wishes],
 ) -> EraseResult:
-    """Make a patch with one increment for each concept.
+    """Make a patch with one increment for each concept. The model is only read.
 
-    Every increment leaves the blank prompt, the other concepts and the concepts of known patches
-    as they are. wishes: see `Wishes`. output: a file, a stream, or a file on the hub, in a
-    repository that is there; the recipe's or the first concept's name in the current folder if
-    left out. apply_to: also write the model with the patch applied. force_collateral: make the
-    patch also where it changes much that nobody named. force: the outputs may replace files.
-    Raises UsageError, RefusedError (nothing left to erase, or too much else would change),
-    MismatchError (a known patch of another model), and what opening and writing files raises.
+    Every increment leaves the empty prompt, the other concepts and the concepts of known patches
+    alone. Section "The method" of the documentation has the equations; they are those of SepME
+    (arXiv 2402.05947), with the differences that the decisions explain.
+
+    Args:
+        model: Checkpoint: a file, a folder, or a place on the hub.
+        concepts: Names of the concepts, as prompts have them; empty with a recipe.
+        output: Patch to write: a file, a binary stream, or "hf://OWNER/NAME/FILE". If left out, the
+            name of the recipe or first concept with .sepme, in the current folder.
+        apply_to: Also write the model with the patch applied, here.
+        force_collateral: Make the patch even if it changes other prompts too much.
+        force: Overwrite existing outputs.
+        progress: Receives progress and warnings.
+        **wishes: More options; see `Wishes`.
+
+    Returns:
+        What was written and measured.
+
+    Raises:
+        UsageError: Options contradict each other.
+        RefusedError: The model is patched already, a concept cannot be separated from what is
+            protected, or other prompts would change too much.
+        MismatchError: A known patch is for another model.
+        MalformedError: A file is damaged or hostile.
+        UnsupportedError: The model is of a kind that is not supported.
+        SystemFailure: A file cannot be read or written.
     """
     started, progress = time.monotonic(), Collector(progress)
     request = EraseRequest.of(model, concepts, **wishes)

@@ -45,12 +45,18 @@ from sepme_cli.recipe import Recipe, as_recipe
 
 
 class Scope(TypedDict, total=False):
-    """What is looked at, and by what beside the judge.
+    """What `evaluate` looks at.
 
-    only: of the patches, these concepts. retain: words that must not change, "style:noto"; some of
-    what `recipe` protects or the judge knows if left out. kind: of the erased concepts, where
-    neither `recipe` nor the patch says it. reference: images to compute FID and KID from, on what
-    the vision model `features` sees. lpips: measure that too.
+    Attributes:
+        only: Use only these concepts of the patches.
+        retain: Concepts that should be unchanged; "style:noto" or "object:cat" gives the kind. If
+            left out, some that the recipe protects or the judge knows.
+        recipe: Recipe that the patches were made by; it gives the kinds of the concepts.
+        kind: Kind of the erased concepts, if neither recipe nor patch gives it.
+        reference: Folder with reference images for FID and KID.
+        features: Vision model that computes the features for FID and KID: a folder, or the hub id
+            of a downloaded model.
+        lpips: Also compute LPIPS.
     """
 
     only: Words
@@ -75,13 +81,35 @@ def evaluate(
     progress: Progress = SILENT,
     **scope: Unpack[Scope],
 ) -> EvaluateResult:
-    """Draw with the original weights and with the patched ones, judge, and write a report.
+    """Generate images before and after patches, judge them, and write a report.
 
-    Nothing but the folder `report` is written; pictures that lie there from a run before, with
-    everything that decides them the same, are not drawn again. judge: see `load_judge`.
-    scope: see `Scope`. options: see `ModelOptions`. command: what to say made the report.
-    Raises UsageError (no judge, a word both erased and retained), RefusedError (a model that is
-    patched already), and what opening the checkpoint and the patches and writing raises.
+    No patched checkpoint is written. Images of an earlier run in the same folder are reused where
+    everything that they depend on is the same. UA, IRA and CRA are defined as in UnlearnCanvas
+    (arXiv 2402.11846); intervals are 95% Wilson score intervals.
+
+    Args:
+        model: Unpatched checkpoint: a file, a folder, or a place on the hub.
+        patches: Patches: files, places on the hub, or binary streams.
+        judge: Classifier: a transformers image classifier or CLIP model (a folder, or the hub id of
+            a downloaded model), or "package.module:function", which returns a judge.
+        report: Folder for the report.
+        drawing: How images are generated.
+        options: How to open the model, and what to compute on.
+        command: Command line to show in the report.
+        force: Replace an existing report.
+        progress: Receives progress and warnings.
+        **scope: What to look at; see `Scope`.
+
+    Returns:
+        All figures of the report.
+
+    Raises:
+        UsageError: There is no such judge, or a concept is both erased and retained.
+        RefusedError: The model is patched already, or no patch has one of the concepts.
+        MismatchError: A patch is for another kind of model.
+        MalformedError: A file is damaged or hostile.
+        UnsupportedError: The model or the judge is of a kind that is not supported.
+        SystemFailure: A file cannot be read or written.
     """
     started, progress = time.monotonic(), Collector(progress)
     place, report = as_place(model), as_path(report)
@@ -188,8 +216,8 @@ def _retained(looked: Sequence[Looked]) -> tuple[Tensor, Tensor]:
 def _weak(concepts: Mapping[str, ConceptFigures]) -> list[str]:
     """Warnings about what is not much to go by."""
     return [
-        f"the judge recognises {name} in only {c.before:.0%} of {c.n} pictures by the original: "
-        "whether it is erased is hard to tell"
+        f"the judge recognises {name} in only {c.before:.0%} of {c.n} images from the "
+        "original: whether it is erased is hard to measure"
         for name, c in concepts.items()
         if c.role == "erased" and c.before is not None and c.before < 0.5
     ]

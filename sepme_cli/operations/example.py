@@ -17,7 +17,13 @@ PACKAGE = "sepme_example"
 
 @dataclass(frozen=True)
 class ExampleResult:
-    """model: where it was written. judge: of its pictures, as `evaluate` takes it."""
+    """Result of `example`.
+
+    Attributes:
+        model: Where it was written.
+        bytes: Its size.
+        judge: Classifier of its images, as `evaluate` takes it.
+    """
 
     model: str
     bytes: int
@@ -27,8 +33,16 @@ class ExampleResult:
 def example(output: FilePath, *, force: bool = False, progress: Progress = SILENT) -> ExampleResult:
     """Write the example model: a Stable Diffusion 1.x of 66 MB that knows English.
 
-    Raises SystemFailure where the package that holds it is not installed, and where `output` cannot
-    be written.
+    Args:
+        output: File to write.
+        force: Overwrite it if it exists.
+        progress: Receives progress and warnings.
+
+    Returns:
+        Where the model is, and its judge.
+
+    Raises:
+        SystemFailure: The package with the example is not installed, or the file cannot be written.
     """
     output = as_path(output)
     package = find_spec(PACKAGE)

@@ -41,20 +41,30 @@ from sepme_cli.progress import SILENT, Collector, Progress
 Float64 = npt.NDArray[np.float64]
 
 ONLY_ADDS = (
-    "a LoRA is added to whatever it is loaded with, and what it was merged into cannot be told "
-    "from the rounding any more: taking concepts back exactly is what the patch and its base are "
-    "for"
+    "a LoRA that was merged into a model cannot be removed exactly, because of "
+    "rounding; to restore concepts exactly, keep the patch and its base"
 )
 
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What was written.
+    """Result of `export`.
 
-    output: a file, or "-" for a stream. modules: of the LoRA, each of this rank. base_match: how
-    near the model that operators were computed with is to the patch's base. max_abs_error,
-    relative_error: of what the LoRA adds against what the patch adds, over all modules: the
-    largest element, and the Frobenius norm relative to the patch's.
+    Attributes:
+        output: Where the LoRA was written; "-" for a stream.
+        bytes: Its size.
+        format: "kohya" or "peft".
+        family: Family of the models that it is for.
+        dtype: What it is stored in.
+        modules: Number of its modules.
+        rank: Rank of each module.
+        concepts: Concepts that it erases.
+        base_match: How the model for operators compares with the patch's base: "exact",
+            "same-values" or "family"; None without one.
+        max_abs_error: Largest difference between the LoRA's and the patch's change of a weight.
+        relative_error: Frobenius norm of that difference over all weights, relative to the change.
+        warnings: All warnings of the run.
+        seconds: Duration.
     """
 
     output: str
@@ -128,14 +138,29 @@ def export(
 ) -> ExportResult:
     """Write increments of a patch as one LoRA file.
 
-    to: "kohya" for A1111, Forge, ComfyUI, kohya's scripts and diffusers; "peft" for PEFT and
-    diffusers. output: the first concept's slug with .safetensors in the current folder if left
-    out. only: these concepts or slugs. scale: how much of each increment, or of those that are
-    named and all of the others; none of what is 0. base: the model to compute operators with,
-    which have no weights of their own. dtype: "fp16", "bf16" or "fp32".
-    Raises UsageError, also for operators without a base; RefusedError for an unknown concept and
-    a patched base; MismatchError for a base of another kind; MalformedError, UnsupportedError and
-    SystemFailure for files.
+    Args:
+        patch: Patch: a file, a place on the hub, or a binary stream.
+        to: "kohya" for A1111, Forge, ComfyUI, kohya's scripts and diffusers; "peft" for PEFT and
+            diffusers.
+        output: File or binary stream to write. If left out, the first concept's slug with
+            .safetensors, in the current folder.
+        only: Use only these concepts or slugs.
+        scale: Strength of all increments; or of each concept by name, and 1 for the others.
+        base: Model to compute operators with, which have no weights of their own.
+        dtype: "fp16", "bf16" or "fp32".
+        force: Overwrite an existing output.
+        progress: Receives progress and warnings.
+
+    Returns:
+        What was written, and its rounding error.
+
+    Raises:
+        UsageError: An operator has no base, or options are wrong.
+        RefusedError: The patch does not have one of the concepts, or the base is patched.
+        MismatchError: The base is another kind of model.
+        MalformedError: A file is damaged or hostile.
+        UnsupportedError: The base is of a kind that is not supported.
+        SystemFailure: A file cannot be read or written.
     """
     started, progress = time.monotonic(), Collector(progress)
     wanted = _wanted_dtype(dtype)
@@ -190,8 +215,8 @@ def _source(
     if base is None:
         if operators := [part.concept for part in parts if part.kind == "operator"]:
             raise UsageError(
-                f"{', '.join(operators)}: an operator has no weights of its own, it is computed "
-                "with the model's: name the model with --base",
+                f"{', '.join(operators)}: an operator has no weights of its own, they are "
+                "computed with the model's: name the model with --base",
                 expected="--base MODEL",
                 found="none",
             )

@@ -49,17 +49,34 @@ def extract(
     force: bool = False,
     progress: Progress = SILENT,
 ) -> ImportResult:
-    """Write what was done to the keys and values of a model's cross-attention as a patch.
+    """Turn another method's edit of a model into a patch.
 
-    base, edited: the model before and after, of one family, in any layout and dtype; of edited the
-    weights alone that were edited are enough, in a file as UCE and ESD save it. concept, kind: what
-    the increment is called and is, for its prompts; the edited file's name if left out. rank: of
-    the increment, whatever that leaves; else the least that leaves at most `error` of every
-    weight's change, or what rounding to the dtypes of the two made of it. What else differs is left
-    out, and said. One weight is in memory at a time.
-    Raises RefusedError where nothing remains, or no rank is enough, and for a patched base;
-    MismatchError for models of two kinds; MalformedError, UnsupportedError and SystemFailure for
-    files.
+    Only keys and values of the cross-attention can be in a patch. What else differs is left out,
+    and listed. One weight is in memory at a time.
+
+    Args:
+        base: The model before: a file, a folder, or a place on the hub.
+        edited: The model after, in any layout and dtype; or a file with only the edited weights, as
+            UCE and ESD save it.
+        output: Patch to write, a file or binary stream. If left out, the concept's slug with
+            .sepme, in the current folder.
+        concept: Name of the concept, for the increment's prompts; by default the edited file's
+            name.
+        kind: Kind of the concept: "style", "object" or "any".
+        rank: Rank of the increment. If left out, the lowest one that keeps to `error`.
+        error: Largest relative error of any weight's change (Frobenius), 0 to 1.
+        force: Overwrite an existing output.
+        progress: Receives progress and warnings.
+
+    Returns:
+        What was written, its error, and what was left out.
+
+    Raises:
+        RefusedError: Nothing remains, no allowed rank keeps to `error`, or the base is patched.
+        MismatchError: The models are of different kinds.
+        MalformedError: A file is damaged or hostile.
+        UnsupportedError: A file is of a kind that is not supported.
+        SystemFailure: A file cannot be read or written.
     """
     started, progress = time.monotonic(), Collector(progress)
     base, edited = as_place(base), as_place(edited)
@@ -109,8 +126,8 @@ def _check_edited(before: Checkpoint, after: Edited) -> None:
     if all(same_bytes(a, b) or _same_but_rounding(a, b) for a, b in pairs):
         theirs = sorted({readable(b.dtype) for a, b in pairs if a is not b})
         raise RefusedError(
-            f"{after.path} has the keys and values of {before.path} in another dtype, and what is "
-            "between them is rounding: there is nothing to extract",
+            f"{after.path} has the keys and values of {before.path} in another dtype, and "
+            "differs only by rounding: there is nothing to extract",
             file=after.path,
             expected="another cross-attention",
             found=f"the same in {', '.join(theirs)} and {before.dtype}",
@@ -150,17 +167,17 @@ def _left_out(
     left_out, warnings = [], []
     if after.stack is not None:
         warnings.append(
-            f"{after.path} was patched by sepme: its own patches say exactly what this only comes "
-            "near to"
+            f"{after.path} was patched by sepme: its own patches are exact, and this is an "
+            "approximation"
         )
-    progress.stage("comparing what else there is")
+    progress.stage("comparing all other tensors")
     text = before.text_encoder_fingerprints(), after.text_encoder_fingerprints()
     changed = [name for name in text[0] if text[1].get(name, text[0][name]) != text[0][name]]
     if changed:
         left_out += [LeftOut(f"text encoder {name}", 1) for name in changed]
         warnings.append(
-            f"the text encoder ({', '.join(changed)}) differs too, and stays as it is in the base: "
-            "what the edit does may hang on it"
+            f"the text encoder ({', '.join(changed)}) differs too, and stays as it is in "
+            "the base: the edit may depend on it"
         )
     for name in ("unet", "vae"):
         pair = before.network(name), after.network(name)
@@ -168,16 +185,16 @@ def _left_out(
             continue
         if pair[0].naming != pair[1].naming:
             warnings.append(
-                f"the two name the tensors of the {name} differently: whether others than keys "
-                "and values of the cross-attention changed was not looked at"
+                f"the files name the tensors of the {name} differently: only keys and values of "
+                "the cross-attention were compared"
             )
             continue
         count = sum(_differing(pair[0].tensors, pair[1].tensors, before))
         if count:
             left_out.append(LeftOut(f"{name}, other tensors", count))
             warnings.append(
-                f"{count} other tensors of the {name} differ and stay as they are in the base: a "
-                "patch changes keys and values of the cross-attention only"
+                f"{count} other tensors of the {name} differ and stay as they are in the base: "
+                "a patch changes only keys and values of the cross-attention"
             )
     return left_out, warnings
 
@@ -194,9 +211,9 @@ def _others_left_out(before: Checkpoint, after: Edited) -> tuple[list[LeftOut], 
     if not others:
         return [], []
     return [LeftOut("other tensors", len(others))], [
-        f"{len(others)} other tensors in {after.path} ({others[0]} among them) are left out: a "
-        "patch changes keys and values of the cross-attention only, and what the edit does may "
-        "hang on the rest"
+        f"{len(others)} other tensors in {after.path} ({others[0]} among them) are left "
+        "out: a patch changes only keys and values of the cross-attention, and the "
+        "edit may depend on the rest"
     ]
 
 

@@ -49,16 +49,34 @@ def import_lora(
     force: bool = False,
     progress: Progress = SILENT,
 ) -> ImportResult:
-    """Write what a LoRA does to the keys and values of the cross-attention as a patch.
+    """Turn a LoRA into a patch.
 
-    lora: a file in kohya's, PEFT's or diffusers' format, or a folder of theirs. base: the model
-    that it is for: a patch names the weights that it was made for. concept, kind: what its
-    increment is called and is, for its prompts; the LoRA's title or name if left out. rank: of the
-    increment, whatever that leaves; else the least that leaves at most `error` of every weight's
-    change. All that the LoRA does elsewhere is left out, and said.
-    Raises RefusedError where nothing remains, or no rank is enough, and for a patched base;
-    MismatchError for another model's LoRA; UnsupportedError for what is no plain LoRA;
-    MalformedError and SystemFailure for files.
+    Only keys and values of the cross-attention can be in a patch. What else the LoRA changes is
+    left out, and listed.
+
+    Args:
+        lora: LoRA in the format of kohya, PEFT or diffusers: a file, a folder, or a place on the
+            hub.
+        base: Model that it is for; the patch records its weights.
+        output: Patch to write, a file or binary stream. If left out, the concept's slug with
+            .sepme, in the current folder.
+        concept: Name of the concept, for the increment's prompts; by default the LoRA's title or
+            name.
+        kind: Kind of the concept: "style", "object" or "any".
+        rank: Rank of the increment. If left out, the lowest one that keeps to `error`.
+        error: Largest relative error of any weight's change (Frobenius), 0 to 1.
+        force: Overwrite an existing output.
+        progress: Receives progress and warnings.
+
+    Returns:
+        What was written, its error, and what was left out.
+
+    Raises:
+        RefusedError: Nothing remains, no allowed rank keeps to `error`, or the base is patched.
+        MismatchError: The LoRA is for another model.
+        MalformedError: A file is damaged or hostile.
+        UnsupportedError: It is not a plain LoRA, or the model is not supported.
+        SystemFailure: A file cannot be read or written.
     """
     started, progress = time.monotonic(), Collector(progress)
     place, base = as_place(lora), as_place(base)
@@ -103,7 +121,7 @@ def _concept(given: str | None, file: LoraFile, place: Place) -> str:
             return clean_text(text, limits.CONCEPT_BYTES)
         except FormatError:
             continue
-    raise RefusedError(f"{file.path}: name what this LoRA takes out with --concept")
+    raise RefusedError(f"{file.path}: name the concept that this LoRA erases with --concept")
 
 
 def _sorted_out(
@@ -178,8 +196,8 @@ def _left_out(
     unknown = sum(found.count(None) for found in energies.values())
     return told, [
         f"{len(others)} modules of this LoRA are left out, "
-        f"{_hold(1 - kept / whole, len(others), unknown)}: a patch changes keys and values of the "
-        "cross-attention only, and the LoRA may owe its effect to the rest"
+        f"{_hold(1 - kept / whole, len(others), unknown)}: a patch changes only keys "
+        "and values of the cross-attention, and the LoRA may depend on the rest"
     ]
 
 
@@ -187,14 +205,14 @@ def _hold(share: float, count: int, unknown: int) -> str:
     """How much what is left out holds, as far as it was computed. unknown: modules that are no
     plain up @ down."""
     if unknown == count:
-        return "and how much they hold was not computed: they are no plain up @ down"
+        return "and how much they hold was not computed: they are not plain up @ down"
     amount = "less than 1%" if 0 < share < 0.005 else percent(share)
     hold = f"hold {amount} of the squares of all that"
     if unknown == 0:
         return f"which {hold} it adds"
     return (
-        f"of which {count - unknown} {hold} was computed, without the {unknown} that are no plain "
-        "up @ down"
+        f"of which {count - unknown} {hold} was computed, without the {unknown} that "
+        "are not plain up @ down"
     )
 
 
@@ -209,7 +227,7 @@ def _energy(module: LoraModule) -> float | None:
 def _nothing(file: LoraFile, others: Sequence[LoraModule]) -> RefusedError:
     kinds = sorted({kind_of_module(module.name) for module in others})
     return RefusedError(
-        f"{file.path}: this LoRA changes nothing that a patch can",
+        f"{file.path}: this LoRA changes nothing that a patch can change",
         file=file.path,
         expected="keys and values of the cross-attention",
         found=", ".join(kinds) or "only zeros",

@@ -23,13 +23,27 @@ from sepme_cli.progress import SILENT, Progress
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """A checkpoint.
+    """A checkpoint, as `inspect` shows it.
 
-    layout: "single-file", "diffusers", or that of a UNet alone. dtype: of the targets, or
-    "mixed". width: of the text embedding. targets: weights that patches change. ema: whether
-    there are twins of them. text_encoders: the streams that are in it. applied: what patches are
-    in it; base: the digest of what it was before, tool: what patched it, None if nothing did.
-    undo: the undo journal beside it, if any. files: of a folder, those that tensors are in.
+    Attributes:
+        file: Its path.
+        bytes: Its size.
+        family: Name of its family, such as "sd1".
+        title: The family in words.
+        layout: "single-file", "diffusers", or that of a UNet alone.
+        dtype: Type of the weights that patches change, or "mixed".
+        width: Width of the text embedding.
+        targets: Number of weights that patches change.
+        tensors: Number of all tensors.
+        ema: Whether it has EMA copies of the targets.
+        text_encoders: Names of the text encoders in it.
+        applied: Increments that are applied.
+        base: Digest of its base, or None if it is not patched.
+        tool: Program that patched it, or None.
+        undo: Undo journal beside it, or None.
+        metadata: Its metadata.
+        files: Files with tensors, for a folder.
+        kind: "checkpoint".
     """
 
     file: str
@@ -54,7 +68,14 @@ class CheckpointInfo:
 
 @dataclass(frozen=True)
 class PatchInfo:
-    """A patch. bytes: of the file, None for a stream. manifest: as SPEC.md describes it."""
+    """A patch, as `inspect` shows it.
+
+    Attributes:
+        file: Its path.
+        bytes: Its size; None for a stream.
+        manifest: Its manifest, as the format describes it.
+        kind: "patch".
+    """
 
     file: str
     bytes: int | None
@@ -64,7 +85,15 @@ class PatchInfo:
 
 @dataclass(frozen=True)
 class UndoInfo:
-    """An undo journal. base: the digest of the base it goes back to. tensors: that it keeps."""
+    """An undo journal, as `inspect` shows it.
+
+    Attributes:
+        file: Its path.
+        bytes: Its size.
+        base: Digest of the base that it restores.
+        tensors: Number of tensors in it.
+        kind: "undo".
+    """
 
     file: str
     bytes: int
@@ -74,12 +103,24 @@ class UndoInfo:
 
 
 InspectResult = CheckpointInfo | PatchInfo | UndoInfo
+"""Result of `inspect`, by the kind of the file."""
 
 
 def inspect(file: PatchSource, *, progress: Progress = SILENT) -> InspectResult:
-    """What a file holds. A stream must be a patch.
+    """Show what a file contains. Only its header is read.
 
-    Raises MalformedError, UnsupportedError and SystemFailure.
+    Args:
+        file: Checkpoint, patch or undo journal: a file, a folder, or a place on the hub; or a
+            binary stream with a patch.
+        progress: Receives progress and warnings.
+
+    Returns:
+        A `CheckpointInfo`, a `PatchInfo` or an `UndoInfo`.
+
+    Raises:
+        MalformedError: The file is damaged or hostile.
+        UnsupportedError: The file is of a kind that is not supported.
+        SystemFailure: The file cannot be read.
     """
     place = as_place(file)
     if not isinstance(place, Path | HubPlace):

@@ -37,7 +37,13 @@ from sepme_cli.progress import SILENT, Collector, Progress
 
 
 class LivePatch:
-    """Increments that are in a UNet until `restore`, or until the end of a `with` block."""
+    """Increments in a UNet until `restore`, or until the end of a `with` block. Made by `patched`.
+
+    Attributes:
+        concepts: Names of the concepts.
+        scale: Strength of the increments, as it was set last.
+        warnings: What a user should know.
+    """
 
     def __init__(
         self,
@@ -55,29 +61,45 @@ class LivePatch:
 
     @property
     def concepts(self) -> tuple[str, ...]:
-        """The concepts that are taken out, or were."""
+        """Names of the concepts."""
         return tuple(part.concept for part in self._parts)
 
     @property
     def scale(self) -> Scale:
-        """How much of each is in there now, as it was last said."""
+        """Strength of the increments, as it was set last."""
         return self._scale
 
     def set_scale(self, scale: Scale) -> None:
-        """Have so much of each concept taken out from now on; 0 is nothing.
+        """Set the strength; 0 disables.
 
-        Raises UsageError, RefusedError for a concept that is none of these and after `restore`.
+        Args:
+            scale: Strength of all increments; or of each concept by name, and 1 for the others.
+
+        Raises:
+            UsageError: A strength is not a number.
+            RefusedError: There is no such concept, or the patch was restored.
         """
         if self._weights is None:
             raise RefusedError(
-                "the patch has been put back: patch anew", expected="a patch that is in there"
+                "the patch was put back: patch again", expected="a patch that is applied"
             )
         self._weights.hold(self, with_scales(self._parts, scale))
         self._scale = scale
 
     @contextmanager
     def scaled(self, scale: Scale) -> Iterator[Self]:
-        """The same for the length of a block; raises as `set_scale` does."""
+        """Set the strength for the length of a `with` block.
+
+        Args:
+            scale: Strength of all increments; or of each concept by name, and 1 for the others.
+
+        Yields:
+            This patch.
+
+        Raises:
+            UsageError: A strength is not a number.
+            RefusedError: There is no such concept, or the patch was restored.
+        """
         before = self._scale
         self.set_scale(scale)
         try:
@@ -87,11 +109,13 @@ class LivePatch:
                 self.set_scale(before)
 
     def restore(self) -> None:
-        """Put the concepts back. After the last patch of a UNet, its weights are the original's
-        bits. A second time changes nothing.
+        """Take the increments out again. Calling it twice is harmless.
 
-        Raises RefusedError while a LoRA is fused into the weights, and UnsupportedError while
-        they are offloaded layer by layer.
+        After the last patch of a UNet, its weights are the original's, bit for bit.
+
+        Raises:
+            RefusedError: A LoRA is fused into the weights.
+            UnsupportedError: The weights are offloaded layer by layer.
         """
         if self._weights is not None:
             self._weights.drop(self)
@@ -117,19 +141,34 @@ def patched(
     scale: Scale = 1.0,
     progress: Progress = SILENT,
 ) -> LivePatch:
-    """Take the concepts of patches out of a loaded pipeline, at once; see this module.
+    """Patch a loaded pipeline in memory.
 
-    pipeline: a diffusers pipeline with a UNet, or a UNet (diffusers' or CompVis'), on any device,
-    in fp64, fp32, fp16, bf16 or fp8. LoRA layers around its own stay, on top. only: of the
-    patches, these concepts or slugs. scale: how much of each increment; or {concept: how much},
-    of the others all. Any model of the patches' family is taken, as fine-tunes are.
-    The originals are kept in main memory meanwhile: in fp16 37 MiB for SD 1.x, 650 MiB for XL.
-    What a user should know is in the result's `warnings`.
-    Raises UsageError; RefusedError for an unknown concept, for one that is out already, and while
-    a LoRA or projections are fused; MismatchError for a patch of another kind of model;
-    UnsupportedError for what has no such UNet, for keys or values that are not where they are
-    looked for, and for weights that are quantised or offloaded layer by layer or to the disk;
-    MalformedError and SystemFailure for files.
+    The weights are bit for bit those that `apply` writes with the same patches and scales. The
+    originals are kept in main memory meanwhile: 37 MiB for SD 1.x and 650 MiB for XL, in fp16. A
+    UNet has one set of weights: threads that need different ones must take turns.
+
+    Args:
+        pipeline: A diffusers pipeline with a UNet, or a UNet of diffusers or CompVis; on any
+            device, in fp64, fp32, fp16, bf16 or fp8. LoRA layers around its own weights stay.
+        patches: Patches: files, places on the hub, or binary streams. Any model of their family is
+            accepted, fine-tunes too.
+        only: Use only these concepts or slugs.
+        scale: Strength of all increments; or of each concept by name, and 1 for the others.
+        progress: Receives warnings.
+
+    Returns:
+        The patch, applied: a context manager that restores the weights at its end. What a user
+        should know is in its `warnings`.
+
+    Raises:
+        UsageError: There is no patch, or a strength is not a number.
+        RefusedError: No patch has one of the concepts, it is erased already, or a LoRA or
+            projections are fused.
+        MismatchError: A patch is for another kind of model.
+        UnsupportedError: There is no such UNet, its keys or values are not found, or they are
+            quantised, or offloaded layer by layer or to a disk.
+        MalformedError: A patch is damaged or hostile.
+        SystemFailure: A patch cannot be read.
     """
     progress = Collector(progress)
     weights = LiveWeights.of(_unet(pipeline))

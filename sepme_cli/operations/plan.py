@@ -34,13 +34,23 @@ class Dragged:
 
 @dataclass(frozen=True)
 class PlannedConcept:
-    """What is foreseen of a concept.
+    """What `erase` would do to one concept.
 
-    like: the word it will act like, None for nothing in its place. taken: dimensions of the
-    embedding space in which something must stay as it is. leakage: of the closed form's
-    increment. neighbours: the words that are protected for it beside those named. aliases: what
-    goes with it. nearly: words that are nearly the same, to take in or to leave. drags: the common
-    words that its increment changes most. collateral: what it does to held-out captions.
+    Attributes:
+        concept: Its name.
+        taken_for: Its kind, given or detected: "style", "object" or "any".
+        slug: Name for files and tensors.
+        rank: Rank of the increment.
+        like: The anchor: what would be generated instead; None for nothing.
+        separability: How far the concept can be moved to its anchor, 0 to 1.
+        leakage: Largest relative change of keys and values for prompts of other concepts, with the
+            closed form.
+        taken: Dimensions of the text embedding that hold something protected.
+        neighbours: Nearest words that would be protected.
+        aliases: Other names that would be erased with it.
+        nearly: Words that are nearly the same, neither erased nor protected.
+        drags: Common words that would change most.
+        collateral: Change of captions that name no concept, for this increment alone.
     """
 
     concept: str
@@ -69,13 +79,22 @@ class Crowding:
 
 @dataclass(frozen=True)
 class ErasePlan:
-    """What an erasure would do.
+    """Result of `plan_erasure`.
 
-    width: dimensions of the embedding space. crowded: the pairs of concepts that are most in each
-    other's way, the worst first. interference: all of them, as `sepme diff` has them.
-    collateral: of all increments together. strengths: what more and less protection would come to;
-    protection: the one that is chosen. refused: whether the run would want --force-collateral.
-    expected_seconds: what the run is likely to take.
+    Attributes:
+        method: Name of the method.
+        base: Family of the model, and number of weights that the patch may change.
+        recipe: Digest of the recipe, or None.
+        width: Dimensions of the text embedding.
+        concepts: One entry per concept.
+        crowded: Pairs of concepts with the largest interference, the largest first.
+        interference: For each concept, the share of its increment that acts on each other one.
+        collateral: Change of captions that name no concept, for all increments together.
+        protection: Weight of what is protected that was chosen.
+        strengths: Separability and collateral at more and less protection.
+        refused: Whether `erase` would refuse without `force_collateral`.
+        expected_seconds: Estimated duration of `erase`.
+        warnings: All warnings of the run.
     """
 
     method: str
@@ -100,9 +119,25 @@ def plan_erasure(
     progress: Progress = SILENT,
     **wishes: Unpack[Wishes],
 ) -> ErasePlan:
-    """Look at what `erase` would do with the same arguments, and write nothing.
+    """Show what `erase` would do with the same arguments, and write nothing.
 
-    wishes: see `Wishes`. Raises what `erase` raises before it writes.
+    Args:
+        model: Checkpoint: a file, a folder, or a place on the hub.
+        concepts: Names of the concepts, as prompts have them; empty with a recipe.
+        progress: Receives progress and warnings.
+        **wishes: More options; see `Wishes`.
+
+    Returns:
+        What would be done, and what it would change.
+
+    Raises:
+        UsageError: Options contradict each other.
+        RefusedError: The model is patched already, or a concept cannot be separated from what is
+            protected.
+        MismatchError: A known patch is for another model.
+        MalformedError: A file is damaged or hostile.
+        UnsupportedError: The model is of a kind that is not supported.
+        SystemFailure: A file cannot be read.
     """
     return plan(EraseRequest.of(model, concepts, **wishes), progress)
 

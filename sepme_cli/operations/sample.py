@@ -29,7 +29,15 @@ _BATCH = 8
 
 @dataclass(frozen=True)
 class SampleResult:
-    """output: the contact sheet. images: how many pictures are on it."""
+    """Result of `sample`.
+
+    Attributes:
+        output: The contact sheet.
+        prompts: The prompts, from top to bottom.
+        images: Number of images on it.
+        seconds: Duration.
+        warnings: All warnings of the run.
+    """
 
     output: str
     prompts: tuple[str, ...]
@@ -51,12 +59,32 @@ def sample(
     force: bool = False,
     progress: Progress = SILENT,
 ) -> SampleResult:
-    """Write a contact sheet (PNG): a row for each prompt, as many pictures in it as `drawing` says.
+    """Generate images, and write them as one contact sheet (PNG).
 
-    With patches, each prompt gets a second row from the patched weights, in memory, with the same
-    seeds. Pictures of one column share a seed: the first, one more, …
-    Raises what opening the checkpoint and the patches raises, MismatchError for a patch of another
-    model, RefusedError for one that is in the checkpoint, and SystemFailure for the output.
+    Each prompt has a row; with patches, a second one from the patched weights, in memory and with
+    the same seeds. Images of one column have the same seed.
+
+    Args:
+        model: Checkpoint: a file, a folder, or a place on the hub.
+        prompts: One or more prompts.
+        patches: Patches: files, places on the hub, or binary streams.
+        output: Image to write.
+        drawing: How images are generated.
+        scale: Strength of the patches; 1 is full.
+        only: Use only these concepts or slugs.
+        options: How to open the model, and what to compute on.
+        force: Overwrite an existing output.
+        progress: Receives progress and warnings.
+
+    Returns:
+        What was written.
+
+    Raises:
+        RefusedError: No patch has one of the concepts, or it is erased already.
+        MismatchError: A patch is for another kind of model.
+        MalformedError: A file is damaged or hostile.
+        UnsupportedError: The model is of a kind that is not supported.
+        SystemFailure: A file cannot be read or written.
     """
     started, progress = time.monotonic(), Collector(progress)
     output, prompts = as_path(output), several(prompts)

@@ -29,7 +29,12 @@ class Signed:
 
 @dataclass(frozen=True)
 class SignResult:
-    """What was signed, file by file."""
+    """Result of `sign`.
+
+    Attributes:
+        signatures: For each file, its signature's file, and the key's type and fingerprint.
+        seconds: Duration.
+    """
 
     signatures: tuple[Signed, ...]
     seconds: float
@@ -38,12 +43,22 @@ class SignResult:
 def sign(
     files: Files, key: FilePath, *, force: bool = False, progress: Progress = SILENT
 ) -> SignResult:
-    """Sign files, each into a file beside it: `monet.sepme` into `monet.sepme.sig`.
+    """Sign files with an SSH key, each into a file beside it: `monet.sepme` into `monet.sepme.sig`.
 
-    files: patches, checkpoints of one file, statements; each is read first, and held to what its
-    format demands. key: an OpenSSH private key, or a public one whose private half ssh-agent
-    holds. force: a signature may replace one that is there.
-    Raises UsageError; MalformedError, UnsupportedError and SystemFailure for files and keys.
+    Args:
+        files: Patches, checkpoints of one file, or statements. Each is read and checked first.
+        key: OpenSSH private key, or a public key whose private half is in ssh-agent.
+        force: Overwrite existing signatures.
+        progress: Receives progress and warnings.
+
+    Returns:
+        The signatures.
+
+    Raises:
+        UsageError: There is no file.
+        MalformedError: A file is damaged or hostile.
+        UnsupportedError: A file cannot be signed, or the key is of no use.
+        SystemFailure: A file cannot be read or written, or ssh-keygen fails.
     """
     started = time.monotonic()
     paths, key = tuple(dict.fromkeys(as_paths(files))), as_path(key)
@@ -71,8 +86,8 @@ def _check(file: Path, progress: Progress) -> None:
     """Whether it is something of ours, whole; raises what reading it does."""
     if file.is_dir():
         raise UnsupportedError(
-            f"{file} is a folder, and a signature is of one file: have sepme apply write a "
-            "--statement of it, and sign that",
+            f"{file} is a folder, and a signature is of one file: let sepme apply write a "
+            "--statement about it, and sign that",
             file=file,
             expected="a patch, a checkpoint of one file or a statement",
             found="a folder",
@@ -83,7 +98,7 @@ def _check(file: Path, progress: Progress) -> None:
     kind = kind_of(file)
     if kind == "undo":
         raise UnsupportedError(
-            f"{file} is an undo journal, which is of use only where it lies",
+            f"{file} is an undo journal, which is of no use elsewhere",
             file=file,
             expected="a patch, a checkpoint of one file or a statement",
             found="an undo journal",

@@ -29,7 +29,14 @@ from sepme_cli.verifying.statement import statement_checks
 
 @dataclass(frozen=True)
 class VerifyResult:
-    """ok: whether every check is. unchecked: what was not looked at, and what that would take."""
+    """Result of `verify`.
+
+    Attributes:
+        ok: Whether all checks passed.
+        checks: Each check: its name, whether it passed, and details.
+        unchecked: What was not checked, and what is needed to check it.
+        seconds: Duration.
+    """
 
     ok: bool
     checks: tuple[Check, ...]
@@ -48,18 +55,32 @@ def verify(
     signed_by: str | None = None,
     progress: Progress = SILENT,
 ) -> VerifyResult:
-    """Check patches, or a checkpoint and the patches in it.
+    """Check patches; or a checkpoint, and the patches in it.
 
-    files: patches; or a checkpoint, and patches. base: the file that the checkpoint was patched
-    from; the undo journal beside it serves as well. With either, and with the patches, every byte
-    of the checkpoint is held against what composing them gives. model: that the patches were made
-    from, on which what they record of themselves is computed again. recipe: that each of the
-    patches should have been made by. statement: of the checkpoint, that should be true of it.
-    allowed_signers: demands a signature of every file by one of those that this file names, by
-    `signed_by` if given; that of the statement is one of the checkpoint.
-    Raises MalformedError, UnsupportedError and SystemFailure for files that cannot be read at
-    all, and UsageError for two checkpoints, for a model or a recipe without patches, for a
-    statement without a checkpoint, and for `signed_by` without `allowed_signers`.
+    With the base or the undo journal, and with the patches, every byte of the checkpoint is
+    compared with what base and patches give.
+
+    Args:
+        files: Patches; or a checkpoint and patches.
+        base: The checkpoint's original, from before any patch; by default the undo journal beside
+            it.
+        model: Model that the patches were made from: compute their leakage again.
+        recipe: Recipe that each patch must have been made by.
+        statement: Statement about the checkpoint, that must be true.
+        allowed_signers: File with the keys that may sign (as for git and ssh-keygen): require a
+            signature of every file. The statement's counts for its checkpoint.
+        signed_by: Identity in `allowed_signers` that must have signed.
+        progress: Receives progress and warnings.
+
+    Returns:
+        Every check and whether it passed.
+
+    Raises:
+        UsageError: There are two checkpoints, or `model`, `recipe`, `statement` or `signed_by`
+            without what it is about.
+        MalformedError: A file is so damaged that it cannot be checked.
+        UnsupportedError: A file is of a kind that is not supported.
+        SystemFailure: A file cannot be read.
     """
     started = time.monotonic()
     named = as_places(files)
@@ -136,7 +157,11 @@ def _checkpoint(
     present = {entry.digest for entry in entries}
     for file in patches:
         missing = [p.concept for p in file.patch.increments if p.digest not in present]
-        detail = f"not in there: {', '.join(missing)}" if missing else "all of it is in there"
+        detail = (
+            f"not in the checkpoint: {', '.join(missing)}"
+            if missing
+            else "all of it is in the checkpoint"
+        )
         yield Check(f"{file.name}: applied", not missing, detail)
     sources = Sources.gather(patches, checkpoint)
     unknown = [entry.concept for entry in sources.missing(entries)]
@@ -177,7 +202,7 @@ def _unpatched(
 ) -> Iterator[Check]:
     for file in patches:
         yield Check(f"{file.name}: applied", False, "no patch is recorded in the checkpoint")
-    yield Check("record", True, "none: no patch is said to be in it")
+    yield Check("record", True, "none: no patch is recorded")
     if base is not None:
         with open_checkpoint(base, progress) as other:
             same = checkpoint.base().digest == other.base().digest
@@ -224,7 +249,7 @@ def _weights(rewrites: Sequence[Rewrite], progress: Progress) -> Check:
     total = sum(len(rewrite.replaced) for rewrite in rewrites)
     progress.stage("composing", total)
     different = [name for rewrite in rewrites for name in _different(rewrite, progress)]
-    told = f"{len(different)} of {total} are not what composing gives: "
+    told = f"{len(different)} of {total} differ from base and patches: "
     detail = told + ", ".join(different[:3]) if different else f"all {total}, to the last bit"
     return Check("weights", not different, detail)
 
@@ -245,7 +270,9 @@ def _rest(
     touched = {copy.name for target in targets for copy in target.copies}
     ours, theirs = tensors_by_name(checkpoint), tensors_by_name(base)
     if ours.keys() != theirs.keys():
-        unchecked.append("what no patch touches: the base has other tensors, or other names")
+        unchecked.append(
+            "tensors that no patch changes: the base has other tensors, or other names"
+        )
         return
     names = [name for name, stored in ours.items() if stored.name not in touched]
     progress.stage("comparing", len(names))

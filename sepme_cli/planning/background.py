@@ -34,7 +34,7 @@ def background_of(
     if cached and (found := _read(path, sample, words, base.width)) is not None:
         return found
     progress.stage(
-        "looking at ordinary captions (once per text encoder)" if cached else "ordinary captions",
+        "encoding ordinary captions (once per text encoder)" if cached else "ordinary captions",
         steps(sample, words),
     )
     background = Background.of(encoders, sample, words, progress.advance)
@@ -43,7 +43,7 @@ def background_of(
             path.parent.mkdir(parents=True, exist_ok=True)
             write_output(path, _bytes(background), force=True)
         except (OSError, SystemFailure) as error:
-            progress.say(f"the captions cannot be kept for the next time: {error}")
+            progress.say(f"the encoded captions cannot be kept for the next time: {error}")
     return background
 
 

@@ -162,24 +162,24 @@ def _warnings(
     for a, b in sorted(nearness.alike(list(of), list(of)), key=lambda pair: order[pair[0]]):
         if of[a] is not of[b] and order[a] < order[b]:
             yield (
-                f"{a!r} and {b!r} are nearly the same, and neither increment may touch the "
-                "other's prompts, so that little of either goes: make one of them an alias of "
-                "the other in a recipe, or leave one out"
+                f"{a!r} and {b!r} are nearly the same, and neither increment may change the "
+                "other's prompts, so that much of both will remain: make one an alias of the "
+                "other in a recipe, or leave one out"
             )
     for name, word in sorted(nearness.alike(list(of), protected.words)):
         yield (
-            f"{name!r} is to be erased and {word!r}, which is nearly the same, to be "
-            "protected: much of the concept will stay; protect only one that is clearly "
-            "something else"
+            f"{name!r} is to be erased, and {word!r}, which is nearly the same, is "
+            "protected: much of the concept will remain; protect only what is clearly "
+            "different"
         )
     for name, concept in sorted(nearness.alike(list(of), [part.concept for part in known])):
         yield (
             f"{name!r} is nearly {concept!r}, which a known patch erases, and may not "
-            "touch its prompts: apply that patch alone, or leave it out of --known"
+            "change its prompts: apply that patch alone, or leave it out of --known"
         )
     for item in recipe.concepts:
         if item.like is not None and nearness.alike(item.names, [item.like]):
             yield (
-                f"{item.name!r} should act like {item.like!r}, which is nearly the same: much of "
-                "the concept will stay; name something that is clearly something else"
+                f"{item.like!r}, the anchor of {item.name!r}, is nearly the same: much of the "
+                "concept will remain; name something clearly different"
             )

@@ -31,19 +31,24 @@ Aliases = Literal["none", "auto"]
 
 
 class Wishes(TypedDict, total=False):
-    """What a caller may say of an erasure beside the model and the concepts.
+    """Options of an erasure, beside the model and the concepts.
 
-    recipe: a file or what was read from it, in place of concepts, kind, to and protect; its digest
-    stands in the patch. kind: what the concepts are. to: the anchor, what they should act like.
-    protect: words that must not change, "style:noto" or "object:cat" where they are of another
-    kind than `kind`. known: patches made before, whose concepts are left alone. method: one of
-    `METHODS`; the closed form if left out, or SepME's optimisation where images or joint ask for
-    it. images: a folder of
-    images of the (one) concept, instead of ones that the model draws. joint: optimise the concepts
-    together. aliases: "auto" also erases the words that are nearly the same as a concept.
-    settings: hyper-parameters by name, which override the recipe's one by one; a `Settings` says
-    all of them. options: see `ModelOptions`; without a dtype there, the recipe's holds. cache:
-    keep what the text encoder makes of ordinary captions for the next time, and look for it.
+    Attributes:
+        recipe: Recipe, or its file, instead of concepts, `kind`, `to` and `protect`. The patch
+            records its digest.
+        kind: Kind of the concepts: "style", "object", or "any", which detects it.
+        to: Anchor: what to generate instead; the most general word of the kind if left out.
+        protect: Names that must not change; "style:noto" or "object:cat" gives a name's own kind.
+        known: Existing patches to combine with, whose concepts are left alone.
+        method: "closed-form" or "sepme". If left out, "sepme" with `images` or `joint`, else
+            "closed-form".
+        images: Folder with images of the one concept to optimise on, instead of generated ones.
+        joint: Optimise all concepts together.
+        aliases: "auto" also erases words that are nearly the same as a concept; "none" does not.
+        settings: Hyper-parameters by name, which override the recipe's one by one; or a `Settings`,
+            which sets all of them.
+        options: How to open the model, and what to compute on.
+        cache: Use the cache of embedded ordinary captions.
     """
 
     recipe: Recipe | FilePath | None
@@ -117,8 +122,8 @@ def _recipe(concepts: Sequence[str], policy: Recipe | None, wishes: Wishes) -> R
     protect = several(wishes.get("protect", ()))
     if policy is not None and (concepts or protect or to is not None or kind != "any"):
         raise UsageError(
-            "the recipe says what to take out and what to keep: leave --concept, --as, --to and "
-            "--protect to it"
+            "the recipe gives the concepts and what to protect: leave out --concept, --as, "
+            "--to and --protect"
         )
     if policy is None:
         items = tuple(Item.parse(word, kind, to) for word in concepts)
@@ -138,8 +143,8 @@ def _check(items: Sequence[Item]) -> None:
     for item in items:
         if item.like is not None and same_name(item.like) in names:
             raise UsageError(
-                f"{item.name!r} cannot act like {item.like!r}, which is to be erased",
-                expected="something that stays",
+                f"{item.like!r}, the anchor of {item.name!r}, is to be erased itself",
+                expected="an anchor that is not erased",
                 found=item.like,
             )
 
@@ -147,7 +152,7 @@ def _check(items: Sequence[Item]) -> None:
 def _method(name: str | None, recipe: Recipe, images: Path | None, *, joint: bool) -> Method:
     """The method asked for, else the recipe's, else what images and joint work need."""
     if images is not None and len(recipe.concepts) > 1:
-        raise UsageError("--images shows one concept; erase several in several runs, with --known")
+        raise UsageError("--images is for one concept; erase several in several runs, with --known")
     optimises = joint or images is not None
     name = name or recipe.method or (LEARNING if optimises else PLAIN)
     if name not in METHODS:

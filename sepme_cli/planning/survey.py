@@ -60,11 +60,11 @@ class Survey:
             return None
         words = ", ".join(word for word, _ in collateral.worst[:3])
         return RefusedError(
-            f"this would change much that nobody named ({words} among others), and with more "
-            "protection too little of the concept would go. Erase fewer concepts at once, make the "
-            "name more specific, raise `collateral` in a recipe's settings, or take it as it is "
-            "with --force-collateral",
-            expected=f"one held-out caption in twenty moves by more than {bound:.0%} at most",
+            f"this would change other prompts too much ({words} among others), and more "
+            "protection would leave too much of the concept. Erase fewer concepts at once, "
+            "make the name more specific, raise `collateral` in a recipe's settings, or "
+            "accept it with --force-collateral",
+            expected=f"95% of held-out captions change by at most {bound:.0%}",
             found=f"{collateral.p95:.0%}, with protection at {strength.protection:g} and "
             f"separability at {strength.separability:.2f}",
         )
@@ -101,12 +101,14 @@ def surveyed(
         around = replace(around, warnings=(*said, *around.warnings))
         for item, asked in zip(around.concepts, request.recipe.concepts, strict=True):
             if item.kind != asked.kind:
-                progress.say(f"{item.name} is taken for {_A_KIND[item.kind]} (--as says otherwise)")
+                progress.say(f"{item.name} is detected as {_A_KIND[item.kind]} (--as overrides)")
             if more := item.aliases[len(asked.aliases) :]:
                 progress.say(f"erased with {item.name}: {', '.join(more)}")
             elif near := around.aliases[item.name]:
                 others = ", ".join(word.word for word in near)
-                progress.say(f"nearly the same as {item.name}: {others} (--aliases auto: them too)")
+                progress.say(
+                    f"nearly the same as {item.name}: {others} (--aliases auto erases them too)"
+                )
         for concept, words in around.neighbours.items():
             progress.say(f"protecting the neighbours of {concept}: {', '.join(words) or 'none'}")
         # Before the study, which may refuse for the very reason that these give.
@@ -128,10 +130,11 @@ def _check_reads(network: StableDiffusion) -> None:
     one, other = network.text.ends(["a cat", "a painting"])
     if one.equal(other):
         raise UnsupportedError(
-            f"the text encoder of {network.checkpoint.path} makes the same of every prompt, so "
-            "that no concept can be told from another; name one that works with --text-encoder",
+            f"the text encoder of {network.checkpoint.path} gives the same embedding for "
+            "every prompt, so that concepts cannot be separated; name one that works with "
+            "--text-encoder",
             file=network.checkpoint.path,
-            expected="different states of different prompts",
+            expected="different embeddings for different prompts",
             found="equal ones",
         )
 

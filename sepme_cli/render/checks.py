@@ -1,4 +1,4 @@
-"""What `sepme verify` and `sepme sign` say."""
+"""Results of `sepme verify` and `sepme sign`."""
 
 from typing import TYPE_CHECKING
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 
 def verify(result: "VerifyResult") -> RenderableType:
-    """The checks one below the other, and what was not looked at."""
-    table = new_table("", "check", "found")
+    """The checks one below the other, and what was not checked."""
+    table = new_table("", "check", "detail")
     for check in result.checks:
         add_row(table, "ok" if check.ok else "NO", check.name, check.detail)
     parts: list[RenderableType] = [table]

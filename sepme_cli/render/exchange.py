@@ -24,39 +24,39 @@ _KINDS = {
 
 
 def export(result: "ExportResult") -> RenderableType:
-    """Where the LoRA is, and how near to the patch."""
+    """Where the LoRA is, and its error."""
     match = result.base_match
-    error = f"{cell_text(result.relative_error)} of the patch's increments, relative; "
+    error = f"{cell_text(result.relative_error)} relative, "
     return fields(
         ("output", f"{result.output}, {size(result.bytes)}"),
         ("kind", f"LoRA for {result.family}, {_READERS[result.format]}"),
-        ("takes out", ", ".join(result.concepts)),
+        ("erases", ", ".join(result.concepts)),
         ("modules", f"{counted(result.modules, 'module')} of rank {result.rank}, {result.dtype}"),
-        ("computed on", None if match is None else BASE_MATCHES[match]),
-        ("off by", f"{error}at most {cell_text(result.max_abs_error)} a weight"),
+        ("computed with", None if match is None else BASE_MATCHES[match]),
+        ("error", f"{error}at most {cell_text(result.max_abs_error)} per weight"),
         ("time", duration(result.seconds)),
     )
 
 
 def imported(result: "ImportResult", *, whole: bool) -> RenderableType:
-    """Where the patch is, how near it comes, and what is left out; whole: every weight."""
+    """Where the patch is, its error, and what is left out; whole: every weight."""
     parts: list[RenderableType] = [
         fields(
             ("patch", f"{result.patch}, {size(result.bytes)}"),
             ("concept", result.concept),
             ("for", f"{result.family}, {counted(result.targets, 'weight')} changed"),
             ("kind", f"{_KINDS[result.kind]}, rank {result.rank}"),
-            ("off by", f"{cell_text(result.relative_error)} of the change, relative"),
+            ("error", f"{cell_text(result.relative_error)} relative"),
             ("time", duration(result.seconds)),
         )
     ]
     shown = result.residuals if whole else result.residuals[:LISTED]
-    table = new_table("weight", "left of its change")
+    table = new_table("weight", "relative error")
     for one in shown:
         add_row(table, one.name, one.residual)
     parts += ["", table]
     if more := len(result.residuals) - len(shown):
-        parts.append(f"  and {more} more, which are nearer: -v lists them all")
+        parts.append(f"  and {more} more with smaller errors: -v lists them all")
     if result.left_out:
         table = new_table("left out", "count", "share")
         for part in result.left_out:

@@ -10,31 +10,36 @@ from sepme_cli.render.wording import duration, printable
 if TYPE_CHECKING:
     from sepme_cli.operations.plan import ErasePlan
 
+_STRENGTHS_LEGEND = (
+    "collateral: relative change of keys and values for captions that name no concept, median and "
+    "95th percentile"
+)
+
 
 def erasure(result: "ErasePlan") -> RenderableType:
-    """The concepts, one a row, then what else is beside them and in each other's way."""
+    """The concepts, one per row, the words near them, conflicts, and strengths of protection."""
     parts: list[RenderableType] = [_concepts(result)]
     if result.crowded:
-        table = new_table("in each other's way", "", "interference")
+        table = new_table("conflict", "with", "interference")
         for pair in result.crowded:
             add_row(table, *pair.concepts, pair.interference)
         parts += ["", table]
-    parts += ["", *_beside(result), "", _strengths(result)]
+    parts += ["", *_near(result), "", _strengths(result), _STRENGTHS_LEGEND]
     if result.refused:
         parts += ["", "erase would refuse this without --force-collateral"]
-    said = fields(
-        ("output", "nothing is written: this is a check"),
+    rest = fields(
+        ("output", "none: --check writes nothing"),
         ("for", f"{result.base.family}, {counted(result.base.targets, 'weight')}"),
         ("method", result.method),
         ("recipe", result.recipe),
         ("time", f"about {duration(result.expected_seconds)}"),
     )
-    return Group(*parts, "", said)
+    return Group(*parts, "", rest)
 
 
 def _concepts(result: "ErasePlan") -> RenderableType:
     table = new_table(
-        "concept", "taken for", "acts like", "separability", "leakage", "rank", "dimensions taken"
+        "concept", "kind", "anchor", "separability", "leakage", "rank", "dimensions used"
     )
     for concept in result.concepts:
         share = round(100 * concept.taken / result.width)
@@ -52,8 +57,8 @@ def _concepts(result: "ErasePlan") -> RenderableType:
     return table
 
 
-def _beside(result: "ErasePlan") -> list[RenderableType]:
-    """What lies beside each concept: what stays, what goes with it, what changes most."""
+def _near(result: "ErasePlan") -> list[RenderableType]:
+    """The words near each concept: protected, erased with it, and changed most."""
     lines = []
     for concept in result.concepts:
         if concept.neighbours:
@@ -73,17 +78,16 @@ def _beside(result: "ErasePlan") -> list[RenderableType]:
 
 
 def _strengths(result: "ErasePlan") -> RenderableType:
-    """What more and less protection would come to, all concepts together."""
-    heads = ("protection", "separability", "captions that name no concept move by", "19 in 20 by")
-    table = new_table(*heads)
+    """What more and less protection would give, for all concepts together."""
+    table = new_table("protection", "separability", "collateral (median)", "collateral (95%)")
     for strength in result.strengths:
         chosen = " (chosen)" if strength.protection == result.protection else ""
-        beside = strength.collateral
+        collateral = strength.collateral
         add_row(
             table,
             f"{strength.protection:g}{chosen}",
             strength.separability,
-            None if beside is None else f"{beside.median:.0%}",
-            None if beside is None else f"{beside.p95:.0%}",
+            None if collateral is None else f"{collateral.median:.0%}",
+            None if collateral is None else f"{collateral.p95:.0%}",
         )
     return table

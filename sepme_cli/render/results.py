@@ -25,10 +25,14 @@ if TYPE_CHECKING:
     from sepme_cli.operations.sample import SampleResult
 
 BASE_MATCHES = {
-    "exact": "the very weights that the patch was made from",
-    "same-values": "the weights that the patch was made from, as far as fp16 shows",
-    "family": "another model of the family",
+    "exact": "the weights that the patch was made from",
+    "same-values": "the weights that the patch was made from, equal in fp16",
+    "family": "another model of the same family",
 }
+_EVALUATE_LEGEND = (
+    "before, after, restored: share of images in which the judge recognises the concept; "
+    "pixels: mean difference, of 255"
+)
 _ROLES = {True: "erased", False: "NOT erased", None: "not judged"}
 #: A list longer than this is cut, unless the user asked for the whole.
 LISTED = 12
@@ -37,7 +41,7 @@ LISTED = 12
 def erase(result: "EraseResult") -> RenderableType:
     """The increments, one a row, and where the patch is."""
     table = new_table(
-        "concept", "taken for", "acts like", "separability", "leakage",
+        "concept", "kind", "anchor", "separability", "leakage",
         "rank", "steps", "stopped", "correlation", "time",
     )  # fmt: skip
     for increment in result.increments:
@@ -57,14 +61,14 @@ def erase(result: "EraseResult") -> RenderableType:
             else f"{cell_text(correlation.start)} to {cell_text(correlation.end)}",
             duration(increment.seconds),
         )
-    beside = result.collateral
+    collateral = result.collateral
     written = fields(
         (
             "collateral",
             None
-            if beside is None
-            else f"captions that name no concept move by {beside.median:.0%}, 19 in 20 of them by "
-            f"at most {beside.p95:.0%}",
+            if collateral is None
+            else f"captions of other things change by {collateral.median:.0%} (median), "
+            f"{collateral.p95:.0%} (95th percentile)",
         ),
         ("patch", f"{result.patch}, {size(result.bytes)}"),
         ("for", f"{result.base.family}, {counted(result.base.targets, 'weight')}"),
@@ -79,10 +83,10 @@ def apply(result: "ApplyResult") -> RenderableType:
     """What was done, or would be."""
     others = [concept for concept in result.applied if concept not in result.concepts]
     return fields(
-        ("output", "nothing is written: this is a check" if result.checked else result.output),
+        ("output", "none: --check writes nothing" if result.checked else result.output),
         ("model", result.model),
-        ("would take out" if result.checked else "taken out", ", ".join(result.concepts)),
-        ("out before", ", ".join(others) or None),
+        ("would erase" if result.checked else "erased", ", ".join(result.concepts)),
+        ("erased before", ", ".join(others) or None),
         ("changed", counted(result.tensors_changed, "tensor")),
         ("base", BASE_MATCHES[result.base_match]),
         ("revert", "exact, given the base" if result.exact else "not exact"),
@@ -92,14 +96,14 @@ def apply(result: "ApplyResult") -> RenderableType:
 
 
 def revert(result: "RevertResult") -> RenderableType:
-    """What is back, what is still out, and how exactly."""
+    """What is restored, what is still erased, and how exactly."""
     bound = result.max_abs_error
-    error = "by an unknown amount" if bound is None else f"by at most {cell_text(bound)} a weight"
+    error = "by an unknown amount" if bound is None else f"by at most {cell_text(bound)} per weight"
     return fields(
         ("output", result.output),
         ("model", result.model),
-        ("put back", ", ".join(result.restored)),
-        ("still out", ", ".join(result.remaining) or "nothing"),
+        ("restored", ", ".join(result.restored)),
+        ("still erased", ", ".join(result.remaining) or "nothing"),
         ("exact", "yes" if result.exact else f"no, off {error}"),
         ("time", duration(result.seconds)),
     )
@@ -111,7 +115,7 @@ def diff(result: "DiffResult", *, whole: bool) -> RenderableType:
     if result.increments:
         parts += ["", _increment_differences(result)]
     if result.interference:
-        parts += ["", "interference: how much of a row's increment acts on a column's concept"]
+        parts += ["", "interference: share of a row's increment that acts on a column's concept"]
         parts.append(_matrix(result.interference))
     if result.tensors:
         parts += ["", *_tensor_differences(result, whole)]
@@ -140,17 +144,19 @@ def inspect(result: "InspectResult", *, whole: bool) -> RenderableType:
 
 
 def sample(result: "SampleResult") -> RenderableType:
-    """Where the pictures are."""
+    """Where the images are."""
     return fields(
         ("output", result.output),
-        ("pictures", cell_text(result.images)),
+        ("images", cell_text(result.images)),
         ("time", duration(result.seconds)),
     )
 
 
 def evaluate(result: "EvaluateResult") -> RenderableType:
     """The concepts, one a row, the figures of all of them, and where the report is."""
-    table = new_table("concept", "", "before", "after", "95%", "n", "pixels", "put back")
+    table = new_table(
+        "concept", "role", "before", "after", "95% interval", "images", "pixels", "restored"
+    )
     for name, concept in result.concepts.items():
         add_row(
             table,
@@ -164,17 +170,27 @@ def evaluate(result: "EvaluateResult") -> RenderableType:
             percent(concept.restored.after) if concept.restored else None,
         )
     figures = fields(
-        ("UA", percent(result.ua) + "  of what was asked for and erased is gone"),
-        ("IRA", percent(result.ira) + "  of what stays is recognised, of the same kind"),
-        ("CRA", percent(result.cra) + "  of the other kind"),
-        ("H", percent(result.harmonic_mean) + "  harmonic mean of the three"),
-        ("beside", percent(result.drawn_with_erased.after) + "  of what it was drawn with"),
+        (
+            "UA",
+            percent(result.ua) + "  unlearning accuracy: erased concepts that are not recognised",
+        ),
+        (
+            "IRA",
+            percent(result.ira)
+            + "  in-domain retention: others of the same kind that are recognised",
+        ),
+        ("CRA", percent(result.cra) + "  cross-domain retention: others of the other kind"),
+        ("H", percent(result.harmonic_mean) + "  harmonic mean of UA, IRA and CRA"),
+        (
+            "beside",
+            percent(result.drawn_with_erased.after) + "  others in prompts with an erased concept",
+        ),
         ("FID, KID", None if result.reference is None else str(result.reference)),
         ("restored", "identical to the original" if result.restored_identical else "NOT identical"),
         ("report", result.page),
         ("time", duration(result.seconds)),
     )
-    return Group(table, "", figures)
+    return Group(table, "", _EVALUATE_LEGEND, "", figures)
 
 
 def example(result: "ExampleResult") -> RenderableType:
@@ -193,19 +209,19 @@ def recipe_init(result: "InitResult") -> RenderableType:
 
 
 def recipe_check(result: "RecipeInfo") -> RenderableType:
-    """What the recipe says, a concept a row."""
-    table = new_table("concept", "kind", "aliases", "prompts", "like")
+    """The content of the recipe, one concept per row."""
+    table = new_table("concept", "kind", "aliases", "prompts", "anchor")
     for item in result.concepts:
         aliases = ", ".join(item.aliases) or None
         add_row(table, item.name, item.kind, aliases, len(item.prompts), item.like)
-    said = fields(
+    rest = fields(
         ("recipe", result.file),
         ("protect", ", ".join(result.protect) or None),
         ("method", result.method),
         ("settings", ", ".join(f"{k} {v}" for k, v in result.settings.items()) or None),
         ("digest", result.digest),
     )
-    return Group(table, "", said)
+    return Group(table, "", rest)
 
 
 def _verdict(result: "DiffResult") -> str:
@@ -251,21 +267,24 @@ def _checkpoint(result: "CheckpointInfo", whole: bool) -> RenderableType:
     # What the entry of our own says stands below, under its concepts.
     others = {key: value for key, value in result.metadata.items() if key != "sepme"}
     metadata = (("", f"{key}: {value}") for key, value in others.items())
-    twins = ", each with an EMA twin" if result.ema else ""
+    twins = ", each with an EMA copy" if result.ema else ""
     parts: list[RenderableType] = [
         fields(
             ("file", f"{result.file}, {size(result.bytes)}"),
             ("kind", f"checkpoint, {result.title}, {result.layout}"),
             ("dtype", result.dtype),
             ("targets", f"{result.targets} of {result.tensors} tensors{twins}"),
-            ("text", f"{result.width} wide, {', '.join(result.text_encoders) or 'no encoder'}"),
+            (
+                "text",
+                f"width {result.width}, {', '.join(result.text_encoders) or 'no text encoder'}",
+            ),
             ("base", result.base),
             ("undo", result.undo),
             *((("metadata", ""), *metadata) if whole and others else ()),
         )
     ]
     if result.applied:
-        table = new_table("taken out", "scale", "digest")
+        table = new_table("erased", "scale", "digest")
         for entry in result.applied:
             add_row(table, entry.concept, entry.scale, entry.digest[:12])
         parts += ["", table]
@@ -306,7 +325,7 @@ def _patch(result: "PatchInfo", whole: bool) -> RenderableType:
 
 
 def _below_each_other(prompts: Sequence[str]) -> str | None:
-    return "\n".join(prompt or "the blank prompt" for prompt in prompts) or None
+    return "\n".join(prompt or "the empty prompt" for prompt in prompts) or None
 
 
 def _range(interval: tuple[float, float] | None) -> str | None:

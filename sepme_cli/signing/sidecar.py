@@ -107,4 +107,4 @@ class _Reader:
 
 
 def _malformed(expected: str) -> MalformedError:
-    return MalformedError("this is no SSH signature", expected=expected, found="something else")
+    return MalformedError("this is not an SSH signature", expected=expected, found="something else")

@@ -97,7 +97,7 @@ def kept_on(
                 if check.ok:
                     raise
                 unchecked.append(f"{file.name}: leakage: {error.message}")
-    unchecked.append("separability: a patch does not say what its concepts should act like")
+    unchecked.append("separability: a patch does not record the anchors of its concepts")
 
 
 def _model(found: Fit, file: PatchFile, base: Base) -> tuple[bool, Check]:
@@ -114,7 +114,7 @@ def _model(found: Fit, file: PatchFile, base: Base) -> tuple[bool, Check]:
     if all(part.kind == "operator" for part in file.patch.increments):
         told = "another model with the same text encoder, which operators fit"
         return False, Check(name, True, told)
-    return False, Check(name, False, "; ".join(found.warnings) or "the patch says of no weights")
+    return False, Check(name, False, "; ".join(found.warnings) or "the patch records no weights")
 
 
 def _leakage(

@@ -43,7 +43,7 @@ def signatures_of(
     """
     if trust.allowed is None:
         unchecked += [
-            f"{file}: its signature: that takes --allowed-signers"
+            f"{file}: its signature: needs --allowed-signers"
             for file in files
             if file.is_file() and sidecar(file).exists()
         ]

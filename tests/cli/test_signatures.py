@@ -70,17 +70,17 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "nobody is allowed": (lambda: Path("signers").write_text(""), "by nobody known"),
     "signers that are none": (lambda: Path("signers").write_text("garbage\n"), "by nobody known"),
     "signers that are a signature": (lambda: shutil.copy(SIGNATURE, "signers"), "by nobody known"),
-    "an empty signature": (lambda: sig(lambda _: b""), "no SSH signature"),
-    "text": (lambda: sig(lambda _: b"signed, Alice\n"), "no SSH signature"),
-    "cut short": (lambda: sig(lambda data: data[:-1]), "no SSH signature"),
-    "cut in the middle": (lambda: sig(lambda data: data[:120]), "no SSH signature"),
-    "with something after it": (lambda: sig(lambda data: data + b"\n"), "no SSH signature"),
-    "with something before it": (lambda: sig(lambda data: b"\n" + data), "no SSH signature"),
-    "twice": (lambda: sig(lambda data: data * 2), "no SSH signature"),
-    "with DOS line ends": (lambda: sig(lambda data: data.replace(b"\n", b"\r\n")), "no SSH"),
-    "huge": (lambda: sig(lambda data: data * 1000), "no SSH signature"),
-    "a private key": (lambda: shutil.copy("alice", SIGNATURE), "no SSH signature"),
-    "the patch": (lambda: shutil.copy("monet.sepme", SIGNATURE), "no SSH signature"),
+    "an empty signature": (lambda: sig(lambda _: b""), "not an SSH signature"),
+    "text": (lambda: sig(lambda _: b"signed, Alice\n"), "not an SSH signature"),
+    "cut short": (lambda: sig(lambda data: data[:-1]), "not an SSH signature"),
+    "cut in the middle": (lambda: sig(lambda data: data[:120]), "not an SSH signature"),
+    "with something after it": (lambda: sig(lambda data: data + b"\n"), "not an SSH signature"),
+    "with something before it": (lambda: sig(lambda data: b"\n" + data), "not an SSH signature"),
+    "twice": (lambda: sig(lambda data: data * 2), "not an SSH signature"),
+    "with DOS line ends": (lambda: sig(lambda data: data.replace(b"\n", b"\r\n")), "not an SSH"),
+    "huge": (lambda: sig(lambda data: data * 1000), "not an SSH signature"),
+    "a private key": (lambda: shutil.copy("alice", SIGNATURE), "not an SSH signature"),
+    "the patch": (lambda: shutil.copy("monet.sepme", SIGNATURE), "not an SSH signature"),
     "a link to nowhere": (
         lambda: (SIGNATURE.unlink(), SIGNATURE.symlink_to("nowhere")),
         "not signed",
@@ -154,7 +154,7 @@ def test_without_ssh_keygen(here: Path, sepme: Run, monkeypatch: pytest.MonkeyPa
 
 def test_what_was_not_looked_at_is_no_ok(here: Path, sepme: Run) -> None:
     told = sepme("verify", "monet.sepme", "--json").json
-    assert told["unchecked"] == ["monet.sepme: its signature: that takes --allowed-signers"]
+    assert told["unchecked"] == ["monet.sepme: its signature: needs --allowed-signers"]
     assert not any("signature" in check["name"] for check in told["checks"])
     SIGNATURE.unlink()
     assert sepme("verify", "monet.sepme", "--json").json["unchecked"] == []

@@ -136,7 +136,7 @@ def test_inspect_reads_a_patch_from_a_pipe(here: Path, sepme: Run) -> None:
 
 def test_inspect_lists_what_a_patch_keeps_once_and_only_when_asked(here: Path, sepme: Run) -> None:
     brief, whole = (sepme("inspect", "both.sepme", *more).out for more in ([], ["-v"]))
-    assert (brief.count(b"the blank prompt"), whole.count(b"the blank prompt")) == (0, 1)
+    assert (brief.count(b"the empty prompt"), whole.count(b"the empty prompt")) == (0, 1)
     assert b"separable from" in whole and b"protected" not in whole
 
 

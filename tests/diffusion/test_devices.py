@@ -28,7 +28,7 @@ def chosen(
     here: tuple[Unit, ...], work: Work, pictures: int = 1, **said: Any
 ) -> tuple[str, str, bool]:
     found: Computing = choose(here, work, ModelOptions(**said), unet=UNET, pictures=pictures)
-    assert (", sparing its memory" in found.why) == found.frugal
+    assert (", with little memory" in found.why) == found.frugal
     return (str(found.device), found.dtype, found.frugal)
 
 

@@ -136,7 +136,7 @@ def test_without_a_word_the_judge_says_what_a_concept_is_and_what_to_look_at() -
     assert warnings == ()
     subjects, warnings = choose_subjects([("Monet", "any")], [("dog", "any")], [], Reader())
     assert [(s.name, s.kind) for s in subjects] == [("Monet", "style"), ("dog", "object")]
-    assert ["taken for a style" in w for w in warnings] == [True, False]
+    assert ["treated as a style" in w for w in warnings] == [True, False]
 
 
 def test_a_picture_that_two_concepts_ask_for_counts_once() -> None:

@@ -117,7 +117,7 @@ def test_what_is_no_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.chdir(tmp_path)
     code = "def one(): return 1\ndef bad(): raise OSError('no weights')\n"
     Path("judge_here.py").write_text(code)
-    with pytest.raises(UsageError, match="does not give a judge"):
+    with pytest.raises(UsageError, match="does not return a judge"):
         load_judge("judge_here:one", [])
     with pytest.raises(UsageError, match="no weights"):
         load_judge("judge_here:bad", [])

@@ -149,7 +149,7 @@ def test_what_is_not_there_is_not_on_the_page(report: Report) -> None:
     )
     bare = replace(report, result=result, looked=[first])
     text = Strict(page(bare)).text
-    assert verdict(result.concepts) == "whether ink is erased cannot be told"
+    assert verdict(result.concepts) == "it is unclear whether ink is erased"
     for word in ("What was to stay", "put back", "FID", "sepme evaluate model", "neighbours"):
         assert word not in text
 

@@ -267,11 +267,11 @@ def test_samples_say_what_applying_would(small_model: Path, tmp_path: Path) -> N
         return apply(model, patch, check=True).warnings
 
     for act in (sampled, applied):
-        with pytest.raises(RefusedError, match="has ink taken out already"):
+        with pytest.raises(RefusedError, match="ink already erased in"):
             act(clean, ink)
         assert act(small_model, ink) == ()
         assert "rounds twice" in act(clean, cat)[0]
-    assert any("ink is in there already, by another" in w for w in sampled(clean, other))
+    assert any("ink is already erased by another" in w for w in sampled(clean, other))
     assert sampled(small_model, other) == applied(small_model, other) != ()
 
 

@@ -333,7 +333,7 @@ def test_what_cannot_be_exported(tmp_path: Path) -> None:
     refused(
         tmp_path,
         RefusedError,
-        "takes out 'Klimt'",
+        "erases 'Klimt'",
         lambda: export(patch, "kohya", lora, only="Monet", scale={"Klimt": 2.0}),
     )
     refused(tmp_path, UsageError, "dtype", lambda: export(patch, "kohya", lora, dtype="fp8"))

@@ -450,7 +450,7 @@ def held(unet: UNet2DConditionModel, patches: list[Path]) -> Iterator[LivePatch]
 
 @pytest.mark.usefixtures("held")
 def test_a_concept_that_is_out_already(unet: UNet2DConditionModel, patches: list[Path]) -> None:
-    with pytest.raises(RefusedError, match="Monet taken out already"):
+    with pytest.raises(RefusedError, match="Monet already erased"):
         patched(unet, patches)
 
 

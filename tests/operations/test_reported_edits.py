@@ -94,7 +94,7 @@ def test_a_difference_beside_a_pair_is_not_guessed_at(model: Path, tmp_path: Pat
     module = min(lora).rsplit(".", 2)[0]
     lora[f"{module}.diff"] = ("F32", np.ones((16, 96), "<f4"))
     path = write(tmp_path / "d.safetensors", lora | more(["lora_unet_conv_in"]))
-    with pytest.raises(MalformedError, match="said twice"):
+    with pytest.raises(MalformedError, match="given twice"):
         import_lora(path, model, tmp_path / "d.sepme", concept="X")
     assert not (tmp_path / "d.sepme").exists()
 

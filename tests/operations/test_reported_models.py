@@ -83,14 +83,14 @@ STRANGE: dict[str, tuple[Callable[[], Tensors], type[SepmeError], str]] = {
     "wider than the UNet reads": (lambda: text_encoder(128), MismatchError, "another width"),
     "Japanese": (lambda: text_encoder(tokens=32000), UnsupportedError, "another vocabulary"),
     "one token": (lambda: text_encoder(tokens=1), UnsupportedError, "another vocabulary"),
-    "two positions": (lambda: text_encoder(positions=2), UnsupportedError, "none that sepme"),
-    "no position": (lambda: text_encoder(positions=0), UnsupportedError, "none that sepme"),
-    "narrower than a head": (lambda: text_encoder(32), UnsupportedError, "none that sepme"),
-    "between two heads": (lambda: text_encoder(193), UnsupportedError, "none that sepme"),
+    "two positions": (lambda: text_encoder(positions=2), UnsupportedError, "not one that sepme"),
+    "no position": (lambda: text_encoder(positions=0), UnsupportedError, "not one that sepme"),
+    "narrower than a head": (lambda: text_encoder(32), UnsupportedError, "not one that sepme"),
+    "between two heads": (lambda: text_encoder(193), UnsupportedError, "not one that sepme"),
     "a flat table": (
         lambda: text_encoder(embeddings__token_embedding__weight=torch.ones(9)),
         UnsupportedError,
-        "none that sepme",
+        "not one that sepme",
     ),
     "integers": (
         lambda: text_encoder(**{Q: torch.ones(WIDTH, WIDTH, dtype=torch.int8)}),
@@ -105,7 +105,7 @@ STRANGE: dict[str, tuple[Callable[[], Tensors], type[SepmeError], str]] = {
     "a layer far away": (
         lambda: text_encoder(encoder__layers__9999__mlp__fc1__bias=torch.ones(2)),
         UnsupportedError,
-        "none that sepme",
+        "not one that sepme",
     ),
     "a part alone": (
         lambda: {"embeddings.token_embedding.weight": torch.ones(END + 1, WIDTH)},
@@ -330,7 +330,7 @@ def test_weights_that_are_all_zero(base: Tensors, tmp_path: Path) -> None:
         assert caught.value.expected and caught.value.found
     assert not (tmp_path / "p.sepme").exists()
     silent = {n: torch.zeros_like(v) if n.startswith(TEXT) else v for n, v in base.items()}
-    with pytest.raises(UnsupportedError, match="the same of every prompt"):
+    with pytest.raises(UnsupportedError, match="the same embedding for every prompt"):
         erase(save(model, silent), ["Monet"], output=tmp_path / "p.sepme", cache=False)
     assert drawn(model, tmp_path / "s.png")
 

@@ -84,7 +84,7 @@ def test_bits_that_base64_passes_over_must_be_none() -> None:
     at = good.index(b"==\n") - 1
     for bit in range(4):  # of the last digit before two signs of padding
         digit = ALPHABET[ALPHABET.index(good[at]) ^ 1 << bit]
-        with pytest.raises(MalformedError, match="no SSH signature"):
+        with pytest.raises(MalformedError, match="not an SSH signature"):
             parse_signature(good[:at] + bytes([digit]) + good[at + 1 :])
 
 

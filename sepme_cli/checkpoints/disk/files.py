@@ -194,9 +194,7 @@ def check_writable(path: Path, size: int, *, force: bool) -> None:
         if path.is_dir():
             raise SystemFailure(f"{path}: this is a folder; name a file", file=path)
         if not force and path.exists():
-            raise SystemFailure(
-                f"{path}: there is such a file already; --force overwrites it", file=path
-            )
+            raise SystemFailure(f"{path} exists already; --force overwrites it", file=path)
         if not os.access(path.parent, os.F_OK):
             raise FileNotFoundError(errno.ENOENT, "the folder does not exist", path.parent)
         if not os.access(path.parent, os.W_OK):

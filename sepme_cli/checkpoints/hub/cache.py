@@ -120,9 +120,7 @@ def publish(target: HubPlace, data: bytes, message: str, *, force: bool) -> str:
 
 def _check_new(api: "HfApi", target: HubPlace, *, force: bool) -> None:
     if not force and api.file_exists(target.repo, target.file, revision=target.revision):
-        raise SystemFailure(
-            f"{target}: there is such a file already; --force overwrites it", file=target
-        )
+        raise SystemFailure(f"{target} exists already; --force overwrites it", file=target)
 
 
 def _fetched(place: HubPlace, commit: str, names: Sequence[str], progress: Progress) -> Path:
@@ -201,7 +199,7 @@ def _only_file(place: HubPlace, names: Sequence[str]) -> str:
     if len(files) == 1:
         return files[0]
     raise UnsupportedError(
-        f"{place} is no model's folder; name one of its files, as in {place}/FILE",
+        f"{place} is not a model's folder; name one of its files, as in {place}/FILE",
         file=place,
         expected="a folder named unet, or one .safetensors file",
         found=", ".join(sorted(files)[:5]) or "neither",

@@ -86,10 +86,10 @@ def _impatient(request: "Request") -> None:
 
 def _not_there(place: HubPlace, found: str) -> SystemFailure:
     return SystemFailure(
-        f"{place}: not found on the hub, nor is there such a file here ({found}); a private "
+        f"{place}: not found on the hub, and no such file here ({found}); a private "
         "repository needs `hf auth login`",
         file=place,
-        expected="a repository, revision and file that are there",
+        expected="a repository, revision and file that exist",
         found=found,
     )
 

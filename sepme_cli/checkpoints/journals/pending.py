@@ -198,7 +198,7 @@ class Pending:
         return found
 
     def malformed(self) -> MalformedError:
-        return MalformedError(f"{self.path} is no journal of an in-place write", file=self.path)
+        return MalformedError(f"{self.path} is not a journal of an in-place write", file=self.path)
 
     def _file(self, number: int, path: Path) -> PendingFile:
         starts: dict[Side, int] = {}

@@ -103,7 +103,7 @@ class LoraModule:
             )
         if "difference" in self.parts and {"up", "down"} & self.parts.keys():
             raise MalformedError(
-                f"{self.name} is said twice, and it is not known which of the two is meant",
+                f"{self.name} is given twice, and it is unclear which one is meant",
                 expected="lora_up and lora_down, or diff",
                 found=", ".join(sorted(self.parts)),
             )

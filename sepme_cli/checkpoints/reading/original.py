@@ -90,7 +90,7 @@ def open_base(place: Place, record: StackRecord, progress: Progress = SILENT) ->
         path = checkpoint.path
         if checkpoint.stack is not None:
             raise MismatchError(
-                f"{path} is itself patched and so is nobody's base",
+                f"{path} is patched itself, and cannot be a base",
                 file=path,
                 expected="a checkpoint as it was before any patch",
                 found=", ".join(entry.concept for entry in checkpoint.stack.entries),
@@ -148,7 +148,7 @@ def _kept(copy: Stored, journals: Mapping[str, Journal]) -> Weight:
     kept = {entry.name: entry for entry in journal.touched}.get(copy.name)
     if kept is None or kept.shape != copy.entry.shape:
         raise MismatchError(
-            f"{journal.path} does not keep {copy.name} as the checkpoint has it",
+            f"{journal.path} does not have {copy.name} as the checkpoint has it",
             file=journal.path,
             expected=list(copy.entry.shape),
             found="nothing" if kept is None else list(kept.shape),

@@ -136,7 +136,7 @@ def with_scales(parts: Collection[Increment], scale: Scale) -> tuple[Scaled, ...
 def _check_known(parts: Collection[Increment], names: Iterable[str]) -> None:
     if unknown := [name for name in names if not any(named(part, name) for part in parts)]:
         raise RefusedError(
-            f"no patch given takes out {', '.join(map(repr, unknown))}",
+            f"none of the patches erases {', '.join(map(repr, unknown))}",
             expected="one of " + ", ".join(sorted(part.concept for part in parts)),
             found=", ".join(unknown),
         )
