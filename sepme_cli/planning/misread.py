@@ -21,15 +21,9 @@ def misread(encoders: TextEncoders, items: Sequence[Item]) -> Iterator[str]:
         standing = [phrase.text for name in item.names for phrase in phrases(name, item.kind)]
         if cut := sum(bool(encoders.unread(text)) for text in standing):
             yield (
-<<<<<<< HEAD:sepme_cli/planning/misread.py
-                f"{cut} of the {len(standing)} phrases that stand for {_short(item.name)} are "
-                f"longer than the {encoders.room} tokens that the text encoder reads, and are cut: "
-                "a shorter name is erased more surely"
-=======
                 f"{cut} of the {len(standing)} phrases for {_short(item.name)} are longer than "
-                f"the {model.room} tokens that the text encoder reads, and are cut: use a "
+                f"the {encoders.room} tokens that the text encoder reads, and are cut: use a "
                 "shorter name"
->>>>>>> h4:sepme_cli/planning/said.py
             )
 
 
@@ -49,15 +43,9 @@ def _misread(
         read = text.removesuffix(unread).casefold()
         lost = concept is not None and concept.casefold() not in read
         yield (
-<<<<<<< HEAD:sepme_cli/planning/misread.py
             f"{_short(text)} is longer than the {encoders.room} tokens that the text encoder "
             f"reads, and is cut in {_short(unread)}"
-            + (f": {_short(concept or '')} is in what is not read" if lost else "")
-=======
-            f"{_short(text)} is longer than the {model.room} tokens that the text encoder reads, "
-            f"and is cut in {_short(unread)}"
             + (f": {_short(concept or '')} is in the part that is not read" if lost else "")
->>>>>>> h4:sepme_cli/planning/said.py
         )
 
 
