@@ -125,18 +125,16 @@ class UNet:
     @contextmanager
     def with_weights(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
         """The UNet with some layers' weights replaced, for the length of the block."""
-        layers = {
-            name: self._network.get_submodule(name.removesuffix(".weight")) for name in weights
-        }
-        originals = {name: layer.weight.data for name, layer in layers.items()}
+        parameters = {name: self._network.get_parameter(name) for name in weights}
+        originals = {name: parameter.data for name, parameter in parameters.items()}
         try:
             for name, weight in weights.items():
-                layers[name].weight.data = weight.to(originals[name])
+                parameters[name].data = weight.to(originals[name])
             yield
         finally:
             for name, weight in originals.items():
                 # The UNet may have been moved meanwhile.
-                layers[name].weight.data = weight.to(layers[name].weight)
+                parameters[name].data = weight.to(parameters[name])
 
     @contextmanager
     def with_increment(self, up: Mapping[str, Tensor], basis: Tensor) -> Iterator[None]:
