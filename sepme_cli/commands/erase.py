@@ -180,6 +180,13 @@ def erase(
             " --check lists them.",
         ),
     ] = "none",
+    streams: Annotated[
+        Literal["all", "tokens", "pooled"],
+        typer.Option(
+            help="What of a prompt to erase from: tokens, which cross-attention reads; pooled, the "
+            "vector that XL also reads; or all.",
+        ),
+    ] = "all",
     force_collateral: Annotated[
         bool,
         typer.Option(
@@ -239,6 +246,7 @@ def erase(
                 low_memory,
             ),
             "cache": not no_cache,
+            "streams": streams,
         }
         if check:
             found = plan_erasure(model, concepts or (), progress=out.progress, **wishes)

@@ -1,16 +1,19 @@
 """The method on a loaded model: concepts in, increments out."""
 
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from patch_spec.increment import Increment
+from patch_spec.increment import Factors, Increment
 from patch_spec.provenance import Collateral as Recorded
 from patch_spec.provenance import Measured, Method
+from patch_spec.streams import Stream
+from sepme_cli.diffusion.conditioning import Conditioning
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.moments import pictured_moments, sampled_moments
 from sepme_cli.diffusion.predictor import EditedPredictor
@@ -38,24 +41,54 @@ class Made:
 def closed_form_increment(study: Study, settings: Settings) -> Made:
     """The closed form's increment: no picture, no UNet pass."""
     started = time.monotonic()
-    shift, exponent = operator_factors(study.space.shift)
-    basis = study.space.basis.float().numpy()
-    moved = study.space.shift.float()
+    leakages: list[float] = []
+    factors: dict[Stream, Factors] = {}
+    for stream, one in study.streams.items():
+        shift, exponent = operator_factors(one.space.shift)
+        factors[stream] = Factors(one.space.basis.float().numpy(), shift, exponent)
+        moved = one.space.shift.float()
+        leakages.append(one.leakage(moved.T @ one.shared.gram @ moved))
     measured = Measured(
-        leakage=study.leakage(moved.T @ study.shared.gram @ moved),
-        separability=study.space.separability,
-        collateral=_recorded(study.collateral),
+        leakage=max(leakages),
+        separability=study.separability,
+        collateral=_recorded(_largest([one.collateral for one in study.streams.values()])),
     )
     increment = Increment(
         kind="operator",
         **_description(study, "closed-form", settings, measured),
+        **_on_streams(factors, study),
         exponents={},
-        shift_exponent=exponent,
-        basis=basis,
         up={},
-        shift=shift,
     )
     return Made(increment, study.concept.like, time.monotonic() - started)
+
+
+def _on_streams(factors: Mapping[Stream, Factors], study: Study) -> dict[str, Any]:
+    """The factors as an increment has them."""
+    tokens, pooled = factors.get("tokens"), factors.get("pooled")
+    if tokens is None:
+        # The stream that all patches have, which this one leaves alone.
+        tokens = Factors(np.zeros((0, study.shared.width), np.float32))
+    found: dict[str, Any] = {
+        "rank": len(tokens.basis),
+        "basis": tokens.basis,
+        "shift": tokens.shift,
+        "shift_exponent": tokens.exponent,
+    }
+    if pooled is not None:
+        found |= {
+            "pooled_rank": len(pooled.basis),
+            "pooled_basis": pooled.basis,
+            "pooled_shift": pooled.shift,
+            "pooled_exponent": pooled.exponent,
+        }
+    return found
+
+
+def _largest(found: Sequence[Collateral | None]) -> Collateral | None:
+    """Of a concept on several streams, where most moves."""
+    known = [one for one in found if one is not None]
+    return max(known, key=lambda one: one.p95, default=None)
 
 
 def closed_form_increments(
@@ -84,7 +117,7 @@ def sepme_increments(
     outcomes = optimise(tasks, settings, progress)
     seconds = (time.monotonic() - started) / len(studies)
     return [
-        Made(_additive(study, outcome, settings), study.concept.like, seconds)
+        Made(_additive(model, study, outcome, settings), study.concept.like, seconds)
         for study, outcome in zip(studies, outcomes, strict=True)
     ]
 
@@ -133,7 +166,7 @@ def _task(
     shift = settings.start * study.space.shift
     return Task(
         sample=sample,
-        predict=EditedPredictor(model.denoiser, model.text.condition(study.concept.prompts)),
+        predict=EditedPredictor(model.denoiser, _context(model, study)),
         basis=study.space.basis.float(),
         cost=study.space.cost,
         scales={name: float(w.float().pow(2).mean().sqrt()) for name, w in weights.items()},
@@ -141,25 +174,54 @@ def _task(
     )
 
 
-def _additive(study: Study, outcome: Outcome, settings: Settings) -> Increment:
-    up, exponents = additive_factors(outcome.up)
-    basis = study.space.basis.float().numpy()
-    inner = layers_gram(factor.float().cpu() for factor in outcome.up.values())
+def _context(model: StableDiffusion, study: Study) -> Conditioning:
+    """What the edited denoiser reads of the concept's prompts, before its keys and values change:
+    of a stream that is not optimised on, what the closed form makes of it."""
+    context = model.text.condition(study.concept.prompts)
+    vector = study.streams.get("pooled")
+    if vector is None or context.pooled is None:
+        return context
+    shift, basis = (part.to(context.pooled) for part in (vector.space.shift, vector.space.basis))
+    return replace(context, pooled=context.pooled + context.pooled @ basis.T @ shift.T)
+
+
+def _additive(
+    model: StableDiffusion, study: Study, outcome: Outcome, settings: Settings
+) -> Increment:
+    """As optimised; of a stream that was not optimised on, the closed form's."""
+    ups: dict[Stream, dict[str, Tensor]] = {"tokens": dict(outcome.up)}
+    for stream, one in study.streams.items():
+        if stream != "tokens":
+            stored = model.denoiser.stored_weights(stream)
+            ups[stream] = {name: (w.double() @ one.space.shift).float() for name, w in stored}
+    inners = {
+        stream: layers_gram(factor.float().cpu() for factor in up.values())
+        for stream, up in ups.items()
+    }
+    up, exponents = additive_factors({n: u for found in ups.values() for n, u in found.items()})
     start, end = outcome.correlation
     measured = Measured(
         correlation_start=start,
         correlation_end=end,
-        leakage=study.leakage(inner),
-        separability=study.space.separability,
-        collateral=_recorded(study.measure(inner)),
+        leakage=max(study.streams[stream].leakage(inner) for stream, inner in inners.items()),
+        separability=study.separability,
+        collateral=_recorded(
+            _largest([study.streams[stream].measure(inner) for stream, inner in inners.items()])
+        ),
         steps=outcome.steps,
         stopped=outcome.stopped,
     )
     return Increment(
         kind="additive",
         **_description(study, "sepme", settings, measured),
+        **_on_streams(
+            {
+                stream: Factors(one.space.basis.float().numpy())
+                for stream, one in study.streams.items()
+            },
+            study,
+        ),
         exponents=exponents,
-        basis=basis,
         up=up,
     )
 
@@ -178,7 +240,6 @@ def _description(
     return {
         "concept": study.concept.name,
         "slug": study.slug,
-        "rank": len(study.space.basis),
         "prompts": study.concept.prompts,
         "method": Method(method, {**asdict(settings), **study.chosen}),
         "measured": measured,

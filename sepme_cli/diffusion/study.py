@@ -1,9 +1,10 @@
 """Looking at concepts on a loaded model, before any increment is made."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
+from types import MappingProxyType
 from typing import cast
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from patch_spec.increment import Increment
+from patch_spec.streams import Stream, stream_of
 from patch_spec.text import unique_slug
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.erasure.background import VERSION, Background
@@ -30,6 +32,8 @@ from sepme_cli.erasure.subspace import Ground, energy
 from sepme_cli.erasure.words import Item, same_name
 from sepme_cli.errors import RefusedError, UnsupportedError
 
+EMPTY: Mapping[Stream, Background] = MappingProxyType({})
+
 _PROMPTS = 600
 """About how many prompts all concepts of a patch have together, so that a hundred concepts are
 encoded in seconds; but each has some."""
@@ -48,16 +52,35 @@ _PROTECTED = 200
 class Study:
     """A concept, and where what must stay leaves its increment room to act.
 
-    collateral: what its closed form does to words that nobody named; None without a background.
-    slug: what its increment is called in a patch. shared: what it has in common with the concepts
-    that are erased beside it.
+    stream: the one that it was studied on. collateral: what its closed form does to words that
+    nobody named; None without a background. slug: what its increment is called in a patch. shared:
+    what it has in common with the concepts that are erased beside it. beside: the same concept on
+    another stream of the model, None where that is all.
     """
 
     concept: Concept
+    stream: Stream
     space: Admissible
     collateral: Collateral | None
     slug: str
     shared: "Shared" = field(repr=False)
+    beside: "Study | None" = field(default=None, repr=False)
+
+    @property
+    def streams(self) -> "dict[Stream, Study]":
+        """The concept on each stream."""
+        more = {} if self.beside is None else self.beside.streams
+        return {self.stream: self, **more}
+
+    @property
+    def worst(self) -> "Study":
+        """The concept on the stream where most of what nobody named moves."""
+        return max(self.streams.values(), key=lambda one: one.shared.strength.moves)
+
+    @property
+    def separability(self) -> float:
+        """On the stream where it is least."""
+        return min(one.space.separability for one in self.streams.values())
 
     def leakage(self, inner: Tensor) -> float:
         """On all that must stay but the concept's own prompts; see `Witnesses.leakage`."""
@@ -75,7 +98,13 @@ class Study:
     def chosen(self) -> dict[str, int | float | str | None]:
         """What was not set but found: what the concept acts like, what kind it is, the price of
         protection, the sample of captions, and the dtype that the UNet computes in."""
+        beside = {
+            f"{stream}_protection": one.shared.strength.protection
+            for stream, one in self.streams.items()
+            if one is not self
+        }
         return {
+            **beside,
             "like": self.concept.like,
             "kind": self.concept.kind,
             "protection": self.shared.strength.protection,
@@ -86,12 +115,12 @@ class Study:
     @property
     def warning(self) -> str | None:
         """What a user should know before the work begins."""
-        if self.space.separability >= GOOD_SEPARABILITY:
+        if self.separability >= GOOD_SEPARABILITY:
             return None
-        most = self.space.separability < LEAST_SEPARABILITY
+        most = self.separability < LEAST_SEPARABILITY
         return (
             f"{self.concept.name!r} is hard to separate from what is protected "
-            f"(separability {self.space.separability:.2f} of 1): "
+            f"(separability {self.separability:.2f} of 1): "
             f"{'most' if most else 'part'} of it may remain"
         )
 
@@ -108,6 +137,11 @@ class Strength:
     separability: float
     collateral: Collateral | None
 
+    @property
+    def moves(self) -> float:
+        """By which share keys and values of held-out captions move, the 95th percentile."""
+        return 0.0 if self.collateral is None else self.collateral.p95
+
 
 @dataclass(frozen=True)
 class Shared:
@@ -118,6 +152,7 @@ class Shared:
     gram: the sum of W^T W over all layers, [d, d]. witnesses: the blank, all concepts' prompts and
     those of concepts erased before. strength: the one that was chosen; tried: all that were looked
     at, the least protection first. bystanders: None without a background. dtype: of the UNet.
+    width: of the stream `tokens`, whatever was studied.
     """
 
     separable: tuple[str, ...]
@@ -129,6 +164,7 @@ class Shared:
     tried: tuple[Strength, ...]
     bystanders: Bystanders | None
     dtype: str
+    width: int
 
 
 def study(
@@ -137,14 +173,16 @@ def study(
     protected: Protected,
     known: Sequence[Sequence[str]],
     settings: Settings,
-    background: Background | None = None,
+    backgrounds: Mapping[Stream, Background] = EMPTY,
     thorough: bool = False,
+    streams: Sequence[Stream] | None = None,
 ) -> list[Study]:
     """Look at concepts together: each must leave the blank, the others and the known ones alone.
 
-    known: the prompts of each concept that was erased before. background: what to protect beside
-    all that is named, and to measure collateral on. thorough: look at every strength of
-    protection, and not only at those up to the one that is chosen.
+    known: the prompts of each concept that was erased before. backgrounds: by stream, what to
+    protect beside all that is named, and to measure collateral on. thorough: look at every strength
+    of protection, and not only at those up to the one that is chosen. streams: where to look; all
+    that the model reads if None.
     Raises RefusedError for a concept that lies in what must stay.
     """
     _check_not_protected(items, protected)
@@ -152,7 +190,15 @@ def study(
     kept = protected.beside((item.like, item.kind) for item in items if item.like is not None)
     most = max(_FEWEST, _PROMPTS // max(1, len(items)))
     concepts = [describe(item, kept, most) for item in items]
-    return study_concepts(model, concepts, kept, known, settings, background, thorough)
+    told = kept, known, settings
+    looked = [
+        study_concepts(model, concepts, *told, stream, backgrounds.get(stream), thorough)
+        for stream in streams or tuple(model.checkpoint.widths)
+    ]
+    studies = looked[-1]
+    for found in reversed(looked[:-1]):
+        studies = [replace(one, beside=b) for one, b in zip(found, studies, strict=True)]
+    return studies
 
 
 def study_concepts(
@@ -161,26 +207,28 @@ def study_concepts(
     kept: Protected,
     known: Sequence[Sequence[str]],
     settings: Settings,
+    stream: Stream = "tokens",
     background: Background | None = None,
     thorough: bool = False,
 ) -> list[Study]:
-    """The same for concepts that are described already."""
+    """The same on one stream, for concepts that are described already."""
+    encoder = model.text.on(stream)
     groups = [concept.prompts for concept in concepts] + [tuple(prompts) for prompts in known]
     apart = _all([BLANK], *groups)
     taken = frozenset(apart)
     dear = tuple(prompt for prompt in kept.prompts(_PROTECTED) if prompt not in taken)
     answers = (prompt for concept in concepts for prompt in concept.answers)
-    words = Lexicon(model.text, chain(apart, dear, answers))
+    words = Lexicon(encoder, chain(apart, dear, answers))
     wanted = [words.wanted(concept) for concept in concepts]
     moment = energy(words.rows(dear))
     if background is not None:
         moment += settings.background * background.moment
-    gram = _gram(model)
+    gram = _gram(model, stream)
     bystanders = None if background is None else Bystanders.of(background, gram)
 
     def attempt(protection: float) -> _Attempt:
         ground = Ground.of(
-            model.text.encode([BLANK])[0].cpu(),
+            encoder.encode([BLANK])[0].cpu(),
             [one.concept for one in wanted] + [words.rows(prompts) for prompts in known],
             moment,
             replace(settings, protection=protection),
@@ -203,11 +251,13 @@ def study_concepts(
         strength=chosen.strength,
         tried=tuple(one.strength for one in attempts),
         bystanders=bystanders,
+        width=model.checkpoint.width,
         dtype=model.machine.dtype_name,
     )
     return [
         Study(
             concept,
+            stream,
             space,
             None if bystanders is None else _collateral([space], [concept], bystanders, gram),
             slug,
@@ -267,8 +317,7 @@ def _climb(
 
 def _excess(one: _Attempt, settings: Settings) -> float:
     """By how much the collateral is above what it may be."""
-    collateral = one.strength.collateral
-    return 0.0 if collateral is None else collateral.p95 - settings.collateral
+    return one.strength.moves - settings.collateral
 
 
 def _collateral(
@@ -287,31 +336,43 @@ def _collateral(
 def leakages(
     model: StableDiffusion, increments: Sequence[Increment], outside: Sequence[str]
 ) -> list[float]:
-    """The leakage of each increment of one patch, from its factors alone.
+    """The leakage of each increment of one patch, from its factors alone: on the stream where it is
+    largest.
 
     outside: prompts that they all must leave alone, beside those of the other increments.
     """
     apart = _all(outside, *(part.prompts for part in increments))
-    gram = _gram(model)
-    witnesses = Witnesses.of(apart, Lexicon(model.text, apart).states(apart), gram)
-    return [witnesses.leakage(*_acting(part, gram), frozenset(part.prompts)) for part in increments]
+    found = [0.0] * len(increments)
+    for stream in model.checkpoint.widths:
+        gram = _gram(model, stream)
+        states = Lexicon(model.text.on(stream), apart).states(apart)
+        witnesses = Witnesses.of(apart, states, gram)
+        for i, part in enumerate(increments):
+            if (acting := _acting(part, stream, gram)) is not None:
+                own = frozenset(part.prompts)
+                found[i] = max(found[i], witnesses.leakage(*acting, own))
+    return found
 
 
-def _acting(part: Increment, gram: Tensor) -> tuple[Tensor, Tensor]:
-    """What all layers' dW = F @ basis have in common, [r, d], and the sum of F^T F over them,
-    [r, r]; of a lora, whose layers have nothing in common, all directions. gram: of the layers' W.
+def _acting(part: Increment, stream: Stream, gram: Tensor) -> tuple[Tensor, Tensor] | None:
+    """What dW = F @ basis of all layers that read a stream have in common, [r, d], and the sum of
+    F^T F over them, [r, r]; of a lora, whose layers have nothing in common, all directions. None
+    where the increment leaves the stream alone. gram: of the layers' W.
     """
-    basis = torch.tensor(part.basis)
-    if part.shift is not None:
-        shift = torch.from_numpy(np.ldexp(part.shift, part.shift_exponent))
-        return basis, shift.T @ gram @ shift
-    scaled = (np.ldexp(up.astype(np.float32), part.exponents[n]) for n, up in part.up.items())
+    found = part.on(stream)
+    if found is not None and found.shift is not None:
+        shift = torch.from_numpy(np.ldexp(found.shift, found.exponent))
+        return torch.tensor(found.basis), shift.T @ gram @ shift
+    up = {n: factor for n, factor in part.up.items() if stream_of(n) == stream}
+    if not up:
+        return None
+    scaled = (np.ldexp(f.astype(np.float32), part.exponents[n]) for n, f in up.items())
     factors = map(torch.from_numpy, scaled)
-    if part.kind != "lora":
-        return basis, layers_gram(factors)
-    downs = (torch.tensor(part.down[name]) for name in part.up)
+    if found is not None:
+        return torch.tensor(found.basis), layers_gram(factors)
+    downs = (torch.tensor(part.down[name]) for name in up)
     changes = (factor @ down for factor, down in zip(factors, downs, strict=True))
-    return torch.eye(basis.shape[1]), layers_gram(changes)
+    return torch.eye(len(gram)), layers_gram(changes)
 
 
 def _all(*groups: Sequence[str]) -> tuple[str, ...]:
@@ -319,9 +380,10 @@ def _all(*groups: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(chain.from_iterable(groups)))
 
 
-def _gram(model: StableDiffusion) -> Tensor:
-    """`layers_gram` of a model; UnsupportedError where there is nothing that could be changed."""
-    gram = layers_gram(weight for _, weight in model.denoiser.stored_weights())
+def _gram(model: StableDiffusion, stream: Stream) -> Tensor:
+    """`layers_gram` of what reads a stream; UnsupportedError where there is nothing that could be
+    changed."""
+    gram = layers_gram(weight for _, weight in model.denoiser.stored_weights(stream))
     if not gram.any():
         raise UnsupportedError(
             f"{model.checkpoint.path}: the keys and values of the cross-attention are all "

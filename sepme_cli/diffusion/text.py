@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from patch_spec.streams import Stream
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
 from sepme_cli.checkpoints.structure.families import TextStream
 from sepme_cli.diffusion.conditioning import Conditioning
@@ -64,6 +65,10 @@ class TextEncoders:
             tokenizer=self.tokenizer or own,
         )
 
+    def on(self, stream: Stream) -> "TextEncoders | PooledText":
+        """What reads prompts for one stream alone."""
+        return self if stream == "tokens" else PooledText(self)
+
     @property
     def room(self) -> int:
         """How many tokens of a prompt are read: all positions but those of its start and end."""
@@ -113,6 +118,30 @@ class TextEncoders:
             torch.cat([states for states, _ in found], dim=-1),
             self.encoders[-1].projected(ends) if self.checkpoint.family.pools else None,
         )
+
+
+@dataclass(frozen=True)
+class PooledText:
+    """The pooled text that XL reads beside the rows, as an encoder of one row a prompt."""
+
+    text: TextEncoders
+
+    def tokens(self, prompts: Sequence[str]) -> Tensor:
+        """As if every prompt were one token [len(prompts), 1], and all the same one: it is answered
+        by the one of another prompt."""
+        return torch.zeros((len(prompts), 1), dtype=torch.long)
+
+    def encode(
+        self, prompts: Sequence[str], positions: int | None = None, paddings: int | None = None
+    ) -> Tensor:
+        """One vector a prompt [len(prompts), 1, p]."""
+        return self.ends(prompts)[:, None]
+
+    @torch.no_grad()
+    def ends(self, prompts: Sequence[str]) -> Tensor:
+        """The same without the position [len(prompts), p], fp32, on the CPU."""
+        last = self.text.encoders[-1]
+        return last.projected(last.encode(prompts, paddings=0)[1]).cpu()
 
 
 def _check_together(encoders: Sequence[TextEncoder], width: int, path: Path) -> None:

@@ -163,7 +163,7 @@ def erase(
         if survey.wrecks is not None and not force_collateral:
             raise survey.wrecks
         made = _made(survey, progress)
-    shared = survey.studies[0].shared
+    shared = survey.studies[0].worst.shared
     patch = Patch(
         base=survey.base,
         increments=tuple(m.increment for m in made),

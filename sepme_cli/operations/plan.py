@@ -156,7 +156,7 @@ def plan(request: EraseRequest, progress: Progress) -> ErasePlan:
             load_pictures(request.images, survey.network.image_size)
         if request.method.learns:
             seconds += expected_seconds(survey.network, len(parts), request.settings)
-    shared = survey.studies[0].shared
+    shared = survey.studies[0].worst.shared
     between = {a.concept: {b.concept: interference(a, b) for b in parts} for a in parts}
     return ErasePlan(
         method=request.method.name,
@@ -184,7 +184,7 @@ def _planned(survey: Survey, part: Increment, study: Study) -> PlannedConcept:
         slug=part.slug,
         rank=part.rank,
         like=study.concept.like,
-        separability=study.space.separability,
+        separability=study.separability,
         leakage=part.measured.leakage,
         taken=study.shared.ground.taken,
         neighbours=survey.around.neighbours.get(part.concept, ()),

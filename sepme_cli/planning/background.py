@@ -12,6 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from patch_spec.base import Base
+from patch_spec.streams import Stream
 from sepme_cli.checkpoints.disk.output import write_output
 from sepme_cli.diffusion.text import TextEncoders
 from sepme_cli.erasure.background import VERSION, Background, Captions, captions, steps
@@ -21,23 +22,28 @@ from sepme_cli.progress import SILENT, Progress
 
 
 def background_of(
-    encoders: TextEncoders, base: Base, *, cached: bool = True, progress: Progress = SILENT
+    encoders: TextEncoders,
+    base: Base,
+    stream: Stream = "tokens",
+    *,
+    cached: bool = True,
+    progress: Progress = SILENT,
 ) -> Background:
-    """What a model's text encoders make of the sample, from the cache if it is there.
+    """What a model's text encoders make of the sample on a stream, from the cache if it is there.
 
     cached: look for it in the cache folder, and leave it there. A file there that is damaged, or
     of another sample, is made anew; where the folder cannot be written, nothing is kept.
     """
     sample = captions(caption_words())
     words = everything()
-    path = cache_folder() / f"{_key(encoders, base, sample, words)}.safetensors"
-    if cached and (found := _read(path, sample, words, base.width)) is not None:
+    path = cache_folder() / f"{_key(encoders, base, stream, sample, words)}.safetensors"
+    if cached and (found := _read(path, sample, words, base.widths[stream])) is not None:
         return found
     progress.stage(
         "encoding ordinary captions (once per text encoder)" if cached else "ordinary captions",
         steps(sample, words),
     )
-    background = Background.of(encoders, sample, words, progress.advance)
+    background = Background.of(encoders.on(stream), sample, words, progress.advance)
     if cached:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +58,9 @@ def cache_folder() -> Path:
     return user_cache_path("sepme") / "backgrounds"
 
 
-def _key(encoders: TextEncoders, base: Base, sample: Captions, words: tuple[str, ...]) -> str:
+def _key(
+    encoders: TextEncoders, base: Base, stream: Stream, sample: Captions, words: tuple[str, ...]
+) -> str:
     """What a background depends on, and nothing else, in 40 hexadecimal digits."""
     tokens = encoders.tokens((*sample.protected, *sample.held_out, *words))
     told = {
@@ -63,6 +71,8 @@ def _key(encoders: TextEncoders, base: Base, sample: Captions, words: tuple[str,
         "sample": [sample.protected, sample.held_out],
         "tokens": sha256(tokens.numpy().tobytes()).hexdigest(),
     }
+    if stream != "tokens":
+        told["stream"] = stream
     return sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:40]
 
 

@@ -3,8 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Self, TypedDict, Unpack
+from typing import Literal, Self, TypedDict, Unpack, get_args
 
+from patch_spec.base import Base
+from patch_spec.streams import Stream
 from sepme_cli.arguments import (
     FilePath,
     PlaceLike,
@@ -21,13 +23,16 @@ from sepme_cli.erasure.methods import LEARNING, METHODS, PLAIN, Method
 from sepme_cli.erasure.prompts import AsKind
 from sepme_cli.erasure.settings import Settings
 from sepme_cli.erasure.words import Item, given_word, same_name
-from sepme_cli.errors import UsageError
+from sepme_cli.errors import RefusedError, UsageError
 from sepme_cli.places import Place
 from sepme_cli.recipe import Recipe, as_recipe
 from sepme_cli.strict_yaml import Scalar
 
 #: "auto" erases what is nearly the same as a concept with it; "none" leaves it as it falls.
 Aliases = Literal["none", "auto"]
+
+#: What of a prompt to erase from; see `patch_spec.streams`.
+Streams = Literal["all", "tokens", "pooled"]
 
 
 class Wishes(TypedDict, total=False):
@@ -49,6 +54,8 @@ class Wishes(TypedDict, total=False):
             which sets all of them.
         options: How to open the model, and what to compute on.
         cache: Use the cache of embedded ordinary captions.
+        streams: What of a prompt to erase from: "tokens", the rows that cross-attention reads;
+            "pooled", the vector that XL reads beside them; or "all" that the model reads.
     """
 
     recipe: Recipe | FilePath | None
@@ -63,6 +70,7 @@ class Wishes(TypedDict, total=False):
     settings: Settings | Mapping[str, Scalar] | None
     options: ModelOptions
     cache: bool
+    streams: Streams
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,7 @@ class EraseRequest:
     joint: bool
     aliases: Aliases
     cache: bool
+    streams: Streams
 
     @property
     def read(self) -> tuple[object, ...]:
@@ -113,7 +122,34 @@ class EraseRequest:
             joint=joint,
             aliases=wishes.get("aliases", "none"),
             cache=wishes.get("cache", True),
+            streams=_streams(wishes),
         )
+
+    def streams_of(self, base: Base) -> tuple[Stream, ...]:
+        """The streams to erase from; RefusedError for one that a model does not read."""
+        if self.streams == "all":
+            return tuple(base.widths)
+        if self.streams not in base.widths:
+            raise RefusedError(
+                f"{self.model} reads no {self.streams} text: leave out --streams",
+                expected=" or ".join(base.widths),
+                found=self.streams,
+            )
+        return (self.streams,)
+
+
+def _streams(wishes: Wishes) -> Streams:
+    streams = wishes.get("streams", "all")
+    if streams not in get_args(Streams):
+        raise UsageError("unknown stream", expected=" or ".join(get_args(Streams)), found=streams)
+    if streams == "pooled" and wishes.get("method") == "sepme":
+        raise UsageError(
+            "--method sepme learns on the tokens that cross-attention reads: use --streams all, or "
+            "the closed form",
+            expected="all or tokens",
+            found="pooled",
+        )
+    return streams
 
 
 def _recipe(concepts: Sequence[str], policy: Recipe | None, wishes: Wishes) -> Recipe:

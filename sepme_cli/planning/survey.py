@@ -11,7 +11,7 @@ from sepme_cli.checkpoints.reading.patches import read_patch_file
 from sepme_cli.composing.matching import check_unpatched
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.opening import opened_model
-from sepme_cli.diffusion.study import Study, study
+from sepme_cli.diffusion.study import Strength, Study, study
 from sepme_cli.errors import MismatchError, RefusedError, UnsupportedError
 from sepme_cli.places import Place
 from sepme_cli.planning.background import background_of
@@ -51,10 +51,15 @@ class Survey:
         return BaseSummary(self.base.family, len(self.base.targets))
 
     @property
+    def strength(self) -> Strength:
+        """The one that was chosen, on the stream where most of what nobody named moves."""
+        return self.studies[0].worst.shared.strength
+
+    @property
     def wrecks(self) -> RefusedError | None:
         """What there is to say if the increments would change what nobody named beyond the bound;
         None where they do not."""
-        strength, bound = self.studies[0].shared.strength, self.request.settings.collateral
+        strength, bound = self.strength, self.request.settings.collateral
         collateral = strength.collateral
         if collateral is None or collateral.p95 <= bound:
             return None
@@ -93,9 +98,20 @@ def surveyed(
         base = network.checkpoint.base(text_encoders=True)
         before = _known_increments(request.known, base)
         _check_reads(network)
-        background = background_of(network.text, base, cached=request.cache, progress=progress)
+        streams = request.streams_of(base)
+        backgrounds = {
+            stream: background_of(
+                network.text, base, stream, cached=request.cache, progress=progress
+            )
+            for stream in dict.fromkeys(("tokens", *streams))
+        }
         around = look_around(
-            network.text, request.recipe, before, background, settings.neighbours, request.aliases
+            network.text,
+            request.recipe,
+            before,
+            backgrounds["tokens"],
+            settings.neighbours,
+            request.aliases,
         )
         said = tuple(misread(network.text, around.concepts))
         around = replace(around, warnings=(*said, *around.warnings))
@@ -115,7 +131,14 @@ def surveyed(
         progress.warn_all(around.warnings)
         prompts = [increment.prompts for increment in before]
         studies = study(
-            network, around.concepts, around.protected, prompts, settings, background, thorough
+            network,
+            around.concepts,
+            around.protected,
+            prompts,
+            settings,
+            backgrounds,
+            thorough,
+            streams,
         )
         named = fetched_from(request.model, network.checkpoint.path)
         survey = Survey(request, named, network, base, around, tuple(studies))
