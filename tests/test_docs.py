@@ -33,13 +33,19 @@ def sepme(*words: str, cwd: Path) -> None:
     subprocess.run([Path(sys.executable).with_name("sepme"), *words, "-q"], check=True, cwd=cwd)
 
 
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What lies in the folder where a how-to begins: a model, a recipe and a patch."""
+    folder = tmp_path_factory.mktemp("start")
+    shutil.copy(MODEL, folder / "model.safetensors")
+    (folder / "policy.yaml").write_text(RECIPE)
+    sepme("erase", "model.safetensors", *ARTISTS, "-o", "artists.sepme", cwd=folder)
+    return folder
+
+
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Where a how-to begins: with a model, a recipe and a patch."""
-    shutil.copy(MODEL, tmp_path / "model.safetensors")
-    (tmp_path / "policy.yaml").write_text(RECIPE)
-    sepme("erase", "model.safetensors", *ARTISTS, "-o", "artists.sepme", cwd=tmp_path)
-    return tmp_path
+def folder(start: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(start, tmp_path, dirs_exist_ok=True)
 
 
 def run_all(page: Path, cwd: Path) -> None:

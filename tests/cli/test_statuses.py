@@ -355,6 +355,8 @@ SYSTEM = [
     Case(5, "system", f"evaluate model.safetensors monet.sepme {JUDGED} --report ."),
 ]
 FAILING = [*NO, *USAGE, *MALFORMED, *MISMATCH, *SYSTEM]
+#: The first of each command's kinds of errors: all errors are shown in one place.
+IN_WORDS = list({(case.command, case.kind): case for case in reversed(FAILING)}.values())
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -378,20 +380,28 @@ def stdin_of(case: Case) -> bytes:
     return Path(case.stdin).read_bytes() if case.stdin else b""
 
 
-@pytest.mark.parametrize("case", FAILING, ids=str)
-def test_a_failing_path(case: Case, here: Path, sepme: Run) -> None:
+def needs_openssh(case: Case) -> None:
     if not OPENSSH and {"key", "signers"} & set(case.line.split()):
         pytest.skip("needs ssh-keygen")
-    before = contents(here)
-    arguments, stdin = case.line.split(), stdin_of(case)
 
-    told = sepme(*arguments, "--json", stdin=stdin)
+
+@pytest.mark.parametrize("case", FAILING, ids=str)
+def test_a_failing_path(case: Case, here: Path, sepme: Run) -> None:
+    needs_openssh(case)
+    before = contents(here)
+    told = sepme(*case.line.split(), "--json", stdin=stdin_of(case))
     assert told.status == case.status
     error = told.json["error"]
     assert error.keys() == {"kind", "message", "file", "expected", "found"}
     assert error["kind"] == case.kind
+    assert contents(here) == before
 
-    said = sepme(*arguments, "-q", stdin=stdin)
+
+@pytest.mark.parametrize("case", IN_WORDS, ids=str)
+def test_a_failing_path_in_words(case: Case, here: Path, sepme: Run) -> None:
+    needs_openssh(case)
+    before = contents(here)
+    said = sepme(*case.line.split(), "-q", stdin=stdin_of(case))
     assert said.status == case.status
     assert said.out == b""
     assert said.err.startswith("error: ")
