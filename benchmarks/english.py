@@ -19,8 +19,8 @@ from patch_spec.increment import Increment
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint, open_checkpoint
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.sampler import draw_pictures
+from sepme_cli.diffusion.weights import patched_weights
 from sepme_cli.erasure.prompts import Kind
-from sepme_cli.increments import compose
 
 MODEL = Path("examples/english-sd.safetensors")
 JUDGE = Path("examples/english-judge.safetensors")
@@ -124,10 +124,7 @@ class English:
     def patched(self, increments: Sequence[Increment]) -> dict[str, Tensor]:
         """Every target's weight with increments added, fp16 as the file has it; none without."""
         stack = [(increment, 1.0) for increment in increments]
-        return {
-            target.name: torch.from_numpy(compose(target.read(), stack, target.name))
-            for target in (self.checkpoint.targets if stack else ())
-        }
+        return patched_weights(self.checkpoint, stack) if stack else {}
 
     def draw(self, captions: Sequence[Caption], weights: Mapping[str, Tensor]) -> Drawn:
         """Pictures of captions by the model with some targets' weights replaced."""

@@ -1,0 +1,105 @@
+"""What each of a model's streams carries of a concept, on the sisters of the English canvas.
+
+    python -m benchmarks.doors run xl        # goes on where it was
+    python -m benchmarks.doors table
+
+The bare command, with one difference: `--streams` says which of what the denoiser reads of a prompt
+it erases from. Judged as the bare command is on the canvas (`benchmarks/bare.py`), in the same
+pictures for every choice. Results go to docs/doors.json.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from benchmarks.bare import CHOSEN_ON, erased, judge, order, summary
+from benchmarks.english import STEPS, English, kind_of
+from benchmarks.results import Results
+from sepme_cli.evaluation.intervals import Proportion
+from sepme_cli.planning.request import Streams
+
+RESULTS = Path("docs/doors.json")
+MODELS: Mapping[str, Path] = {"xl": Path("examples/english-xl.safetensors")}
+TITLES = {"xl": "XL"}
+CHOICES: tuple[Streams, ...] = get_args(Streams)
+OBJECTS = 14
+#: A row of the table: its label, and what is counted there.
+_ROWS = (
+    ("erased", "erased"),
+    ("erased, unseen phrasings", "unseen"),
+    ("five nearest objects", "near object"),
+    ("other objects", "others object"),
+    ("other styles", "others style"),
+)
+
+
+def names() -> list[str]:
+    """Styles that defaults were not chosen on, and objects as if drawn by lot."""
+    styles = [name for name in order() if kind_of(name) == "style" and name not in CHOSEN_ON]
+    return [*styles, *[name for name in order() if kind_of(name) == "object"][:OBJECTS]]
+
+
+def one(canvas: English, name: str, streams: Streams) -> dict[str, Any]:
+    result, increments = erased(canvas, [name], streams=streams, force_collateral=True)
+    return {**summary(result), **judge(canvas, [name], canvas.patched(increments))}
+
+
+def run(model: str) -> None:
+    results = Results(RESULTS)
+    canvas = English(MODELS[model], steps=STEPS)
+    for name in names():
+        for streams in CHOICES:
+
+            def make(name: str = name, streams: Streams = streams) -> dict[str, Any]:
+                return one(canvas, name, streams)
+
+            row = results.get(f"{model}/{streams}/{name}", make)
+            print(model, streams, name, row.get(f"erased {kind_of(name)}"), flush=True)
+
+
+def table() -> str:
+    """Styles and objects by what was erased from, with 95% intervals."""
+    entries = Results(RESULTS).entries
+    parts = []
+    for model, title in TITLES.items():
+        heads = [f"{kind}s, {streams}" for kind in ("style", "object") for streams in CHOICES]
+        lines = [f"**{title}**", "", f"| | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+        for label, key in _ROWS:
+            cells = [
+                _cell([e for n, e in entries.items() if _is(n, model, streams, kind)], key, kind)
+                for kind in ("style", "object")
+                for streams in CHOICES
+            ]
+            lines.append(f"| {label} | {' | '.join(cells)} |")
+        if any(name.startswith(f"{model}/") for name in entries):
+            parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _is(entry: str, model: str, streams: str, kind: str) -> bool:
+    found, of, name = entry.split("/")
+    return (found, of, kind_of(name)) == (model, streams, kind)
+
+
+def _cell(rows: Sequence[Mapping[str, Any]], key: str, kind: str) -> str:
+    key = f"{key} {kind}" if key in ("erased", "unseen") else key
+    known = [row for row in rows if key in row]
+    if not known:
+        return ""
+    after, before = (
+        sum((Proportion(*row[name]) for row in known), Proportion(0, 0))
+        for name in (key, f"{key}, before")
+    )
+    return f"{after} (before: {before.share:.1%})"
+
+
+def main(stage: str = "table", model: str = "xl") -> None:
+    if stage == "run":
+        run(model)
+    else:
+        print(table())
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
