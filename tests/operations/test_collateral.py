@@ -30,7 +30,7 @@ def test_what_is_too_much_is_refused_and_nothing_is_written(
     output = tmp_path / "ink.sepme"
     with pytest.raises(RefusedError, match="--force-collateral") as caught:
         erase(small_model, ["ink"], output=output, settings=STRICT)
-    assert "0% at most" in str(caught.value.expected)
+    assert "at most 0%" in str(caught.value.expected)
     assert "separability" in str(caught.value.found)
     assert list(tmp_path.iterdir()) == []
     result = erase(small_model, ["ink"], output=output, settings=STRICT, force_collateral=True)

@@ -140,8 +140,8 @@ def change(model: Path, patch: Patch, prompts: Sequence[str]) -> float:
     operator = torch.from_numpy(shift @ increment.basis)
     with open_checkpoint(model) as checkpoint:
         network = StableDiffusion.of(checkpoint, torch.device("cpu"))
-        words = Lexicon(network, [*prompts, *increment.prompts, *patch.protected])
-        weights = torch.cat([weight.double() for _, weight in network.stored_weights()])
+        words = Lexicon(network.text, [*prompts, *increment.prompts, *patch.protected])
+        weights = torch.cat([weight.double() for _, weight in network.denoiser.stored_weights()])
     states = words.states(prompts).double()
     moved, whole = (states @ w.T for w in (weights @ operator, weights))
     return float((moved.norm(dim=(1, 2)) / whole.norm(dim=(1, 2))).max())

@@ -14,6 +14,7 @@ from patch_spec.manifest import Patch
 from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
 from sepme_cli.diffusion import eraser
 from sepme_cli.diffusion.models import StableDiffusion
+from sepme_cli.diffusion.unet import UNet
 from sepme_cli.diffusion.moments import sampled_moments
 from sepme_cli.erasure.prompts import Phrase
 from sepme_cli.erasure.settings import Settings
@@ -90,13 +91,13 @@ def test_the_optimisation_is_foretold_to_take_longer(
 def test_drawing_takes_as_many_passes_as_are_foretold(
     small_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    passes, predict = [], StableDiffusion.predict
+    passes, predict = [], UNet.predict
 
-    def counted(model: StableDiffusion, noisy: torch.Tensor, *rest: Any) -> torch.Tensor:
+    def counted(unet: UNet, noisy: torch.Tensor, *rest: Any) -> torch.Tensor:
         passes.append(len(noisy))
-        return predict(model, noisy, *rest)
+        return predict(unet, noisy, *rest)
 
-    monkeypatch.setattr(StableDiffusion, "predict", counted)
+    monkeypatch.setattr(UNet, "predict", counted)
     with open_checkpoint(small_model) as checkpoint:
         network = StableDiffusion.of(checkpoint, torch.device("cpu"))
         settings = replace(ROOMY, pictures=5, sampling_steps=7)
@@ -123,7 +124,7 @@ def test_neighbours_are_of_the_concepts_kind_and_no_names_of_what_is_erased(
     [
         (Recipe((Item("Monet", "style"), Item("Claude Monet", "style"))), ("Monet", "Claude")),
         (Recipe((Item("cats", "object"),), protect=("object:cat",)), ("'cats'", "'cat'")),
-        (Recipe((Item("Monet", "style", like="Claude Monet"),)), ("act like",)),
+        (Recipe((Item("Monet", "style", like="Claude Monet"),)), ("the anchor of",)),
         (Recipe((Item("ink", aliases=("owls",)), Item("an owl"))), ("'owls'", "'an owl'")),
     ],
 )
