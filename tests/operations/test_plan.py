@@ -14,8 +14,8 @@ from patch_spec.manifest import Patch
 from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
 from sepme_cli.diffusion import eraser
 from sepme_cli.diffusion.models import StableDiffusion
-from sepme_cli.diffusion.unet import UNet
 from sepme_cli.diffusion.moments import sampled_moments
+from sepme_cli.diffusion.unet import UNet
 from sepme_cli.erasure.prompts import Phrase
 from sepme_cli.erasure.settings import Settings
 from sepme_cli.erasure.words import Item
