@@ -112,19 +112,44 @@ def interference(a: Increment, b: Increment) -> float:
     whose targets have a basis each, of all of them; of several streams the largest. An increment
     changes only what its basis reads, so at 0 the two concepts never meet.
     """
-    return max(_overlap(_rows_read(a, stream), _rows_read(b, stream)) for stream in STREAMS)
+    return float(interferences([a], [b])[0, 0])
 
 
-def _overlap(mine: Float64, other: Float64) -> float:
-    """The part of some rows that lies in the span of others."""
-    norm = float(np.linalg.norm(mine))
-    if norm == 0 or other.shape[1] != mine.shape[1]:
-        return 0.0
-    if len(other) > other.shape[1]:
-        other = np.linalg.qr(other).R
-    _, values, rows = np.linalg.svd(other, full_matrices=False)
-    rows = rows[values > values.max(initial=0.0) * 1e-10]
-    return min(1.0, float(np.linalg.norm(mine @ rows.T)) / norm)
+def interferences(mine: Sequence[Increment], others: Sequence[Increment]) -> Float64:
+    """`interference` of each of some increments with each of others [len(mine), len(others)]."""
+    found = np.zeros((len(mine), len(others)))
+    for stream in STREAMS:
+        read = [_rows_read(part, stream) for part in mine]
+        spans = [_span(_rows_read(part, stream)) for part in others]
+        for width in {rows.shape[1] for rows in read} & {rows.shape[1] for rows in spans}:
+            left = [i for i, rows in enumerate(read) if rows.shape[1] == width and rows.any()]
+            right = [i for i, rows in enumerate(spans) if rows.shape[1] == width and len(rows)]
+            if left and right:
+                overlap = _overlaps([read[i] for i in left], [spans[i] for i in right])
+                here = np.ix_(left, right)
+                found[here] = np.maximum(found[here], overlap)
+    return found
+
+
+def _overlaps(read: Sequence[Float64], spans: Sequence[Float64]) -> Float64:
+    """The part of each of some rows [r, d] that lies in each of some spans, orthonormal [r, d]."""
+    inside = np.square(np.vstack(read) @ np.vstack(spans).T)
+    for axis, parts in ((0, read), (1, spans)):
+        starts = np.cumsum([0, *(len(part) for part in parts[:-1])])
+        inside = np.add.reduceat(inside, starts, axis=axis)
+    norms = np.array([float(np.linalg.norm(rows)) for rows in read])
+    shares: Float64 = np.minimum(np.sqrt(inside) / norms[:, None], 1.0)
+    return shares
+
+
+def _span(rows: Float64) -> Float64:
+    """An orthonormal basis of the span of rows [n, d]."""
+    if not len(rows):
+        return rows
+    if len(rows) > rows.shape[1]:
+        rows = np.linalg.qr(rows).R
+    _, values, directions = np.linalg.svd(rows, full_matrices=False)
+    return np.asarray(directions[values > values.max(initial=0.0) * 1e-10])
 
 
 def _rows_read(increment: Increment, stream: Stream) -> Float64:

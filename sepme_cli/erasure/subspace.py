@@ -18,6 +18,7 @@ Everything here is float64 and knows neither networks nor files.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -80,7 +81,7 @@ class Ground:
         inside = self.null @ rows.double().T
         return torch.cholesky_solve(inside, self.factor).T @ self.null
 
-    @property
+    @cached_property
     def taken(self) -> int:
         """In how many dimensions something must stay as it is: the blank's, and those in which
         keeping the rest costs more than erasing a concept gains there on average."""

@@ -13,7 +13,7 @@ from sepme_cli.diffusion.pictures import load_pictures
 from sepme_cli.diffusion.study import Strength, Study
 from sepme_cli.erasure.collateral import Collateral
 from sepme_cli.erasure.prompts import AsKind, Kind
-from sepme_cli.increments import interference
+from sepme_cli.increments import interferences
 from sepme_cli.planning.neighbourhood import Near
 from sepme_cli.planning.request import EraseRequest, Wishes
 from sepme_cli.planning.survey import BaseSummary, Survey, surveyed
@@ -157,7 +157,11 @@ def plan(request: EraseRequest, progress: Progress) -> ErasePlan:
         if request.method.learns:
             seconds += expected_seconds(survey.network, len(parts), request.settings)
     shared = survey.studies[0].worst.shared
-    between = {a.concept: {b.concept: interference(a, b) for b in parts} for a in parts}
+    names = [part.concept for part in parts]
+    rows = interferences(parts, parts).tolist()
+    between = {
+        name: dict(zip(names, row, strict=True)) for name, row in zip(names, rows, strict=True)
+    }
     return ErasePlan(
         method=request.method.name,
         base=survey.summary,
