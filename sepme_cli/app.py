@@ -106,6 +106,8 @@ def sepme(
       5    the system failed: disk full, no permission, file not found
       130  interrupted
       143  terminated
+
+    The documentation explains the words in its glossary (docs/glossary.md).
     """
     if version:
         print(f"sepme {__version__}")

@@ -78,7 +78,7 @@ def interval(figure: Figure, *, inverted: bool = False) -> str:
 def rows(looked: Looked) -> Iterator[tuple[str, list[Cell]]]:
     """The pictures of an erased concept, and what each row is called."""
     kind = looked.subject.kind
-    albums = {"before": looked.before, "after": looked.after, "put back": looked.restored}
+    albums = {"before": looked.before, "after": looked.after, "restored": looked.restored}
     for label, album in albums.items():
         if album is None:
             continue
