@@ -78,7 +78,7 @@ def family(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_format_knows_the_families() -> None:
-    assert set(patch_spec.base.FAMILIES) == FAMILIES.keys()
+    assert set(patch_spec.base.FAMILIES) >= FAMILIES.keys()
 
 
 def test_a_made_up_family(family: None, tmp_path: Path) -> None:

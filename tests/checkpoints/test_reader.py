@@ -44,10 +44,13 @@ def test_a_short_header_that_begins_like_a_pickle_is_read(tmp_path: Path) -> Non
     """0x80 0x02 is also how the length of a header of 640 bytes begins."""
     tensors = {
         "model.diffusion_model.input_blocks.0.0.weight": ("F16", np.zeros(1, "<f2")),
-        "model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight": (
-            "F16",
-            np.ones((2, 3), "<f2"),
-        ),
+        **{
+            f"model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_{which}.weight": (
+                "F16",
+                np.ones((2, 3), "<f2"),
+            )
+            for which in "kv"
+        },
     }
     path = write_safetensors(tmp_path / "m.safetensors", tensors, pad=640)
     assert path.read_bytes()[:2] == b"\x80\x02"

@@ -76,6 +76,6 @@ def test_a_check_writes_nothing_and_has_its_fields(
     }  # fmt: skip
     assert {drag.keys() == {"word", "kind", "change"} for drag in concept["drags"]} == {True}
     said = sepme(*line).out.decode()
-    assert "nothing is written" in said
+    assert "writes nothing" in said
     assert all(word in said for word in concept["neighbours"])
     assert [path.name for path in policy.parent.iterdir()] == ["policy.yaml"]

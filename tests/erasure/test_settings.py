@@ -2,6 +2,7 @@ from dataclasses import fields
 
 from patch_spec import limits
 from sepme_cli.erasure.settings import Settings
+from sepme_cli.recipe import SETTINGS
 
 #: Of numbers that there must be some of, that may be nothing, and that may be anything.
 SOME = {"steps", "rank", "batch_size", "sampling_steps"}
@@ -16,7 +17,7 @@ def test_what_is_said_replaces_the_defaults() -> None:
 def test_what_a_recipe_may_say_of_each() -> None:
     allowed = Settings.allowed()
     names = [field.name for field in fields(Settings)]
-    assert list(allowed) == [*names, "dtype"]
+    assert list(allowed) == names
     for name in names:
         one, default = allowed[name], getattr(Settings(), name)
         assert one.kind is type(default)
@@ -25,5 +26,5 @@ def test_what_a_recipe_may_say_of_each() -> None:
         nothing = -limits.SAFE_INTEGER if name in ANY else 0
         assert one.least == {"pictures": 2}.get(name, 1 if name in SOME else nothing), name
         assert one.most == (limits.RANK if name == "rank" else limits.SAFE_INTEGER), name
-    assert allowed["dtype"].kind is str
-    assert allowed["dtype"].choices == ("auto", "fp32", "fp16", "bf16")
+    assert SETTINGS["dtype"].kind is str
+    assert SETTINGS["dtype"].choices == ("auto", "fp32", "fp16", "bf16")

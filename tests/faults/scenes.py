@@ -104,7 +104,6 @@ M, MONET, KLIMT = "m.safetensors", "monet.sepme", "klimt.sepme"
 TO_FILES = [
     Scene("apply to a file", f"apply {M} {MONET} -o out", "out"),
     Scene("apply over a file", f"apply {M} {MONET} -o out --force", "out", _old("out")),
-    Scene("apply over its own input", f"apply {M} {MONET} -o {M} --force", M),
     Scene("revert to a file", f"revert clean.safetensors --base {M} -o out", "out", _clean),
 ]
 IN_PLACE = [

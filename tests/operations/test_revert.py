@@ -149,7 +149,7 @@ def test_a_journal_serves_for_a_copy_elsewhere(
     journal = undo_path(model)
     result = revert(moved, undo=journal, output=tmp_path / "back")
     assert result.exact and (tmp_path / "back").read_bytes() == original
-    with pytest.raises(RefusedError, match="neither"):
+    with pytest.raises(RefusedError, match="the base or the patches of"):
         revert(moved, output=tmp_path / "again")
 
 
