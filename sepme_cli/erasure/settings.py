@@ -46,22 +46,30 @@ class Weighing:
 
 @dataclass(frozen=True)
 class Settings(Weighing):
-    """Everything that decides the result, beside the model and the prompts.
+    """Hyper-parameters of the method; the paper is SepME, arXiv 2402.05947.
 
-    insistence, protection, ridge: see `Weighing`.
-    steps: most optimisation steps a concept may take. lr: Adam's rate on coefficients of unit
-    scale. threshold: tau, the momentum of L_cor at which a concept counts as erased. rank: most
-    directions of a concept's increment. seed: of noise and batches. batch_size: moments a step.
-    momentum: alpha in L_mom. norm: lambda, the weight of the increment's norm.
-    pictures: how many the original model draws of the concept. sampling_steps, guidance: how it
-    draws them. start: how much of the closed form's answer the optimisation starts from, 0 being
-    the paper's.
-    background: how much ordinary captions weigh beside what is named; see `Background`.
-    erase_scale: how far a concept goes towards what it should act like, 1 being all the way: what
-    must stay holds it back on some of its tokens, and others make up for it.
-    collateral: how far the keys and values of nineteen in twenty held-out captions may move, as a
-    share of what they are; protection grows until they do not move further.
-    neighbours: how many of the words nearest to a concept are protected beside those named.
+    Attributes:
+        insistence: Weight of the other concepts; see `Weighing`.
+        protection: Weight of what is protected.
+        ridge: Weight of every direction.
+        steps: Maximum number of optimisation steps per concept.
+        lr: Learning rate of Adam, on coefficients of unit scale.
+        threshold: tau, the momentum of L_cor at which a concept counts as erased.
+        rank: Maximum rank of a concept's increment.
+        seed: Random seed of noise and batches.
+        batch_size: Images per optimisation step.
+        momentum: alpha in L_mom.
+        norm: lambda, the weight of the increment's norm.
+        pictures: Number of images that the original model generates of a concept.
+        sampling_steps: Sampling steps for each of them.
+        guidance: Scale of their classifier-free guidance.
+        start: Share of the closed form that the optimisation starts from; 0 is the paper's start.
+        background: Weight of ordinary captions, relative to protected names.
+        collateral: Bound on the relative change of 95% of held-out captions; protection grows until
+            it holds.
+        erase_scale: How far a concept moves to its anchor; 1 is all the way: what is protected
+            holds some of its tokens back, and others make up for them.
+        neighbours: Number of nearest words that are protected for each concept.
     """
 
     steps: int = 200

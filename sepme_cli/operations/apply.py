@@ -49,13 +49,21 @@ from sepme_cli.signing.statement import check_statement, write_statement
 
 @dataclass(frozen=True)
 class ApplyResult:
-    """What was written, or with `check` would be.
+    """Result of `apply`.
 
-    output: a file, "-" for a stream, None for nowhere. model: what was patched, in words.
-    concepts: those put in now. tensors_changed: EMA twins and variants counted too. base_match:
-    how near the checkpoint is to the patches' base, see `BaseMatch`. exact: composed from the
-    base in one rounding, so that any of it can be taken out again exactly. applied: every concept
-    that is in it now. checked: a dry run. statement: the file that says what was written.
+    Attributes:
+        output: Where the checkpoint was written; "-" for a stream, None for a check.
+        family: Name of the model's family.
+        model: The model, in words.
+        concepts: Concepts that were erased now.
+        tensors_changed: Number of tensors that changed, EMA copies and variants included.
+        base_match: Match of model and patches: "exact", "same-values" or "family".
+        exact: Whether every concept can be restored exactly, given the base.
+        applied: All concepts that are erased in the result.
+        checked: Whether nothing was written.
+        warnings: All warnings of the run.
+        seconds: Duration.
+        statement: The statement that was written, or None.
     """
 
     output: str | None
@@ -73,7 +81,18 @@ class ApplyResult:
 
 
 class ApplyWishes(TypedDict, total=False):
-    """What a caller may say beside the model, the patches and the output; see `apply`."""
+    """Options of `apply`, beside the model, the patches and the output.
+
+    Attributes:
+        in_place: Change the model itself, and write an undo journal beside it.
+        only: Use only these concepts or slugs.
+        scale: Strength of the patches; 1 is full.
+        base: Original of a model that has patches in it; by default the undo journal beside it.
+        check: Do everything but write.
+        dtype: Convert floating-point tensors to "fp32", "fp16" or "bf16"; None keeps them.
+        statement: Also write a statement of what went in and came out, here; see `Statement`.
+        force: Overwrite existing outputs.
+    """
 
     in_place: bool
     only: Words
@@ -175,16 +194,25 @@ def apply(
     progress: Progress = SILENT,
     **wishes: Unpack[ApplyWishes],
 ) -> ApplyResult:
-    """Write the checkpoint `model` without the concepts of the patches.
+    """Write a checkpoint without the concepts of patches.
 
-    output: a file or a stream; or write in_place. only: of the patches, these concepts or slugs.
-    scale: how much of each increment to add, 1 being all. base: the file that a patched `model`
-    was made from, to compose all that is in it anew; the undo journal beside it serves as well.
-    check: do everything but write. dtype: "fp32", "fp16" or "bf16" for all floating tensors; as
-    they are if left out. statement: a file to write, of what was written and how it came to be;
-    see `Statement`. force: the outputs may replace files.
-    Raises UsageError; RefusedError for an unknown or applied concept; MismatchError for a patch
-    of another model; MalformedError, UnsupportedError and SystemFailure for files.
+    Args:
+        model: Checkpoint: a file, a folder, or a place on the hub.
+        patches: Patches: files, places on the hub, or binary streams.
+        output: File, folder or binary stream to write; None with `in_place` or `check`.
+        progress: Receives progress and warnings.
+        **wishes: More options; see `ApplyWishes`.
+
+    Returns:
+        What was written; with `check`, what would be.
+
+    Raises:
+        UsageError: Options contradict each other.
+        RefusedError: A concept is unknown, or erased already.
+        MismatchError: A patch is for another kind of model, or the base is another model.
+        MalformedError: A file is damaged or hostile.
+        UnsupportedError: The model is of a kind that is not supported.
+        SystemFailure: A file cannot be read or written.
     """
     started, progress = time.monotonic(), Collector(progress)
     request = ApplyRequest.of(model, patches, output, **wishes)

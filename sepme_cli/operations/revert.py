@@ -39,12 +39,18 @@ from sepme_cli.progress import SILENT, Collector, Progress
 
 @dataclass(frozen=True)
 class RevertResult:
-    """What was written.
+    """Result of `revert`.
 
-    output: a file, or "-" for a stream. model: what it is, in words. restored, remaining:
-    concepts. exact: byte for byte what it would be had the restored concepts never been taken
-    out. max_abs_error: 0 if exact, else a proven bound on how far any weight is from that; None
-    where none can be given.
+    Attributes:
+        output: Where the checkpoint was written; "-" for a stream.
+        family: Name of the model's family.
+        model: The model, in words.
+        restored: Concepts that were restored.
+        remaining: Concepts that are still erased.
+        exact: Whether the result is byte for byte as if they had never been erased.
+        max_abs_error: 0 if exact, else a proven bound on any weight's error; None if unknown.
+        warnings: All warnings of the run.
+        seconds: Duration.
     """
 
     output: str | None
@@ -59,7 +65,18 @@ class RevertResult:
 
 
 class RevertWishes(TypedDict, total=False):
-    """What a caller may say beside the model and the patches; see `revert`."""
+    """Options of `revert`, beside the model and the patches.
+
+    Attributes:
+        concepts: Concepts or slugs to restore; by default those of the patches, and with neither
+            all that are erased.
+        output: File, folder or binary stream to write; None with `in_place`.
+        in_place: Change the model itself.
+        base: Original of the model.
+        undo: Undo journal; by default the one beside the model.
+        exact: Refuse if the result would not be exact.
+        force: Overwrite an existing output.
+    """
 
     concepts: Words
     output: FilePath | BinaryIO | None
@@ -124,17 +141,27 @@ def revert(
     progress: Progress = SILENT,
     **wishes: Unpack[RevertWishes],
 ) -> RevertResult:
-    """Write the patched checkpoint `model` with concepts put back.
+    """Write a patched checkpoint with concepts restored.
 
-    concepts: concepts or slugs to put back; all those of the patches if left out, and all there
-    are if neither is given. patches: also where the increments that stay are taken from. output:
-    a file or a stream; or write in_place. base: the file that `model` was patched from; undo: an
-    undo journal of it; the one beside `model` if neither is given. With one of them, and the
-    patches of what stays, the result is exact; without, increments are subtracted, which rounds a
-    second time. exact: refuse that. force: the output may replace a file.
-    Raises UsageError; RefusedError for a concept that is not out, and where the result would not
-    be exact or cannot be had; MismatchError for a base that is another one; MalformedError,
-    UnsupportedError and SystemFailure for files.
+    With the base or the undo journal, and the patches of what stays erased, the result is exact.
+    Without, increments are subtracted, which rounds a second time.
+
+    Args:
+        model: Patched checkpoint: a file, a folder, or a place on the hub.
+        patches: Patches whose concepts to restore; also those of what stays erased.
+        progress: Receives progress and warnings.
+        **wishes: More options; see `RevertWishes`.
+
+    Returns:
+        What was restored, and how exactly.
+
+    Raises:
+        UsageError: Options contradict each other.
+        RefusedError: A concept is not erased, or the result would not be exact or is impossible.
+        MismatchError: The base is another model.
+        MalformedError: A file is damaged or hostile.
+        UnsupportedError: The model is of a kind that is not supported.
+        SystemFailure: A file cannot be read or written.
     """
     started, progress = time.monotonic(), Collector(progress)
     request = RevertRequest.of(model, patches, **wishes)
