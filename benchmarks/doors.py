@@ -1,5 +1,6 @@
 """What each of a model's streams carries of a concept, on the sisters of the English canvas.
 
+    python -m examples.english.xl            # makes the model; see examples/english/README.md
     python -m benchmarks.doors run xl        # goes on where it was
     python -m benchmarks.doors table
 
@@ -20,10 +21,10 @@ from sepme_cli.evaluation.intervals import Proportion
 from sepme_cli.planning.request import Streams
 
 RESULTS = Path("docs/doors.json")
-MODELS: Mapping[str, Path] = {"xl": Path("examples/english-xl.safetensors")}
+MODELS: Mapping[str, Path] = {"xl": Path("build/english/xl/xl.safetensors")}
 TITLES = {"xl": "XL"}
 CHOICES: tuple[Streams, ...] = get_args(Streams)
-OBJECTS = 14
+OBJECTS = 8
 #: A row of the table: its label, and what is counted there.
 _ROWS = (
     ("erased", "erased"),

@@ -50,7 +50,7 @@ class IncrementSummary:
         neighbours: Nearest words that were protected.
         slug: Name for files and tensors.
         kind: Kind of increment: "additive", "operator" or "lora".
-        rank: Rank of the increment.
+        rank: Rank of the increment, on all streams together.
         method: Name of the method.
         steps: Number of optimisation steps, or None for the closed form.
         stopped: Why the optimisation stopped, or None.
@@ -238,7 +238,7 @@ def _summary(made: Made, study: Study, neighbours: tuple[str, ...]) -> Increment
         neighbours=neighbours,
         slug=increment.slug,
         kind=increment.kind,
-        rank=increment.rank,
+        rank=increment.rank + increment.pooled_rank,
         method=increment.method.name,
         steps=measured.steps,
         stopped=measured.stopped,

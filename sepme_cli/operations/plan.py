@@ -40,7 +40,7 @@ class PlannedConcept:
         concept: Its name.
         taken_for: Its kind, given or detected: "style", "object" or "any".
         slug: Name for files and tensors.
-        rank: Rank of the increment.
+        rank: Rank of the increment, on all streams together.
         like: The anchor: what would be generated instead; None for nothing.
         separability: How far the concept can be moved to its anchor, 0 to 1.
         leakage: Largest relative change of keys and values for prompts of other concepts, with the
@@ -186,7 +186,7 @@ def _planned(survey: Survey, part: Increment, study: Study) -> PlannedConcept:
         concept=part.concept,
         taken_for=study.concept.kind,
         slug=part.slug,
-        rank=part.rank,
+        rank=part.rank + part.pooled_rank,
         like=study.concept.like,
         separability=study.separability,
         leakage=part.measured.leakage,

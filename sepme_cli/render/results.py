@@ -302,7 +302,7 @@ def _patch(result: "PatchInfo", whole: bool) -> RenderableType:
             table,
             part["concept"],
             part["kind"],
-            part["rank"],
+            part["rank"] + part.get("pooled", {}).get("rank", 0),
             part["method"]["name"],
             measured["leakage"],
             measured["separability"],
