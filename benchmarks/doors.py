@@ -1,6 +1,6 @@
 """What each of a model's streams carries of a concept, on the sisters of the English canvas.
 
-    python -m examples.english.xl train      # then pack: makes the model
+    python -m examples.english.xl            # makes the model, in half an hour
     python -m benchmarks.doors run xl        # goes on where it was
     python -m benchmarks.doors table
 
