@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import bare, comparison, document, rounds
+from benchmarks import bare, comparison, document, real_model, rounds
 from benchmarks.english import OBJECT_NAMES, STYLE_NAMES, English, probes
 
 ROOT = Path(__file__).parent.parent
@@ -94,3 +94,28 @@ def test_what_is_kept_moves_by_what_its_weights_move_it() -> None:
     before = weights[name].clone()
     assert bench.moved({name: weights[name] * 2}, caption) > 0.1
     assert bench.model.denoiser.network.get_parameter(name).equal(before.float()), "put back"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("at_root")
+def test_ones_own_model_is_measured_as_the_canvas_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command that the README names, on the canvas with the canvas's judge."""
+    line = (
+        "real_model examples/english-sd.safetensors --judge examples:judge --styles woodcut "
+        "--objects cat --pictures 2 --steps 4 --guidance 3 --beside 1 --out"
+    )
+    monkeypatch.setattr("sys.argv", [*line.split(), str(tmp_path / "out")])
+    real_model.main()
+    told = capsys.readouterr().out
+    assert "pictures on cpu in fp32: about" in told
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert table.strip() in told
+    rows = {row.split("|")[1].strip(): row for row in table.splitlines() if row.startswith("|")}
+    assert {"erased", "erased, unseen phrasings", "woodcut", "cat"} <= rows.keys()
+    before, after = rows["cat"].split("|")[2:4]
+    assert float(after.strip(" %")) < float(before.strip(" %"))
+    for name in ("woodcut", "cat"):
+        assert (tmp_path / "out" / f"{name}.sepme").exists()
+        assert (tmp_path / "out" / name / "report.html").exists()

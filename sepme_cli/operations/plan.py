@@ -20,6 +20,8 @@ from sepme_cli.planning.survey import BaseSummary, Survey, surveyed
 from sepme_cli.planning.vocabulary import vocabulary
 from sepme_cli.progress import SILENT, Collector, Progress
 
+_MOST_THOROUGH = 100
+"""With more concepts no further strength of protection is looked at than a run would."""
 _SHOWN = 5
 
 
@@ -149,7 +151,8 @@ def plan(request: EraseRequest, progress: Progress) -> ErasePlan:
     SepME's optimisation starts from it, in the same directions.
     """
     started, progress = time.monotonic(), Collector(progress)
-    with surveyed(request, thorough=True, progress=progress) as survey:
+    thorough = len(request.recipe.concepts) <= _MOST_THOROUGH
+    with surveyed(request, thorough=thorough, progress=progress) as survey:
         parts = [closed_form_increment(s, request.settings).increment for s in survey.studies]
         seconds = time.monotonic() - started
         if request.images is not None:  # which the run would fail on
