@@ -142,11 +142,11 @@ class Composition:
                     self.drowning.look(weight, result)
             if stored.columns is None:
                 return result
+            # What lies beside is the base's too, unless that has it in another dtype.
             whole = (source if source.dtype == stored.dtype else stored).whole()
-            beside = whole[:, stored.columns :]
             if self.dtype is not None:
-                beside = converted(beside, self.dtype, stored.name)
-            return np.hstack([result, beside])
+                whole = converted(whole, self.dtype, stored.name)
+            return stored.joined(result, whole)
 
         return values
 

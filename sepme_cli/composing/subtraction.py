@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from patch_spec.stack import StackEntry, StackRecord
@@ -84,9 +83,7 @@ def subtraction(
         def make() -> npt.NDArray[Any]:
             result, bound = subtract(stored.read(), out, stay, target)
             error.add(bound if bounded else None)
-            if stored.columns is None:
-                return result
-            return np.hstack([result, stored.whole()[:, stored.columns :]])
+            return result if stored.columns is None else stored.joined(result, stored.whole())
 
         return make
 

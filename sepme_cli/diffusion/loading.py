@@ -78,12 +78,7 @@ def load_vae(checkpoint: Checkpoint, dtype: torch.dtype) -> AutoencoderKL:
 def _pooled(checkpoint: Checkpoint) -> int:
     """How wide XL's pooled text is: as the last text encoder projects it, bigG's 1280 without."""
     network = checkpoint.network(checkpoint.family.streams[-1].name)
-    tensors = network.tensors if network is not None else {}
-    if (fused := tensors.get("text_projection")) is not None:
-        return fused.shape[1]
-    return (
-        tensors["text_projection.weight"].shape[0] if "text_projection.weight" in tensors else 1280
-    )
+    return (network and network.projected) or 1280
 
 
 def _in_diffusers_names(checkpoint: Checkpoint, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

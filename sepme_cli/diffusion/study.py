@@ -32,7 +32,12 @@ from sepme_cli.erasure.subspace import Ground, energy
 from sepme_cli.erasure.words import Item, same_name
 from sepme_cli.errors import RefusedError, UnsupportedError
 
-EMPTY: Mapping[Stream, Background] = MappingProxyType({})
+_NO_BACKGROUNDS: Mapping[Stream, Background] = MappingProxyType({})
+
+_READ_BY: Mapping[Stream, str] = {
+    "tokens": "the keys and values of the cross-attention",
+    "pooled": "the weights that read the pooled text (--streams tokens leaves them alone)",
+}
 
 _PROMPTS = 600
 """About how many prompts all concepts of a patch have together, so that a hundred concepts are
@@ -173,7 +178,7 @@ def study(
     protected: Protected,
     known: Sequence[Sequence[str]],
     settings: Settings,
-    backgrounds: Mapping[Stream, Background] = EMPTY,
+    backgrounds: Mapping[Stream, Background] = _NO_BACKGROUNDS,
     thorough: bool = False,
     streams: Sequence[Stream] | None = None,
 ) -> list[Study]:
@@ -386,8 +391,8 @@ def _gram(model: StableDiffusion, stream: Stream) -> Tensor:
     gram = layers_gram(weight for _, weight in model.denoiser.stored_weights(stream))
     if not gram.any():
         raise UnsupportedError(
-            f"{model.checkpoint.path}: the keys and values of the cross-attention are all "
-            "zero: prompts have no effect, and there is nothing to erase",
+            f"{model.checkpoint.path}: {_READ_BY[stream]} are all zero: "
+            "prompts have no effect there, and there is nothing to erase",
             file=model.checkpoint.path,
             expected="weights that are not all zero",
             found="zeros only",

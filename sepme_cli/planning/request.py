@@ -109,12 +109,13 @@ class EraseRequest:
         recipe = _recipe(several(concepts), policy, wishes)
         images, joint = as_path(wishes.get("images")), wishes.get("joint", False)
         settings, options = _settings(recipe, wishes)
+        method = _method(wishes.get("method"), recipe, images, joint=joint)
         return cls(
             model=as_place(model),
             recipe=recipe,
             digest=None if policy is None else policy.digest,
             name=recipe.concepts[0].slug if isinstance(given, Recipe | None) else Path(given).stem,
-            method=_method(wishes.get("method"), recipe, images, joint=joint),
+            method=method,
             settings=settings,
             options=options,
             known=as_places(wishes.get("known", ())),
@@ -122,7 +123,7 @@ class EraseRequest:
             joint=joint,
             aliases=wishes.get("aliases", "none"),
             cache=wishes.get("cache", True),
-            streams=_streams(wishes),
+            streams=_streams(wishes.get("streams", "all"), method),
         )
 
     def streams_of(self, base: Base) -> tuple[Stream, ...]:
@@ -138,14 +139,13 @@ class EraseRequest:
         return (self.streams,)
 
 
-def _streams(wishes: Wishes) -> Streams:
-    streams = wishes.get("streams", "all")
+def _streams(streams: Streams, method: Method) -> Streams:
     if streams not in get_args(Streams):
         raise UsageError("unknown stream", expected=" or ".join(get_args(Streams)), found=streams)
-    if streams == "pooled" and wishes.get("method") == "sepme":
+    if streams == "pooled" and method.learns:
         raise UsageError(
-            "--method sepme learns on the tokens that cross-attention reads: use --streams all, or "
-            "the closed form",
+            f"--method {method.name} learns on the tokens that cross-attention reads: use "
+            "--streams all, or the closed form",
             expected="all or tokens",
             found="pooled",
         )

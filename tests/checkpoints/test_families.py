@@ -75,6 +75,7 @@ def test_unclip_is_no_xl() -> None:
         ("model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight", "Stable Diffusion 3"),
         ("transformer_blocks.0.attn.add_k_proj.weight", "Stable Diffusion 3"),
         ("model.diffusion_model.input_blocks.1.1.time_stack.0.attn2.to_k.weight", "video"),
+        ("down_blocks.0.temp_attentions.0.transformer_blocks.0.attn2.to_k.weight", "video"),
         ("lora_unet_down_blocks_0_attentions_0.lora_down.weight", "LoRA"),
         ("unet.down_blocks.0.attentions.0.to_k.lora_A.weight", "LoRA"),
         ("controlnet_cond_embedding.conv_in.weight", "ControlNet"),

@@ -14,12 +14,15 @@ from patch_spec.streams import Stream, stream_of
 from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.erasure.settings import Settings
+from sepme_cli.erasure.words import Item
 from sepme_cli.errors import RefusedError, UsageError
 from sepme_cli.operations.apply import apply
 from sepme_cli.operations.erase import erase
 from sepme_cli.operations.verify import verify
+from sepme_cli.recipe import Recipe
 from tests.small_model import small_parts, write_single_file
 
+LEARNS = Recipe((Item("Monet", "style"),), method="sepme")
 QUICK = Settings(steps=2, pictures=2, sampling_steps=2, batch_size=2)
 
 
@@ -94,6 +97,8 @@ def test_what_cannot_be_is_refused(xl: Path, small_model: Path, tmp_path: Path) 
         erase(small_model, ["Monet"], output=output, streams="pooled")
     with pytest.raises(UsageError, match="unknown stream"):
         erase(xl, ["Monet"], output=output, streams="third")  # type: ignore[typeddict-item]
-    with pytest.raises(UsageError, match="learns on the tokens"):
-        erase(xl, ["Monet"], output=output, streams="pooled", method="sepme")
+    for learning in ({"method": "sepme"}, {"joint": True}, {"recipe": LEARNS}):
+        with pytest.raises(UsageError, match="learns on the tokens"):
+            concepts = () if "recipe" in learning else ("Monet",)
+            erase(xl, concepts, output=output, streams="pooled", **learning)  # type: ignore[arg-type]
     assert not output.exists()

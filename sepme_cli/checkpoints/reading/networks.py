@@ -17,7 +17,6 @@ from sepme_cli.errors import MalformedError
 
 _VAES: Mapping[str, Naming] = {"first_stage_model.": "ldm", "vae.": "diffusers"}
 """What a VAE's names begin with in one file, of a checkpoint and of a pipeline of diffusers'."""
-_PROJECTION = "text_projection.weight"
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,14 @@ class Network:
     config: Mapping[str, Any] | None = field(default=None, repr=False)
     unused_layers: int = 0
     tokenizer: Path | None = None
+
+    @property
+    def projected(self) -> int | None:
+        """How wide the pooled output of a text encoder is; None of one without a projection."""
+        fused, plain = (self.tensors.get(f"text_projection{end}") for end in ("", ".weight"))
+        if fused is not None and len(fused.shape) == 2:
+            return fused.shape[1]
+        return plain.shape[0] if plain is not None and len(plain.shape) == 2 else None
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -104,23 +111,16 @@ class Networks:
 
     def columns(self, target: str, columns: int) -> int | None:
         """How many of a target's columns read its stream; None where that cannot be said."""
+        if stream_of(target) != "pooled":
+            return columns
         config = (self.folder.config("unet") if self.folder else None) or {}
         size = config.get("addition_time_embed_dim")
-        if stream_of(target) == "pooled" and self.family.sizes and size is None:
-            pooled = self._projected()
-            if pooled is not None and pooled < columns:
-                return pooled
+        # Of a folder the text encoder is another file, which nobody may need.
+        network = None if self.folder else self.find(self.family.streams[-1].name)
+        pooled = None if network is None or size is not None else network.projected
+        if pooled is not None and pooled < columns:
+            return pooled
         return self.family.columns(target, columns, size if isinstance(size, int) else None)
-
-    def _projected(self) -> int | None:
-        """How wide the pooled output is of the last text encoder in a file of the whole model."""
-        prefix = (self.layout.outer or "") + self.family.streams[-1].prefix
-        fused, plain = (
-            self.unet.get(f"{prefix}{name}") for name in ("text_projection", _PROJECTION)
-        )
-        if fused is not None and len(fused.shape) == 2:
-            return fused.shape[1]
-        return plain.shape[0] if plain is not None and len(plain.shape) == 2 else None
 
     def _find(self, name: str) -> Network | None:
         if name == "unet":

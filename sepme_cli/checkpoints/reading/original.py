@@ -43,9 +43,7 @@ class Weight:
         """The values, as `Stored.read` gives them."""
         if self.journal is None:
             return self.stored.read()
-        values, columns = self.whole(), self.stored.columns
-        meant = values if columns is None else values[:, :columns]
-        return dequantised(meant, self.stored.scales())
+        return dequantised(self.stored.meant(self.whole()), self.stored.scales())
 
     def whole(self) -> Array:
         """All columns, as they are stored."""

@@ -43,7 +43,7 @@ def find_targets(
     variants: Sequence[Mapping[str, Stored]],
     layout: Layout,
     path: str | PathLike[str],
-    columns: Callable[[str, int], int | None] = lambda target, columns: columns,
+    columns: Callable[[str, int], int | None],
 ) -> tuple[Target, ...]:
     """The targets of a checkpoint, sorted by name, at least one, all of a stream of one width.
 

@@ -113,13 +113,19 @@ class Stored:
 
     def read(self) -> Array:
         """The values: in the dtype they are stored in, or in float64 where that takes a scale."""
-        values = self.whole()
-        meant = values if self.columns is None else values[:, : self.columns]
-        return dequantised(meant, self.scales())
+        return dequantised(self.meant(self.whole()), self.scales())
 
     def whole(self) -> Array:
         """All columns, as they are stored."""
         return self.file.read(self.entry)
+
+    def meant(self, whole: Array) -> Array:
+        """Of all columns those that are meant."""
+        return whole if self.columns is None else whole[:, : self.columns]
+
+    def joined(self, meant: Array, whole: Array) -> Array:
+        """New values of what is meant, and beside them the other columns of `whole`."""
+        return meant if self.columns is None else np.hstack([meant, whole[:, self.columns :]])
 
     def scales(self) -> Array | None:
         """What the stored numbers are multiplied by, so shaped that it broadcasts; None for 1."""

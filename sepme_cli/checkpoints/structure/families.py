@@ -249,7 +249,10 @@ _STRANGERS: tuple[tuple[re.Pattern[str], str], ...] = (
         re.compile(r"(.*\.)?joint_blocks\.\d|transformer_blocks\.\d+\.attn\.add_k_proj\."),
         "a Stable Diffusion 3 model",
     ),
-    (re.compile(r".*\.(time_stack|motion_modules)\."), "a video model"),
+    (
+        re.compile(r".*\.(time_stack|motion_modules|temp_attentions|temp_convs)\."),
+        "a video model",
+    ),
     (re.compile(r"control_model\.|controlnet_cond_embedding\."), "a ControlNet"),
     (re.compile(r"lora_(unet|te\d?)_|.*\.lora(_[AB]|_up|_down|\.up|\.down)\."), "a LoRA"),
 )
