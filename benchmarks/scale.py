@@ -44,6 +44,8 @@ ERASED: tuple[str, ...] = (
     "owl", "guitar", "whale", "clock", "rose", "crown",
 )  # fmt: skip
 SIZES = (12, 100, 300, 1000)
+#: To a text encoder of random values a hundred concepts are hard to separate from the rest.
+_OUT = ("--force-collateral", "-o")
 _UCE = """
 import sys, torch
 from pathlib import Path
@@ -77,7 +79,7 @@ def speed(model: Path, rounds: int) -> None:
             patch.unlink(missing_ok=True)
             asked = [part for name in names for part in ("-c", name)]
             lines = {
-                f"sepme erase, {count}": [SEPME, "erase", str(model), *asked, "-o", str(patch)],
+                f"sepme erase, {count}": [SEPME, "erase", str(model), *asked, *_OUT, str(patch)],
                 f"UCE's solve, {count}": [sys.executable, "-c", _UCE, str(model), *names],
             }
             for label, line in lines.items():

@@ -13,7 +13,14 @@ from pathlib import Path
 import pytest
 
 from sepme_cli.checkpoints.disk import files
-from sepme_cli.checkpoints.disk.files import BLOCK, copy_all, new_file, only_writer, write_all
+from sepme_cli.checkpoints.disk.files import (
+    BLOCK,
+    check_writable,
+    copy_all,
+    new_file,
+    only_writer,
+    write_all,
+)
 from sepme_cli.errors import SystemFailure
 
 
@@ -261,3 +268,9 @@ def test_whole_blocks_are_copied_as_such(
     assert copied[target:] == data[source : source + 30_000]
     if (source - target) % BLOCK == 0:
         assert all(begin % BLOCK == to % BLOCK == 0 for begin, to in calls[source % BLOCK > 0 :])
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SystemFailure, match="there is no folder") as caught:
+        check_writable(tmp_path / "patches" / "cat.sepme", 0, force=False)
+    assert str(tmp_path / "patches;") in caught.value.message

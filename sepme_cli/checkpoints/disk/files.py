@@ -196,7 +196,9 @@ def check_writable(path: Path, size: int, *, force: bool) -> None:
         if not force and path.exists():
             raise SystemFailure(f"{path} exists already; --force overwrites it", file=path)
         if not os.access(path.parent, os.F_OK):
-            raise FileNotFoundError(errno.ENOENT, "the folder does not exist", path.parent)
+            raise SystemFailure(
+                f"{path}: there is no folder {path.parent}; make it first", file=path
+            )
         if not os.access(path.parent, os.W_OK):
             raise PermissionError(errno.EACCES, "permission denied", path.parent)
     free = system.free_bytes(path.parent)
