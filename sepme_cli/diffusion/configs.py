@@ -6,6 +6,7 @@ tensor names with other shapes and fewer blocks.
 
 import re
 from collections.abc import Mapping
+from math import isqrt
 from typing import Any
 
 from sepme_cli.checkpoints.structure.families import Family
@@ -63,7 +64,7 @@ def unet_config(shapes: Shapes, family: Family, pooled: int = 1280) -> Config:
         config["mid_block_type"] = "UNetMidBlock2D"  # as Segmind's distilled models have it
     if (distilled := shapes.get("time_embedding.cond_proj.weight")) is not None:
         config["time_cond_proj_dim"] = distilled[1]
-    if family.pools:
+    if family.sizes:
         config |= _added(shapes, family.sizes, pooled)
     return config
 
@@ -131,4 +132,41 @@ def vae_config(shapes: Shapes, family: Family, naming: Naming = "ldm") -> Config
         "in_channels": shapes["encoder.conv_in.weight"][1],
         "out_channels": shapes["decoder.conv_out.weight"][0],
         "scaling_factor": family.latent_scale,
+    }
+
+
+def transformer_config(shapes: Shapes, family: Family) -> Config:
+    """SD3Transformer2DModel's or FluxTransformer2DModel's configuration. shapes are named as
+    diffusers names them.
+
+    KeyError names a tensor that must be there and is not.
+    """
+    hidden, tokens = shapes["context_embedder.weight"]
+    config: Config = {
+        "num_layers": len(_indices(shapes, r"transformer_blocks\.(\d+)\.")),
+        "joint_attention_dim": tokens,
+        "pooled_projection_dim": shapes["time_text_embed.text_embedder.linear_1.weight"][1],
+    }
+    norm = shapes.get("transformer_blocks.0.attn.norm_q.weight")
+    head = _HEAD_WIDTH if norm is None else norm[0]
+    config |= {"attention_head_dim": head, "num_attention_heads": hidden // head}
+    if family.name == "flux":
+        # Of a position's three numbers the first, which images do not use, gets what is left.
+        plane = 2 * (head * 7 // 32)
+        return config | {
+            "in_channels": shapes["x_embedder.weight"][1],
+            "num_single_layers": len(_indices(shapes, r"single_transformer_blocks\.(\d+)\.")),
+            "guidance_embeds": "time_text_embed.guidance_embedder.linear_1.weight" in shapes,
+            "axes_dims_rope": (head - 2 * plane, plane, plane),
+        }
+    _, channels, patch, _ = shapes["pos_embed.proj.weight"]
+    return config | {
+        "sample_size": family.latent_side,
+        "in_channels": channels,
+        "out_channels": shapes["proj_out.weight"][0] // patch**2,
+        "patch_size": patch,
+        "caption_projection_dim": hidden,
+        "pos_embed_max_size": isqrt(shapes["pos_embed.pos_embed"][1]),
+        "dual_attention_layers": _indices(shapes, r"transformer_blocks\.(\d+)\.attn2\."),
+        "qk_norm": None if norm is None else "rms_norm",
     }

@@ -6,7 +6,12 @@ from math import prod
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+)
 from diffusers.loaders.single_file_utils import (
     convert_ldm_unet_checkpoint,
     convert_ldm_vae_checkpoint,
@@ -15,7 +20,8 @@ from torch import Tensor
 
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
 from sepme_cli.checkpoints.structure.layout import UNET
-from sepme_cli.diffusion.configs import Config, unet_config, vae_config
+from sepme_cli.diffusion.configs import Config, transformer_config, unet_config, vae_config
+from sepme_cli.diffusion.transformer_names import in_diffusers_names
 from sepme_cli.diffusion.weights import tensors_of
 from sepme_cli.errors import UnsupportedError
 
@@ -30,7 +36,7 @@ _OLD_ATTENTION = {
 
 def load_unet(checkpoint: Checkpoint, dtype: torch.dtype) -> UNet2DConditionModel:
     """The UNet, on the CPU; UnsupportedError where the checkpoint does not hold all of it."""
-    network = checkpoint.network("unet")
+    network = checkpoint.network("denoiser")
     assert network is not None  # what has none is no checkpoint
     tensors = tensors_of(network, dtype)
     if network.naming == "ldm":
@@ -48,9 +54,42 @@ def load_unet(checkpoint: Checkpoint, dtype: torch.dtype) -> UNet2DConditionMode
     return unet.requires_grad_(False).eval()
 
 
+def load_transformer(
+    checkpoint: Checkpoint, dtype: torch.dtype
+) -> SD3Transformer2DModel | FluxTransformer2DModel:
+    """The transformer of Stable Diffusion 3 or Flux.1, on the CPU; UnsupportedError where the
+    checkpoint does not hold all of it, or is of another family."""
+    network, family = checkpoint.network("denoiser"), checkpoint.family
+    assert network is not None
+    if family.name not in _TRANSFORMERS:
+        raise UnsupportedError(
+            f"{checkpoint.path} is {family.title}, of which sepme patches the text layers and "
+            "generates nothing",
+            file=checkpoint.path,
+            expected="a model that draws single images",
+            found=family.title,
+        )
+    tensors = tensors_of(network, dtype)
+    if network.naming == "original":
+        tensors = in_diffusers_names(tensors, family.name)
+    config: Mapping[str, Any] | None = network.config
+    try:
+        if not config or "joint_attention_dim" not in config:
+            config = transformer_config(_shapes(tensors), family)
+        with torch.device("meta"):
+            transformer = _TRANSFORMERS[family.name].from_config(dict(config))
+        transformer.load_state_dict(tensors, assign=True)
+    except Exception as error:
+        raise _not_whole(checkpoint, "transformer", _first(error), len(tensors)) from error
+    return transformer.requires_grad_(False).eval()
+
+
+_TRANSFORMERS = {"sd3": SD3Transformer2DModel, "flux": FluxTransformer2DModel}
+
+
 def unet_parameters(checkpoint: Checkpoint) -> int:
     """How many the UNet has, from the header alone."""
-    network = checkpoint.network("unet")
+    network = checkpoint.network("denoiser")
     return sum(map(prod, network.shapes.values())) if network is not None else 0
 
 
@@ -83,7 +122,7 @@ def _pooled(checkpoint: Checkpoint) -> int:
 
 def _in_diffusers_names(checkpoint: Checkpoint, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     hints: Config = {"layers_per_block": checkpoint.layout.span - 1}
-    hints |= {"addition_embed_type": "text_time"} if checkpoint.family.pools else {}
+    hints |= {"addition_embed_type": "text_time"} if checkpoint.family.sizes else {}
     try:
         return dict(
             convert_ldm_unet_checkpoint({UNET + n: value for n, value in tensors.items()}, hints)

@@ -53,7 +53,7 @@ class UNet:
     @property
     def side(self) -> int:
         """Of the latents that it was trained on: what its configuration says, else its family."""
-        network = self.checkpoint.network("unet")
+        network = self.checkpoint.network("denoiser")
         configured = (network.config or {}).get("sample_size") if network is not None else None
         if isinstance(configured, int) and 0 < configured <= _LARGEST_SIDE:
             return configured

@@ -41,8 +41,10 @@ def facts_of(
 def _digest(checkpoint: Checkpoint) -> str:
     """SHA-256 of every network's tensors: of names, dtypes, shapes and bytes."""
     digest = sha256()
-    for name in ("unet", "vae", *(stream.name for stream in checkpoint.family.streams)):
-        network = checkpoint.network(name)
+    names = {"denoiser": checkpoint.family.denoiser, "vae": "vae"}
+    names |= {stream.name: stream.name for stream in checkpoint.family.streams}
+    for part, name in names.items():
+        network = checkpoint.network(part)
         for tensor, stored in network.tensors.items() if network else ():
             digest.update(json.dumps([name, tensor, stored.dtype, stored.shape]).encode())
             data = stored.file.read_range(stored.entry.begin, stored.entry.end, stored.name)

@@ -179,8 +179,8 @@ def _left_out(
             f"the text encoder ({', '.join(changed)}) differs too, and stays as it is in "
             "the base: the edit may depend on it"
         )
-    for name in ("unet", "vae"):
-        pair = before.network(name), after.network(name)
+    for part, name in (("denoiser", before.family.denoiser), ("vae", "vae")):
+        pair = before.network(part), after.network(part)
         if pair[0] is None or pair[1] is None:
             continue
         if pair[0].naming != pair[1].naming:
@@ -201,8 +201,8 @@ def _left_out(
 
 def _others_left_out(before: Checkpoint, after: Edited) -> tuple[list[LeftOut], list[str]]:
     """The same of a file that holds some weights alone."""
-    unet = before.network("unet")
-    ours = unet.tensors if unet is not None else {}
+    denoiser = before.network("denoiser")
+    ours = denoiser.tensors if denoiser is not None else {}
     others = [
         name
         for name, stored in after.others.items()

@@ -75,7 +75,9 @@ def test_unclip_is_no_xl() -> None:
         ("model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight", "Stable Diffusion 3"),
         ("transformer_blocks.0.attn.add_k_proj.weight", "Stable Diffusion 3"),
         ("model.diffusion_model.input_blocks.1.1.time_stack.0.attn2.to_k.weight", "video"),
-        ("down_blocks.0.temp_attentions.0.transformer_blocks.0.attn2.to_k.weight", "video"),
+        ("down_blocks.0.temporal_transformer_blocks.0.attn2.to_k.weight", "video"),
+        ("down_blocks.0.motion_modules.0.transformer_blocks.0.attn2.to_k.weight", "AnimateDiff"),
+        ("controlnet_blocks.0.weight", "ControlNet"),
         ("lora_unet_down_blocks_0_attentions_0.lora_down.weight", "LoRA"),
         ("unet.down_blocks.0.attentions.0.to_k.lora_A.weight", "LoRA"),
         ("controlnet_cond_embedding.conv_in.weight", "ControlNet"),
@@ -189,7 +191,7 @@ def test_integers_and_mixed_widths_are_unsupported(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="i32"):
         open_checkpoint(write_safetensors(tmp_path / "a.safetensors", tensors))
     tensors[name] = ("F16", np.zeros((24, 30), "<f2"))
-    with pytest.raises(UnsupportedError, match="cross-attention"):
+    with pytest.raises(UnsupportedError, match="what reads the text"):
         open_checkpoint(write_safetensors(tmp_path / "b.safetensors", tensors))
 
 

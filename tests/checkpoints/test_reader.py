@@ -116,7 +116,7 @@ def test_a_stack_record_that_is_none_is_malformed(tmp_path: Path) -> None:
 def test_what_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(SystemFailure, match="not found"):
         open_checkpoint(tmp_path / "nowhere.safetensors")
-    with pytest.raises(UnsupportedError, match="folder without a UNet"):
+    with pytest.raises(UnsupportedError, match="folder without the weights"):
         open_checkpoint(tmp_path)
     with pytest.raises(UnsupportedError, match="regular"):
         open_checkpoint(Path("/dev/null"))

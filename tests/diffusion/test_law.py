@@ -12,14 +12,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 from torch import Tensor
 
 import sepme_cli as sepme
 from patch_spec.increment import Increment
 from patch_spec.streams import Stream
 from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
-from sepme_cli.diffusion.loading import load_unet
+from sepme_cli.diffusion.loading import load_transformer, load_unet
+from sepme_cli.diffusion.weights import tensors_of
 from tests.small_model import SMALL, Parts, small_parts, write_folder, write_single_file
+from tests.small_transformers import (
+    small_transformer,
+    write_transformer_file,
+    write_transformer_folder,
+)
 from tests.synthetic import make_patch, operator
 
 Read = Mapping[Stream, Tensor]
@@ -61,7 +68,69 @@ def _unet_case(name: str) -> Case:
     return Case(name, write, load, ask)
 
 
-CASES = {name: _unet_case for name in SMALL}
+def _transformer_case(name: str) -> Case:
+    model = small_transformer(name)  # type: ignore[arg-type]
+
+    def write(path: Path, layout: str) -> Path:
+        if layout == "folder":
+            return write_transformer_folder(model, path / name, shard="100KB")
+        return write_transformer_file(model, path / f"{name}.safetensors")
+
+    def load(path: Path) -> Any:
+        with open_checkpoint(path) as checkpoint:
+            if name != "wan":
+                return load_transformer(checkpoint, torch.float32)
+            network = checkpoint.network("denoiser")
+            assert network is not None
+            tensors = tensors_of(network, torch.float32)
+        if network.naming == "original":
+            tensors = convert_wan_transformer_to_diffusers(tensors)
+        fresh = small_transformer("wan", seed=1).transformer
+        fresh.load_state_dict(tensors)
+        return fresh
+
+    return Case(name, write, load, ASK[name])
+
+
+def _ask_sd3(transformer: Any, read: Read) -> Tensor:
+    torch.manual_seed(0)
+    noisy = torch.randn(2, 4, 8, 8)
+    found: Tensor = transformer(noisy, read["tokens"], read["pooled"], torch.full((2,), 500.0))[0]
+    return found
+
+
+def _ask_flux(transformer: Any, read: Read) -> Tensor:
+    torch.manual_seed(0)
+    noisy = torch.randn(2, 16, 16)
+    rows = read["tokens"].shape[1]
+    found: Tensor = transformer(
+        noisy,
+        read["tokens"],
+        read["pooled"],
+        timestep=torch.full((2,), 0.5),
+        img_ids=torch.cartesian_prod(torch.zeros(1), torch.arange(4.0), torch.arange(4.0)),
+        txt_ids=torch.zeros(rows, 3),
+        guidance=torch.full((2,), 3.5),
+    )[0]
+    return found
+
+
+def _ask_wan(transformer: Any, read: Read) -> Tensor:
+    torch.manual_seed(0)
+    noisy = torch.randn(2, 4, 2, 8, 8)
+    found: Tensor = transformer(noisy, torch.full((2,), 500), read["tokens"])[0]
+    return found
+
+
+ASK: Mapping[str, Callable[[Any, Read], Tensor]] = {
+    "sd3": _ask_sd3,
+    "flux": _ask_flux,
+    "wan": _ask_wan,
+}
+CASES: Mapping[str, Callable[[str], Case]] = {
+    **dict.fromkeys(SMALL, _unet_case),
+    **dict.fromkeys(ASK, _transformer_case),
+}
 
 
 def moved(increment: Increment, read: Read) -> dict[Stream, Tensor]:

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 _PARTS = (
-    "unet", "vae", "scheduler",
-    "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2",
+    "unet", "transformer", "vae", "scheduler",
+    "text_encoder", "text_encoder_2", "text_encoder_3",
+    "tokenizer", "tokenizer_2", "tokenizer_3",
 )  # fmt: skip
 """The folders that erasing and drawing read."""
 _INDEX = "model_index.json"

@@ -30,7 +30,7 @@ from sepme_cli.checkpoints.structure.dtypes import readable
 from sepme_cli.checkpoints.structure.families import Family, detect
 from sepme_cli.checkpoints.structure.folders import ModelFolder, model_folder, weights_sets
 from sepme_cli.checkpoints.structure.headers import RECORD
-from sepme_cli.checkpoints.structure.layout import Layout, keys_and_values
+from sepme_cli.checkpoints.structure.layout import Layout, keys_and_values, text_entries
 from sepme_cli.errors import MalformedError
 from sepme_cli.places import Place
 from sepme_cli.progress import SILENT, Progress
@@ -40,7 +40,7 @@ from sepme_cli.progress import SILENT, Progress
 class Checkpoint:
     """An open checkpoint; close it, or use it as a context manager.
 
-    files: those that the UNet is in, of every variant. widths: d of each stream that the UNet
+    files: those that the denoiser is in, of every variant. widths: d of each stream that it
     reads. targets: sorted by name, at least one. stack: what patches are in it, None for none.
     folder: None for a single file.
     """
@@ -84,11 +84,14 @@ class Checkpoint:
 
     @property
     def arrangement(self) -> str:
-        """How it comes: "single-file", "diffusers", or of a UNet alone, "unet" and the naming."""
-        if self.folder is not None and self.folder.unet != self.folder.path:
+        """How it comes: "single-file", "diffusers", or of a denoiser alone, "unet" or
+        "transformer" and the naming."""
+        if self.folder is not None and self.folder.denoiser != self.folder.path:
             return "diffusers"
-        whole = self.layout.naming == "ldm" and self.layout.outer is not None
-        return "single-file" if whole and self.folder is None else f"unet ({self.layout.naming})"
+        whole = self.layout.naming != "diffusers" and self.layout.outer is not None
+        if whole and self.folder is None:
+            return "single-file"
+        return f"{self.family.denoiser} ({self.layout.naming})"
 
     @property
     def title(self) -> str:
@@ -107,9 +110,10 @@ class Checkpoint:
 
     @cached_property
     def further(self) -> tuple[str, ...]:
-        """Keys and values of other UNets in its files, which patches do not reach."""
+        """What reads the text of other denoisers in its files, which patches do not reach."""
         reached = {copy.name for target in self.targets for copy in target.copies}
-        found = {n for file in self.files for n in keys_and_values(file.header.by_name)}
+        reading_text = keys_and_values if self.family.denoiser == "unet" else text_entries
+        found = {n for file in self.files for n in reading_text(file.header.by_name)}
         return tuple(sorted(found - reached))
 
     @cached_property
@@ -118,7 +122,7 @@ class Checkpoint:
         return _holding(self.files, self.targets)
 
     def network(self, name: str) -> Network | None:
-        """The network "unet", "vae" or of a text stream ("clip_l"); None if it is not in here."""
+        """The network "denoiser", "vae" or of a text stream ("clip_l"); None if it is not in here."""
         return self.networks.find(name)
 
     def all_files(self) -> tuple[WeightsFile, ...]:
@@ -170,7 +174,7 @@ def _open(path: Path, progress: Progress) -> Checkpoint:
         with reading(path):
             folder = model_folder(path) if path.is_dir() else None
         if folder is not None:
-            opened = [open_set(one, folder, stack) for one in weights_sets(folder.unet)]
+            opened = [open_set(one, folder, stack) for one in weights_sets(folder.denoiser)]
             files = tuple(file for found, _ in opened for file in found)
             variants: Sequence[Mapping[str, Stored]] = [tensors for _, tensors in opened]
         else:

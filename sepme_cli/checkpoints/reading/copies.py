@@ -1,4 +1,4 @@
-"""Copies of a UNet that lie in a model's folder beside the weights that are patched.
+"""Copies of a denoiser that lie in a model's folder beside the weights that are patched.
 
 Training keeps averages, earlier states and backups there, under any name. What a file holds is
 told by the names of its tensors; only where those cannot be read, by its own.
@@ -17,37 +17,48 @@ from sepme_cli.checkpoints.reading.foreign import TORCH_PICKLE, ZIP
 from sepme_cli.checkpoints.reading.kinds import kind_of
 from sepme_cli.checkpoints.structure.folders import ModelFolder, weights_sets
 from sepme_cli.checkpoints.structure.headers import RECORD
-from sepme_cli.checkpoints.structure.layout import keys_and_values
+from sepme_cli.checkpoints.structure.layout import keys_and_values, text_entries
 
-_PICKLED_NAMES = re.compile(rb"[\w.-]*attn2[\w.-]*?weight|controlnet_")
+_PICKLED_NAMES = re.compile(
+    rb"[\w.-]*attn2[\w.-]*?weight|controlnet_"
+    rb"|[\w.-]*(?:context_embedder|txt_in|text_embedder|text_embedding|vector_in|y_embedder)"
+    rb"[\w.-]*?weight"
+)
 """Names that tell, as a pickle has them: as they are, with marks of its own around them."""
 _PICKLE_BYTES = 32 * 2**20
 """Where they stand in it: before the weights."""
 
 
 def unpatched_copies(folder: ModelFolder, record: StackRecord | None = None) -> Iterator[Path]:
-    """Files of the folder with keys and values of a UNet, beside the weights that sepme patches.
+    """Files of the folder with what reads the text in a denoiser, beside those that sepme patches.
 
     record: copies that have the same increments in them are none. Raises SystemFailure for files
     that cannot be read.
     """
-    used = {path for one in weights_sets(folder.unet) for path in one.shards}
+    used = {path for one in weights_sets(folder.denoiser) for path in one.shards}
     for path, place in folder.files():
         if path not in used and path.is_file():
             with reading(path):
-                found = _holds_unet(path, place, folder, record)
+                found = _holds_denoiser(path, place, folder, record)
             if found:
                 yield path
 
 
-def _holds_unet(path: Path, place: str, folder: ModelFolder, record: StackRecord | None) -> bool:
+def _holds_denoiser(
+    path: Path, place: str, folder: ModelFolder, record: StackRecord | None
+) -> bool:
     header = _header(path)
     if header is None:
         names = _pickled_names(path)
-        return folder.may_hold_unet(place) if names is None else bool(keys_and_values(names))
-    if not keys_and_values(header.by_name) or kind_of(path) != "checkpoint":
+        return folder.may_hold_denoiser(place) if names is None else bool(_reading_text(names))
+    if not _reading_text(header.by_name) or kind_of(path) != "checkpoint":
         return False
     return record is None or not _same_increments(record, header.metadata.get(RECORD))
+
+
+def _reading_text(names: Iterable[str]) -> list[str]:
+    known = tuple(names)
+    return [*keys_and_values(known), *text_entries(known)]
 
 
 def _header(path: Path) -> Header | None:

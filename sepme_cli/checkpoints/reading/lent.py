@@ -59,16 +59,16 @@ def _text_encoders(checkpoint: Checkpoint, path: Path, stack: ExitStack) -> Iter
     places = [(stream, place) for stream, place in inner if place.is_dir()]
     if not places and (sets := weights_sets(path)):
         _, tensors = open_set(sets[0], folder, stack)
-        yield from _alone(checkpoint, tensors, path, folder.config("unet"))
+        yield from _alone(checkpoint, tensors, path, folder.config("denoiser"))
     for stream, place in places:
         if sets := weights_sets(place):
             _, tensors = open_set(sets[0], folder, stack)
             tokenizer = path / stream.folder.replace("text_encoder", "tokenizer")
             yield Network(
                 stream.name,
-                "transformers",
+                "t5" if stream.naming == "t5" else "transformers",
                 tensors,
-                ModelFolder(place).config("unet"),
+                ModelFolder(place).config("denoiser"),
                 tokenizer=tokenizer if tokenizer.is_dir() else None,
             )
 

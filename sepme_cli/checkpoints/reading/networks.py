@@ -23,10 +23,9 @@ _VAES: Mapping[str, Naming] = {"first_stage_model.": "ldm", "vae.": "diffusers"}
 class Network:
     """One network of a checkpoint.
 
-    name: "unet", "vae", or a text encoder's stream ("clip_l", "clip_h", "clip_g"). naming: whose
-    names its tensors have: "ldm" (CompVis), "diffusers", "transformers" or "openclip". tensors:
-    by name, without what the file puts before all of them. config: what the folder's config.json
-    says, None in a single file. unused_layers: see `families.TextStream`. tokenizer: the folder
+    name: "denoiser", "vae", or a text encoder's stream ("clip_l", "clip_h", "t5xxl"). naming:
+    whose names its tensors have. tensors: by name, without what the file puts before all of them.
+    config: what the folder's config.json says, None in a single file. unused_layers: see `families.TextStream`. tokenizer: the folder
     with the files of its tokenizer, if there is one.
     """
 
@@ -85,12 +84,12 @@ def open_set(
 class Networks:
     """Finds a checkpoint's networks, opening those of a folder when they are asked for.
 
-    unet: its tensors by their names in the file.
+    denoiser: its tensors by their names in the file.
     """
 
     family: Family
     layout: Layout
-    unet: Mapping[str, Stored] = field(repr=False)
+    denoiser: Mapping[str, Stored] = field(repr=False)
     folder: ModelFolder | None
     stack: ExitStack = field(repr=False, compare=False)
     opened: dict[str, tuple[WeightsFile, ...]] = field(default_factory=dict, repr=False)
@@ -111,9 +110,9 @@ class Networks:
 
     def columns(self, target: str, columns: int) -> int | None:
         """How many of a target's columns read its stream; None where that cannot be said."""
-        if stream_of(target) != "pooled":
+        if stream_of(target) != "pooled" or not self.family.sizes:
             return columns
-        config = (self.folder.config("unet") if self.folder else None) or {}
+        config = (self.folder.config("denoiser") if self.folder else None) or {}
         size = config.get("addition_time_embed_dim")
         # Of a folder the text encoder is another file, which nobody may need.
         network = None if self.folder else self.find(self.family.streams[-1].name)
@@ -123,19 +122,21 @@ class Networks:
         return self.family.columns(target, columns, size if isinstance(size, int) else None)
 
     def _find(self, name: str) -> Network | None:
-        if name == "unet":
-            config = self.folder.config("unet") if self.folder else None
-            return Network(name, self.layout.naming, _under(self.layout.prefix, self.unet), config)
+        if name == "denoiser":
+            config = self.folder.config(name) if self.folder else None
+            return Network(
+                name, self.layout.naming, _under(self.layout.prefix, self.denoiser), config
+            )
         if self.folder is not None:
             return self._in_folder(name, self.folder)
         outer = self.layout.outer or ""
         if name == "vae":
             for prefix, naming in _VAES.items():
-                if tensors := _under(outer + prefix, self.unet):
+                if tensors := _under(outer + prefix, self.denoiser):
                     return Network(name, naming, tensors)
             return None
         stream = next((one for one in self.family.streams if one.name == name), None)
-        return None if stream is None else text_encoder_in(self.unet, stream, outer)
+        return None if stream is None else text_encoder_in(self.denoiser, stream, outer)
 
     def _in_folder(self, name: str, folder: ModelFolder) -> Network | None:
         streams = {stream.name: stream.folder for stream in self.family.streams}
@@ -146,9 +147,15 @@ class Networks:
             return None
         self.opened[name], tensors = open_set(sets[0], folder, self.stack)
         tokenizer = folder.network(place.replace("text_encoder", "tokenizer"))
-        naming: Naming = "diffusers" if name == "vae" else "transformers"
         config = folder.config(place)
-        return Network(name, naming, tensors, config, tokenizer=tokenizer)
+        return Network(name, self._naming(name), tensors, config, tokenizer=tokenizer)
+
+    def _naming(self, name: str) -> Naming:
+        """Whose names a folder's network has."""
+        stream = next((one for one in self.family.streams if one.name == name), None)
+        if stream is None:
+            return "diffusers"
+        return "t5" if stream.naming == "t5" else "transformers"
 
 
 def text_encoder_in(
@@ -161,7 +168,8 @@ def text_encoder_in(
     if found := _under(outer + stream.prefix, tensors):
         return Network(stream.name, stream.naming, found, unused_layers=stream.unused_layers)
     found = _under(f"{outer}{stream.folder}.", tensors)
-    return Network(stream.name, "transformers", found) if found else None
+    naming: Naming = "t5" if stream.naming == "t5" else "transformers"
+    return Network(stream.name, naming, found) if found else None
 
 
 def _under(prefix: str, tensors: Mapping[str, Stored]) -> dict[str, Stored]:

@@ -80,7 +80,7 @@ def _evidence(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
         yield from _of_yaml(checkpoint.path)
     if any("v_pred" in file.header.by_name for file in checkpoint.files):
         yield "v", "its tensor v_pred"
-    network = checkpoint.network("unet")
+    network = checkpoint.network("denoiser")
     if checkpoint.family.velocity_side is not None and network is not None:
         for bias in (network.tensors[name] for name in _BIASES if name in network.tensors):
             spread = float(bias.read().astype("float64").std(ddof=1))
@@ -90,8 +90,8 @@ def _evidence(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
 def _of_schedule(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
     if checkpoint.folder is None:
         return
-    unet = checkpoint.folder.unet
-    places = (unet.parent / "scheduler" / _SCHEDULE, unet / _SCHEDULE)
+    denoiser = checkpoint.folder.denoiser
+    places = (denoiser.parent / "scheduler" / _SCHEDULE, denoiser / _SCHEDULE)
     for place in places:
         if place.is_file() and isinstance(said := json_object(place).get("prediction_type"), str):
             yield said, f"{place.parent.name}/{place.name}"

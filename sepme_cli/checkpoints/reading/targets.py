@@ -68,10 +68,9 @@ def find_targets(
     widths = {target.shape[1] for target in found if stream_of(target.name) == "tokens"}
     if len(widths) != 1 or len(found) > limits.TARGETS or max(widths) > limits.WIDTH:
         raise UnsupportedError(
-            f"{path}: the cross-attention is not one that sepme knows",
+            f"{path}: what reads the text is not what sepme knows",
             file=path,
-            expected=f"1 to {limits.TARGETS} key and value projections of one width "
-            f"up to {limits.WIDTH}",
+            expected=f"1 to {limits.TARGETS} targets of one width up to {limits.WIDTH}",
             found=f"{len(found)} of widths {sorted(widths)}",
         )
     with about(path):
@@ -159,7 +158,7 @@ def _check(stored: Stored, shape: tuple[int, ...], path: str | PathLike[str]) ->
         )
     if len(stored.shape) != 2 or stored.shape != shape or 0 in shape or shape[0] > limits.OUT:
         raise MalformedError(
-            f"{path}: {stored.name} has a shape that a key or value projection cannot have",
+            f"{path}: {stored.name} has a shape that what reads text cannot have",
             file=path,
             expected="[out, width], all copies alike",
             found=list(stored.shape),

@@ -1,8 +1,8 @@
 """The text encoders of a checkpoint, in one naming, and their fingerprints.
 
-The naming is that of transformers' CLIP text model without `text_model.`. Left out is what no
-keys or values can see and what some layouts therefore lack: position_ids, the projection of the
-pooled output, the temperature, and layers behind the one that is read.
+The naming is that of transformers' CLIP text model without `text_model.`, and of its T5 encoder.
+Left out is what no keys or values can see and what some layouts therefore lack: position_ids, the
+projection of the pooled output, the temperature, and layers behind the one that is read.
 """
 
 import re
@@ -43,6 +43,8 @@ _OPENCLIP_NAMES = {
     "ln_final.bias": "final_layer_norm.bias",
 }
 _QKV = "self_attn."
+_T5 = ("shared.", "encoder.")
+_T5_SECOND_NAME = "encoder.embed_tokens.weight"
 
 
 def text_encoder_fingerprints(
@@ -74,6 +76,9 @@ def transformers_name(naming: Naming, name: str) -> str | None:
     """
     if is_companion(name):
         return None
+    if naming == "t5":
+        # One table of tokens, by two names.
+        return name if name.startswith(_T5) and name != _T5_SECOND_NAME else None
     if naming == "transformers":
         plain = name.removeprefix("text_model.")
         return (

@@ -8,11 +8,11 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from patch_spec.base import Family as FamilyName
 from patch_spec.streams import stream_of
-from sepme_cli.checkpoints.structure.layout import EMA, Layout
+from sepme_cli.checkpoints.structure.layout import EMA, DenoiserNaming, Layout, transformer_prefixes
 from sepme_cli.errors import UnsupportedError
 
 
@@ -40,15 +40,19 @@ class TextStream:
     name: what a patch calls it. folder: where it is in a model folder. prefix: what its tensors'
     names begin with in a single file; naming: whose names follow there. unused_layers: how many
     of the last layers in a single file no prompt passes through. pads: the token that fills a
-    prompt up, where no tokenizer says it: CLIP's end, or 0 as OpenCLIP does.
+    prompt up, where no tokenizer says it: CLIP's end, or 0 as OpenCLIP does. rows: whether its
+    states are among the rows of the stream `tokens`. pools: what of it is in the stream `pooled`:
+    the state of the end of text through the projection, or as it is; None for nothing.
     """
 
     name: str
     folder: str
     prefix: str
-    naming: Literal["transformers", "openclip"]
+    naming: Literal["transformers", "openclip", "t5"]
     unused_layers: int = 0
     pads: int = 0
+    rows: bool = True
+    pools: Literal["projection", "end"] | None = None
 
 
 @dataclass(frozen=True)
@@ -56,15 +60,18 @@ class Family:
     """A family of models that share names and text encoders: all that is particular to it.
 
     title: what people call it. matches: whether a UNet of this layout, among these tensors, is of
-    the family; the first of `FAMILIES` that matches is meant. penultimate: the UNet reads the text
-    encoders' last layer but one, without the final norm. heads: of the UNet's attention at every
-    level; None where heads are 64 wide instead. latent_side: of the images it was trained on.
-    latent_scale: what latents are multiplied by. sizes: how many numbers the UNet embeds beside
-    the time step and the pooled text: sizes and crops, 0 for none of it. aesthetics: how well made
-    an image it is asked for, in place of the last two of these. velocity_side: the latent side of
-    those of its models that predict velocity, which the spread of a bias tells; None where there
-    are none. usually_epsilon: whether hardly any of its models predicts velocity, so that
-    nobody needs to be told where nothing says so. kohya: what kohya's scripts call it. modelspec:
+    the family; the first of `FAMILIES` that matches is meant. signs: of a transformer, which has
+    no cross-attention of its own over text, by naming, what a name behind the prefix begins with
+    that no other family has. penultimate: the denoiser reads CLIP's last layer but one, without
+    the final norm. heads: of the UNet's attention at every level; None where heads are 64 wide
+    instead. latent_side: of the images it was trained on. latent_scale: what latents are multiplied
+    by, after latent_shift is taken away. flow: how diffusers' scheduler is set for its rectified
+    flow; None for diffusion. sizes: how many numbers the UNet embeds beside the time step and the
+    pooled text: sizes and crops, 0 for none of it. aesthetics: how well made an image it is asked
+    for, in place of the last two of these. velocity_side: the latent side of those of its models
+    that predict velocity, which the spread of a bias tells; None where there are none.
+    usually_epsilon: whether hardly any of its models predicts velocity, so that nobody needs to be
+    told where nothing says so. kohya: what kohya's scripts call it. modelspec:
     its architecture in ModelSpec. single_file_modules: whether kohya's scripts name its modules as
     single files do, and not as diffusers does. entries: by naming, its targets outside of the
     cross-attention, to their names in the file.
@@ -73,24 +80,32 @@ class Family:
     name: FamilyName
     title: str
     streams: tuple[TextStream, ...]
-    matches: Callable[[Names, Layout], bool] = field(repr=False)
     kohya: str
     modelspec: str
+    matches: Callable[[Names, Layout], bool] = field(default=lambda *_: False, repr=False)
+    signs: Mapping[DenoiserNaming, re.Pattern[str]] = field(default_factory=dict, repr=False)
     heads: int | None = None
     penultimate: bool = False
     latent_side: int = 64
     latent_scale: float = 0.18215
+    latent_shift: float = 0.0
+    flow: Mapping[str, Any] | None = field(default=None, repr=False)
     sizes: int = 0
     aesthetics: float | None = None
     velocity_side: int | None = None
     usually_epsilon: bool = False
     single_file_modules: bool = False
-    entries: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
+    entries: Mapping[DenoiserNaming, Mapping[str, str]] = field(default_factory=dict, repr=False)
+
+    @property
+    def denoiser(self) -> Literal["unet", "transformer"]:
+        """What predicts: its folder in a model folder."""
+        return "transformer" if self.signs else "unet"
 
     @property
     def pools(self) -> bool:
-        """Whether the UNet reads pooled text, with sizes and crops."""
-        return self.sizes > 0
+        """Whether the denoiser reads pooled text."""
+        return any(stream.pools for stream in self.streams)
 
     def columns(self, target: str, columns: int, size: int | None) -> int | None:
         """How many of the first columns of a target read its stream; None where there is no saying.
@@ -214,7 +229,13 @@ SDXL = Family(
             "transformers",
             pads=CLIP_END,
         ),
-        TextStream("clip_g", "text_encoder_2", "conditioner.embedders.1.model.", "openclip"),
+        TextStream(
+            "clip_g",
+            "text_encoder_2",
+            "conditioner.embedders.1.model.",
+            "openclip",
+            pools="projection",
+        ),
     ),
     matches=_is_xl,
     kohya="sdxl_base_v1-0",
@@ -233,27 +254,120 @@ REFINER = replace(
     SDXL,
     name="sdxl-refiner",
     title="the refiner of Stable Diffusion XL",
-    streams=(TextStream("clip_g", "text_encoder_2", _REFINERS_TEXT, "openclip"),),
+    streams=(
+        TextStream("clip_g", "text_encoder_2", _REFINERS_TEXT, "openclip", pools="projection"),
+    ),
     matches=_is_refiner,
     kohya="sdxl_refiner_v1-0",
     modelspec="stable-diffusion-xl-v1-refiner",
     sizes=5,
     aesthetics=6.0,
 )
+_TRANSFORMERS_TOKENS = "context_embedder.weight"
+_TRANSFORMERS_POOLED = "time_text_embed.text_embedder.linear_1.weight"
+_T5 = TextStream("t5xxl", "text_encoder_3", "text_encoders.t5xxl.transformer.", "t5")
+_CLIP_L = TextStream(
+    "clip_l",
+    "text_encoder",
+    "text_encoders.clip_l.transformer.",
+    "transformers",
+    pads=CLIP_END,
+    pools="projection",
+)
+SD3 = Family(
+    "sd3",
+    "Stable Diffusion 3",
+    (
+        _CLIP_L,
+        TextStream(
+            "clip_g",
+            "text_encoder_2",
+            "text_encoders.clip_g.transformer.",
+            "transformers",
+            pools="projection",
+        ),
+        _T5,
+    ),
+    signs={
+        "original": re.compile(r"joint_blocks\.\d"),
+        "diffusers": re.compile(r"pos_embed\.proj\."),
+    },
+    kohya="sd3",
+    modelspec="stable-diffusion-v3",
+    penultimate=True,
+    latent_side=128,
+    latent_scale=1.5305,
+    latent_shift=0.0609,
+    flow={"shift": 3.0},
+    entries={
+        "original": {
+            _TRANSFORMERS_TOKENS: "context_embedder.weight",
+            _TRANSFORMERS_POOLED: "y_embedder.mlp.0.weight",
+        },
+        "diffusers": {name: name for name in (_TRANSFORMERS_TOKENS, _TRANSFORMERS_POOLED)},
+    },
+)
+FLUX = Family(
+    "flux",
+    "Flux.1",
+    (
+        replace(_CLIP_L, rows=False, pools="end"),
+        replace(_T5, folder="text_encoder_2"),
+    ),
+    signs={
+        "original": re.compile(r"double_blocks\.\d"),
+        "diffusers": re.compile(r"single_transformer_blocks\.\d"),
+    },
+    kohya="flux1",
+    modelspec="flux-1-dev",
+    latent_side=128,
+    latent_scale=0.3611,
+    latent_shift=0.1159,
+    flow={"shift": 3.0, "use_dynamic_shifting": True},
+    entries={
+        "original": {
+            _TRANSFORMERS_TOKENS: "txt_in.weight",
+            _TRANSFORMERS_POOLED: "vector_in.in_layer.weight",
+        },
+        "diffusers": {name: name for name in (_TRANSFORMERS_TOKENS, _TRANSFORMERS_POOLED)},
+    },
+)
+_WANS_TOKENS = "condition_embedder.text_embedder.linear_1.weight"
+WAN = Family(
+    "wan",
+    "Wan 2.1 (video)",
+    (TextStream("umt5", "text_encoder", "text_encoders.umt5xxl.transformer.", "t5"),),
+    signs={
+        "original": re.compile(r"blocks\.\d+\.cross_attn\."),
+        "diffusers": re.compile(r"blocks\.\d+\.attn2\."),
+    },
+    kohya="wan2.1",
+    modelspec="wan-2.1",
+    entries={
+        "original": {_WANS_TOKENS: "text_embedding.0.weight"},
+        "diffusers": {_WANS_TOKENS: _WANS_TOKENS},
+    },
+)
 #: In the order in which they are looked for: what is more particular comes first.
-FAMILIES: dict[str, Family] = {one.name: one for one in (REFINER, SDXL, SD2, SD1)}
+FAMILIES: dict[str, Family] = {one.name: one for one in (REFINER, SDXL, SD2, SD1, SD3, FLUX, WAN)}
 
 _STRANGERS: tuple[tuple[re.Pattern[str], str], ...] = (
-    (re.compile(r"(.*\.)?double_blocks\.\d|single_transformer_blocks\.\d"), "a Flux model"),
+    (
+        re.compile(r"control_model\.|controlnet_(cond|x|pos)_embed(ding|der)|controlnet_blocks\."),
+        "a ControlNet",
+    ),
+    (
+        re.compile(r"(.*\.)?double_blocks\.\d|single_transformer_blocks\.\d"),
+        "a transformer of Flux's kind",
+    ),
     (
         re.compile(r"(.*\.)?joint_blocks\.\d|transformer_blocks\.\d+\.attn\.add_k_proj\."),
-        "a Stable Diffusion 3 model",
+        "a transformer of Stable Diffusion 3's kind",
     ),
     (
-        re.compile(r".*\.(time_stack|motion_modules|temp_attentions|temp_convs)\."),
-        "a video model",
+        re.compile(r".*\.(time_stack|time_mixer|temporal_transformer_blocks)\."),
+        "a video model that reads an image and no text",
     ),
-    (re.compile(r"control_model\.|controlnet_cond_embedding\."), "a ControlNet"),
     (re.compile(r"lora_(unet|te\d?)_|.*\.lora(_[AB]|_up|_down|\.up|\.down)\."), "a LoRA"),
 )
 """What is met where a Stable Diffusion checkpoint is expected: a name of its, and what it is."""
@@ -268,6 +382,11 @@ _ALONE: tuple[tuple[re.Pattern[str], str, str], ...] = (
         re.compile(r"[a-z0-9-]+\.(basis|shift|(up|down)\.(down|mid|up)_block.*)"),
         "a patch",
         "name the model first, then its patches",
+    ),
+    (
+        re.compile(r"(.*\.)?motion_modules\."),
+        "a motion module (AnimateDiff)",
+        "name the Stable Diffusion 1.x model that it is used with, whose patches work with it",
     ),
     (
         re.compile(r"(ip_adapter|image_proj|perceiver_resampler)\."),
@@ -307,12 +426,12 @@ _ALONE: tuple[tuple[re.Pattern[str], str, str], ...] = (
     (
         re.compile(r"(.*\.)?(blocks|layers|transformer_blocks)\.\d+\..*(attn|attention)"),
         "a transformer, of another architecture",
-        "name a Stable Diffusion checkpoint (1.x, 2.x, XL)",
+        "name a Stable Diffusion checkpoint, or one of Flux.1 or Wan 2.1",
     ),
 )
 """What else is met that holds no UNet: a name of its, what it is, and what to do."""
 
-_EXPECTED = "tensors named model.diffusion_model.input_blocks or down_blocks"
+_EXPECTED = "tensors named model.diffusion_model.input_blocks, down_blocks, joint_blocks, …"
 
 
 def detect(tensors: Mapping[str, Tensor]) -> tuple[Family, Layout]:
@@ -324,12 +443,14 @@ def detect(tensors: Mapping[str, Tensor]) -> tuple[Family, Layout]:
     """
     layout = _layout(tensors)
     targets = [] if layout is None else _targets(tensors, layout)
+    if layout is None and (found := _transformer(tensors)) is not None:
+        return found
     for pattern, title in _STRANGERS:
         met = [name for name in tensors if pattern.match(name)]
         if met and len(met) >= len(targets):
             raise UnsupportedError(
-                f"this is {title} ({met[0]}), and sepme patches the cross-attention of "
-                "Stable Diffusion checkpoints (1.x, 2.x, XL)"
+                f"this is {title} ({met[0]}), and sepme patches the layers that read text in "
+                "Stable Diffusion, Flux.1 and Wan 2.1"
                 + ("; sepme import makes a patch of one" if title == "a LoRA" else ""),
                 expected=_EXPECTED,
                 found=title,
@@ -347,6 +468,26 @@ def _layout(tensors: Mapping[str, Tensor]) -> Layout | None:
         key=lambda layout: sum(layout.target(name) is not None for name in tensors),
         default=None,
     )
+
+
+def _transformer(tensors: Mapping[str, Tensor]) -> tuple[Family, Layout] | None:
+    """A transformer of a family: its entries in their places, and its signs beside them."""
+    found = [
+        (family, Layout(prefix, naming=naming, entries=entries))
+        for family in FAMILIES.values()
+        for naming, sign in family.signs.items()
+        for entries in [family.entries[naming]]
+        for prefix in transformer_prefixes(tensors, entries.values())
+        if any(sign.match(name, len(prefix)) for name in tensors if name.startswith(prefix))
+    ]
+    if len({layout.prefix for _, layout in found}) > 1:
+        places = ", ".join(layout.prefix or "the file itself" for _, layout in found)
+        raise UnsupportedError(
+            f"there are several transformers here ({places}); save the one that is meant alone",
+            expected="one transformer",
+            found=places,
+        )
+    return next(iter(found), None)
 
 
 def _no_unet(names: Iterable[str]) -> UnsupportedError:

@@ -44,6 +44,8 @@ _EXPORTS: Mapping[str, str] = {
     ".h5": "TensorFlow weights",
 }
 """What weights are called that other programs make of a model's."""
+_DENOISERS = ("unet", "transformer")
+"""The folders of what predicts."""
 _SINGLE_FILES = (".safetensors", ".ckpt")
 _JSON_BYTES = 16 * 2**20
 
@@ -62,24 +64,24 @@ class WeightsSet:
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A folder with a UNet, and with the networks around it unless it is the UNet's own."""
+    """A folder with a denoiser, and with the networks around it unless it is the denoiser's own."""
 
     path: Path
 
     @property
-    def unet(self) -> Path:
-        """Where the UNet is."""
-        inner = self.path / "unet"
-        return inner if inner.is_dir() else self.path
+    def denoiser(self) -> Path:
+        """Where the UNet or the transformer is."""
+        inner = (self.path / name for name in _DENOISERS)
+        return next((folder for folder in inner if folder.is_dir()), self.path)
 
     def network(self, name: str) -> Path | None:
         """The folder of another network ("vae", "text_encoder"); None where there is none."""
         inner = self.path / name
-        return inner if inner.is_dir() and self.unet != self.path else None
+        return inner if inner.is_dir() and self.denoiser != self.path else None
 
     def config(self, name: str, file: str = "config.json") -> Mapping[str, Any] | None:
         """A network's configuration, or the scheduler's; None where there is none."""
-        folder = self.unet if name == "unet" else self.network(name)
+        folder = self.denoiser if name == "denoiser" else self.network(name)
         if folder is None or not (folder / file).is_file():
             return None
         return json_object(folder / file)
@@ -92,15 +94,15 @@ class ModelFolder:
         """Every file in it, and its name within; see `model_files`."""
         return model_files(self.path)
 
-    def may_hold_unet(self, place: str) -> bool:
-        """Whether a file that cannot be looked into may hold a copy of the UNet, by its name.
+    def may_hold_denoiser(self, place: str) -> bool:
+        """Whether a file that cannot be looked into may hold a copy of the denoiser, by its name.
 
         place: its name within the folder.
         """
         *folders, name = place.split("/")
         if _NO_COPIES.match(name) or not name.endswith((".safetensors", *_OTHER_COPIES)):
             return False
-        return not folders or any("unet" in one.lower() for one in folders)
+        return not folders or any(word in one.lower() for one in folders for word in _DENOISERS)
 
 
 def model_files(folder: Path) -> Iterator[tuple[Path, str]]:
@@ -118,18 +120,16 @@ def model_folder(path: Path) -> ModelFolder:
 
     Raises UnsupportedError for one that holds another kind of model, or none.
     """
-    index = path / "model_index.json"
-    pipeline = str(json_object(index).get("_class_name", "")) if index.is_file() else ""
-    if (path / "transformer").is_dir() or pipeline.startswith(("StableDiffusion3", "Flux")):
+    both = [name for name in _DENOISERS if (path / name).is_dir()]
+    if len(both) > 1:
         raise UnsupportedError(
-            f"{path} is a transformer model ({pipeline or 'a folder named transformer'}), and "
-            "sepme patches the cross-attention of Stable Diffusion's UNets (1.x, 2.x, XL)",
+            f"{path} holds a UNet and a transformer: it is of two models; name the folder of one",
             file=path,
-            expected="a folder with a UNet",
-            found=pipeline or "transformer",
+            expected="one of them",
+            found=" and ".join(both),
         )
     folder = ModelFolder(path)
-    if not weights_sets(folder.unet):
+    if not weights_sets(folder.denoiser):
         raise _no_model(folder)
     return folder
 
@@ -138,9 +138,10 @@ def _no_model(folder: ModelFolder) -> UnsupportedError:
     """What to say of a folder without a UNet's weights: what it is, as far as its names tell."""
     path = folder.path
     names = sorted(child.name for child in path.iterdir())
-    inner = sorted(child.name for child in folder.unet.iterdir())
+    inner = sorted(child.name for child in folder.denoiser.iterdir())
     return UnsupportedError(
-        f"{path} is a folder without a UNet's weights; {_instead(folder, names, inner)}",
+        f"{path} is a folder without the weights of a UNet or a transformer; "
+        f"{_instead(folder, names, inner)}",
         file=path,
         expected="unet/diffusion_pytorch_model.safetensors",
         found=", ".join((inner or names)[:5]) or "nothing",
@@ -156,8 +157,10 @@ def _instead(folder: ModelFolder, names: Sequence[str], inner: Sequence[str]) ->
         )
     if "openvino_model.xml" in inner:
         return "it holds an OpenVINO export: name the model that it was made from"
-    if folder.unet != path:
-        return "its unet folder holds none: the download is not whole, get it again"
+    if folder.denoiser != path:
+        return (
+            f"its {folder.denoiser.name} folder holds none: the download is not whole, get it again"
+        )
     if any(name.startswith(("adapter_config", "pytorch_lora_weights")) for name in names):
         return "it holds a LoRA: name the model; sepme import makes a patch of a LoRA"
     if files := [name for name in names if name.endswith(_SINGLE_FILES)]:
@@ -165,7 +168,7 @@ def _instead(folder: ModelFolder, names: Sequence[str], inner: Sequence[str]) ->
     if "snapshots" in names:
         places = sorted(f"snapshots/{child.name}" for child in (path / "snapshots").iterdir())
         return f"it is a hub's cache: name the snapshot in it: {', '.join(places[:5])}"
-    models = [name for name in names if (path / name / "unet").is_dir()]
+    models = [name for name in names if any((path / name / one).is_dir() for one in _DENOISERS)]
     if models:
         return f"name the model's folder in it: {', '.join(models[:5])}"
     return "name a .safetensors file, or a model's folder"

@@ -15,7 +15,10 @@ from typing import Literal, Self
 
 from sepme_cli.errors import UnsupportedError
 
-Naming = Literal["ldm", "diffusers", "transformers", "openclip"]
+DenoiserNaming = Literal["ldm", "original", "diffusers"]
+"""Whose names a denoiser's tensors have: CompVis' for a UNet, its authors' for a transformer, or
+diffusers' for either."""
+Naming = Literal[DenoiserNaming, "transformers", "openclip", "t5"]
 """Whose names a network's tensors have."""
 
 UNET = "model.diffusion_model."
@@ -23,11 +26,11 @@ EMA = "model_ema."
 
 _FIRST = {"ldm": "input_blocks.0.0.weight", "diffusers": "conv_in.weight"}
 """The UNet's first convolution, by whose names it has."""
-_IN_PIPELINE = "unet."
-"""What stands before a UNet's names in a whole pipeline of diffusers' in one file."""
+_IN_PIPELINE = ("unet.", "transformer.")
+"""What stands before a denoiser's names in a whole pipeline of diffusers' in one file."""
 _WRAPPED = re.compile(
-    r"(?:(?:module|_orig_mod|state_dict|model|diffusion_model|unet|pipe|net|model_ema|ema_model|ema)"
-    r"\.)+"
+    r"(?:(?:module|_orig_mod|state_dict|model|diffusion_model|unet|transformer|dit|pipe|net"
+    r"|model_ema|ema_model|ema)\.)+"
 )
 """What else programs put there: DataParallel, torch.compile, Lightning, keepers of averages."""
 _WRAPPER = re.compile(r"(?:(?:module|_orig_mod)\.)+$")
@@ -45,15 +48,22 @@ _TARGET = re.compile(
     rf"|mid_block\.attentions\.0)\.(?P<rest>{_REST})"
 )
 _CROSS_ATTENTION = re.compile(
+    r"(?!.*\.(?:temp_attentions|motion_modules)\.)"
     r"(?:(?:input|output|down|up)_blocks|mid(?:dle)?_block)\.(?:.*\.)?transformer_blocks\..*?\battn2"
 )
-"""A cross-attention of a UNet, whatever programs put into the names of what is in it."""
+"""A cross-attention of a UNet, whatever programs put into the names of what is in it. What video
+models have between their frames reads no text."""
 _KEYS_OR_VALUES = re.compile(
     r"(?:.*\.)?attn2\.(?:\w+\.)*to_[kv]\.(?:\w+\.)*q?weight|.*attn2to_[kv]weight"
 )
 """Those of any UNet, in whatever place and wrapping; of a moving average without dots too."""
-_NO_UNETS = re.compile(r".*(?:lora|motion_modules|time_stack|control_model)")
+_NO_UNETS = re.compile(r".*(?:lora|motion_modules|temp_attentions|time_stack|control_model)")
 """What has such names and is no UNet that draws."""
+_TEXT_ENTRIES = re.compile(
+    r"(?:.*\.)?(?:context_embedder|txt_in|y_embedder\.mlp\.0|vector_in\.in_layer|text_embedding\.0"
+    r"|(?:time_text_embed|condition_embedder)\.text_embedder\.linear_1)\.weight"
+)
+"""What reads the text in any transformer."""
 _CONTROLNET = "controlnet_"
 _PUBLISHED_SPAN = 3
 """L of every published Stable Diffusion."""
@@ -63,14 +73,14 @@ _PUBLISHED_SPAN = 3
 class Layout:
     """How one checkpoint names its UNet.
 
-    prefix: what the UNet's names begin with; "" in a file that holds nothing else.
+    prefix: what the denoiser's names begin with; "" in a file that holds nothing else.
     span: L = layers_per_block + 1, the blocks that a level has; of "ldm" only. entries: targets
     outside of the cross-attention, to their names behind the prefix.
     """
 
     prefix: str
     span: int = 0
-    naming: Literal["ldm", "diffusers"] = "ldm"
+    naming: DenoiserNaming = "ldm"
     entries: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -88,7 +98,7 @@ class Layout:
         known = frozenset(names)
         usual = (
             *((prefix, "ldm") for prefix in (UNET, "")),
-            *((prefix, "diffusers") for prefix in ("", _IN_PIPELINE)),
+            *((prefix, "diffusers") for prefix in ("", _IN_PIPELINE[0])),
         )
         if found := list(cls._at(known, usual)):
             return found
@@ -115,11 +125,11 @@ class Layout:
 
     @property
     def outer(self) -> str | None:
-        """What stands before all names of the model that the UNet is part of, "" for nothing; None
-        where it is alone."""
-        inner = UNET if self.naming == "ldm" else _IN_PIPELINE
+        """What stands before all names of the model that the denoiser is part of, "" for nothing;
+        None where it is alone."""
+        inner = _IN_PIPELINE if self.naming == "diffusers" else (UNET,)
         place = _WRAPPER.sub("", self.prefix)
-        return place.removesuffix(inner) if place.endswith(inner) else None
+        return next((place.removesuffix(one) for one in inner if place.endswith(one)), None)
 
     def target(self, name: str) -> str | None:
         """What a patch calls the tensor `name`; None if it is no target."""
@@ -225,6 +235,30 @@ def keys_and_values(names: Iterable[str]) -> list[str]:
     if any(_CONTROLNET in name for name in known):
         return []
     return [n for n in known if _KEYS_OR_VALUES.fullmatch(n) and not _NO_UNETS.match(n)]
+
+
+def text_entries(names: Iterable[str]) -> list[str]:
+    """Those of the names that are what reads the text in some transformer; none of a
+    ControlNet's."""
+    known = tuple(names)
+    if any(_CONTROLNET in name for name in known):
+        return []
+    return [name for name in known if _TEXT_ENTRIES.fullmatch(name)]
+
+
+def transformer_prefixes(names: Iterable[str], entries: Iterable[str]) -> list[str]:
+    """What stands before the names of a transformer that has all of these entries; of several
+    those in their usual places."""
+    known, entries = frozenset(names), tuple(entries)
+    prefixes = sorted(
+        name.removesuffix(entries[0])
+        for name in known
+        if name.endswith(entries[0])
+        and all(name.removesuffix(entries[0]) + other in known for other in entries)
+    )
+    found = [prefix for prefix in prefixes if not prefix or _WRAPPED.fullmatch(prefix)]
+    usual = [one for one in (UNET, "", _IN_PIPELINE[1]) if one in found]
+    return usual[:1] or found
 
 
 def ema_twin(name: str, outer: str = "") -> str:
