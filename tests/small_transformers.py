@@ -260,7 +260,9 @@ def write_transformer_file(
     if prefix:
         if model.vae is not None:
             tensors |= {f"vae.{name}": value for name, value in model.vae.state_dict().items()}
-        for name, encoder in list(zip(_ENCODERS[model.family], model.texts, strict=True))[:encoders]:
+        for name, encoder in list(zip(_ENCODERS[model.family], model.texts, strict=True))[
+            :encoders
+        ]:
             state = encoder.state_dict()
             tensors |= {f"text_encoders.{name}.transformer.{n}": v for n, v in state.items()}
     stored = {name: value.to(dtype).clone().contiguous() for name, value in tensors.items()}

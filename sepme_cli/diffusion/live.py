@@ -1,6 +1,6 @@
-"""The cross-attention weights of a UNet in memory: changed, and put back as they were.
+"""What reads the text in a model in memory: its weights changed, and put back as they were.
 
-This takes torch and no diffusers: the UNet may name its layers as diffusers does or as CompVis
+This takes torch and no diffusers: a UNet or transformer may name its layers as diffusers does or as CompVis
 does, may be compiled, as a whole or in parts, and may have PEFT's LoRA layers around its own. Every
 cross-attention in it must have its keys and values where they are looked for: one that something
 else has wrapped or quantised would keep the concept. Weights are overwritten in
@@ -29,7 +29,7 @@ from sepme_cli.errors import MalformedError, RefusedError, UnsupportedError
 from sepme_cli.increments import Scaled, compose
 from sepme_cli.prefetch import ahead
 
-NAME = "the UNet"
+NAME = "the model"
 """What errors call it."""
 
 _PLAIN = frozenset(TORCH[name] for name in NAMES)
@@ -44,7 +44,7 @@ _OWN_KEYS = "custom_diffusion"
 
 @dataclass(frozen=True)
 class CrossAttention:
-    """The targets of a UNet in memory.
+    """The targets of a UNet or transformer in memory.
 
     widths: d of each stream that the UNet reads. by_name: a target, as patches call it, to its
     weight [out, d], or the columns of it that read its stream. names: to what the UNet calls that
@@ -82,16 +82,16 @@ class CrossAttention:
         widths = {shape[1] for shape in rows.values()}
         if len(widths) != 1:
             raise UnsupportedError(
-                "the UNet's cross-attention is not one that sepme knows",
-                expected="key and value projections of one width",
+                "what reads the text in the model is not what sepme knows",
+                expected="targets of one width",
                 found=f"{len(rows)} of widths {sorted(widths)}",
             )
         layout.check_reached((*plain, *(_WRAPPER.sub("", name) for name in modules)))
         if foreign := next((name for name in tensors if _OWN_KEYS in name), None):
             raise UnsupportedError(
-                f"{foreign} reads the text in place of the UNet's own keys and values, which a "
+                f"{foreign} reads the text in place of the model's own keys and values, which a "
                 "patch changes: unload it, or patch without it",
-                expected="the UNet's own layers",
+                expected="the model's own layers",
                 found=foreign,
             )
         shapes = {target: tuple(weight.shape) for target, weight in by_name.items()}
@@ -185,14 +185,14 @@ class LiveWeights:
         for target, layer in self._layers.items():
             if layer not in modules:
                 raise RefusedError(
-                    f"the UNet's {target} is in another layer than when it was patched: load the "
+                    f"the model's {target} is in another layer than when it was patched: load the "
                     "model anew, and patch it after its layers are replaced",
                     expected="the layer that was patched",
                     found="another one in its place",
                 )
             if place := kept.get(layer.weight):
                 raise UnsupportedError(
-                    f"the UNet's {target} is offloaded in groups to {place}, and what is written "
+                    f"the model's {target} is offloaded in groups to {place}, and what is written "
                     "to it here would be lost: patch before that is enabled, or without it (group "
                     "offloading to memory does no harm between two pictures)",
                     expected="weights in memory",
@@ -263,20 +263,20 @@ def _check(target: str, weight: Tensor) -> None:
     plain = type(weight.data) is Tensor
     if plain and weight.is_meta:
         raise UnsupportedError(
-            f"the UNet's {target} is offloaded layer by layer, and cannot be patched now; "
+            f"the model's {target} is offloaded layer by layer, and cannot be patched now; "
             "patch before that is enabled, or use model offloading, which works",
             expected="weights in memory",
             found="no data (meta)",
         )
     if not plain or weight.dtype not in _PLAIN:
         raise UnsupportedError(
-            f"the UNet's {target} is quantised: patch it before it is quantised",
+            f"the model's {target} is quantised: patch it before it is quantised",
             expected="plain fp32, fp16, bf16 or fp8",
             found=f"{type(weight.data).__name__} of {str(weight.dtype).removeprefix('torch.')}",
         )
     if weight.ndim != 2 or 0 in weight.shape:
         raise MalformedError(
-            f"the UNet's {target} has a shape that a key or value projection cannot have",
+            f"the model's {target} has a shape that what reads text cannot have",
             expected="[out, width]",
             found=list(weight.shape),
         )
@@ -284,7 +284,7 @@ def _check(target: str, weight: Tensor) -> None:
 
 def _fused(target: str, what: str, undo: str) -> RefusedError:
     return RefusedError(
-        f"{what} fused into the UNet's {target}: call {undo} first, and fuse again afterwards",
+        f"{what} fused into the model's {target}: call {undo} first, and fuse again afterwards",
         expected="the layer's own weights",
         found=f"{what} fused into them",
     )

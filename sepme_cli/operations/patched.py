@@ -31,7 +31,7 @@ from patch_spec.increment import Increment
 from sepme_cli.arguments import Words
 from sepme_cli.checkpoints.reading.patches import Patches, Scale, with_scales
 from sepme_cli.composing.matching import applied_already, chosen_for
-from sepme_cli.diffusion.live import LiveWeights
+from sepme_cli.diffusion.live import NAME, LiveWeights
 from sepme_cli.errors import RefusedError, UnsupportedError
 from sepme_cli.progress import SILENT, Collector, Progress
 
@@ -171,19 +171,20 @@ def patched(
         SystemFailure: A patch cannot be read.
     """
     progress = Collector(progress)
-    weights = LiveWeights.of(_unet(pipeline))
+    weights = LiveWeights.of(_denoiser(pipeline))
     parts = chosen_for(weights.attention, patches, only, progress)
     if repeated := [part for part in parts if part.digest in weights.present]:
-        raise applied_already("the UNet", repeated)
+        raise applied_already(NAME, repeated)
     return LivePatch(weights, parts, scale, progress.warnings)
 
 
-def _unet(pipeline: Any) -> nn.Module:
-    found = getattr(pipeline, "unet", pipeline)
+def _denoiser(pipeline: Any) -> nn.Module:
+    inner = (getattr(pipeline, name, None) for name in ("unet", "transformer"))
+    found = next((one for one in inner if one is not None), pipeline)
     if isinstance(found, nn.Module):
         return found
     raise UnsupportedError(
-        f"a {type(pipeline).__name__} has no UNet that could be patched",
-        expected="a Stable Diffusion pipeline, or a UNet",
+        f"a {type(pipeline).__name__} has no UNet or transformer that could be patched",
+        expected="a Stable Diffusion or Flux pipeline, a UNet, or a transformer",
         found=type(pipeline).__name__,
     )

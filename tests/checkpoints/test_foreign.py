@@ -280,6 +280,8 @@ def test_a_folder_is_told_by_what_is_in_it(name: str, tmp_path: Path) -> None:
     for file in files:
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text("{}")
-    with pytest.raises(UnsupportedError, match=f"without the weights of a UNet or a transformer.*{told}") as caught:
+    with pytest.raises(
+        UnsupportedError, match=f"without the weights of a UNet or a transformer.*{told}"
+    ) as caught:
         open_checkpoint(tmp_path)
     assert caught.value.expected and caught.value.found

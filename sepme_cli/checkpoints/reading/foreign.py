@@ -28,6 +28,10 @@ _SHOWN = 80
 """Characters of a stranger's text that are shown."""
 
 _CONVERT = "have it converted to safetensors first"
+_UNQUANTISED = (
+    "its weights are quantised: patch the safetensors model that it was made from, and make it "
+    "again from the patched one"
+)
 _UNPACK = "unpack it, and name the model that is in it"
 _AGAIN = "download it again"
 _EXPORTED = (
@@ -48,7 +52,7 @@ class Foreign:
 
 _MAGIC: tuple[tuple[int, bytes, Foreign], ...] = (
     *((0, b"\x80" + bytes([protocol]), Foreign("a pickle", _CONVERT)) for protocol in range(1, 6)),
-    (0, b"GGUF", Foreign("a GGUF file", f"its weights are quantised: {_CONVERT}")),
+    (0, b"GGUF", Foreign("a GGUF file", _UNQUANTISED)),
     *((0, magic, Foreign("a GGML file", _CONVERT)) for magic in (b"lmgg", b"tjgg", b"fmgg")),
     (0, b"\x89HDF", Foreign("an HDF5 file", _CONVERT)),
     (0, b"\x93NUMPY", Foreign("a numpy array", _CONVERT)),

@@ -148,13 +148,30 @@ def _copies(
         yield other[tensor]
 
 
+def _quantised_by(stored: Stored) -> str | None:
+    """What has quantised a weight, told by what it left beside it."""
+    names = stored.file.header.by_name
+    return next((by for end, by in _QUANTISERS.items() if f"{stored.name}{end}" in names), None)
+
+
+_QUANTISERS = {
+    ".quant_state.bitsandbytes__nf4": "bitsandbytes (NF4)",
+    ".quant_state.bitsandbytes__fp4": "bitsandbytes (FP4)",
+    ".absmax": "bitsandbytes (4 bits)",
+    ".SCB": "bitsandbytes (8 bits)",
+}
+"""What follows a weight's name in that of a tensor which they keep beside it."""
+
+
 def _check(stored: Stored, shape: tuple[int, ...], path: str | PathLike[str]) -> None:
     if stored.dtype not in NAMES:
+        by = _quantised_by(stored)
         raise UnsupportedError(
-            f"{path}: {stored.name} is stored as {readable(stored.dtype)}",
+            f"{path}: {stored.name} is stored as {readable(stored.dtype)}"
+            + (f", quantised by {by}: patch the model before it is quantised" if by else ""),
             file=path,
             expected="fp32, fp16, bf16 or fp8",
-            found=readable(stored.dtype),
+            found=by or readable(stored.dtype),
         )
     if len(stored.shape) != 2 or stored.shape != shape or 0 in shape or shape[0] > limits.OUT:
         raise MalformedError(

@@ -57,7 +57,9 @@ _KEYS_OR_VALUES = re.compile(
     r"(?:.*\.)?attn2\.(?:\w+\.)*to_[kv]\.(?:\w+\.)*q?weight|.*attn2to_[kv]weight"
 )
 """Those of any UNet, in whatever place and wrapping; of a moving average without dots too."""
-_NO_UNETS = re.compile(r".*(?:lora|motion_modules|temp_attentions|time_stack|control_model)")
+_NO_UNETS = re.compile(
+    r".*(?:lora|motion_modules|temp_attentions|transformer_in|time_stack|control_model)"
+)
 """What has such names and is no UNet that draws."""
 _TEXT_ENTRIES = re.compile(
     r"(?:.*\.)?(?:context_embedder|txt_in|y_embedder\.mlp\.0|vector_in\.in_layer|text_embedding\.0"
