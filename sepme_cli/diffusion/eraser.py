@@ -30,15 +30,15 @@ from sepme_cli.progress import SILENT, Progress
 
 
 @dataclass(frozen=True)
-class Made:
-    """An increment, what the concept acts like with it, and the seconds it took."""
+class ComputedIncrement:
+    """An increment, the concept's anchor, and the seconds it took."""
 
     increment: Increment
     like: str | None
     seconds: float
 
 
-def closed_form_increment(study: Study, settings: Settings) -> Made:
+def closed_form_increment(study: Study, settings: Settings) -> ComputedIncrement:
     """The closed form's increment: no picture, no UNet pass."""
     started = time.monotonic()
     leakages: list[float] = []
@@ -60,7 +60,7 @@ def closed_form_increment(study: Study, settings: Settings) -> Made:
         exponents={},
         up={},
     )
-    return Made(increment, study.concept.like, time.monotonic() - started)
+    return ComputedIncrement(increment, study.concept.like, time.monotonic() - started)
 
 
 def _on_streams(factors: Mapping[Stream, Factors], study: Study) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def closed_form_increments(
     settings: Settings,
     pictures: Tensor | None = None,
     progress: Progress = SILENT,
-) -> list[Made]:
+) -> list[ComputedIncrement]:
     """The same of several; nothing of the model is needed but what the studies hold."""
     return [closed_form_increment(study, settings) for study in studies]
 
@@ -108,7 +108,7 @@ def sepme_increments(
     settings: Settings,
     pictures: Tensor | None = None,
     progress: Progress = SILENT,
-) -> list[Made]:
+) -> list[ComputedIncrement]:
     """SepME's increments, optimised together. pictures: of the concept, [n, 3, H, W] in [0, 1],
     instead of ones that the model draws."""
     started = time.monotonic()
@@ -117,7 +117,7 @@ def sepme_increments(
     outcomes = optimise(tasks, settings, progress)
     seconds = (time.monotonic() - started) / len(studies)
     return [
-        Made(_additive(model, study, outcome, settings), study.concept.like, seconds)
+        ComputedIncrement(_additive(model, study, outcome, settings), study.concept.like, seconds)
         for study, outcome in zip(studies, outcomes, strict=True)
     ]
 

@@ -15,7 +15,7 @@ from sepme_cli.erasure.collateral import Collateral
 from sepme_cli.erasure.prompts import AsKind, Kind
 from sepme_cli.increments import interferences
 from sepme_cli.planning.neighbourhood import Near
-from sepme_cli.planning.request import EraseRequest, Wishes
+from sepme_cli.planning.request import EraseOptions, EraseRequest
 from sepme_cli.planning.survey import BaseSummary, Survey, surveyed
 from sepme_cli.planning.vocabulary import vocabulary
 from sepme_cli.progress import SILENT, Collector, Progress
@@ -119,7 +119,7 @@ def plan_erasure(
     concepts: Words = (),
     *,
     progress: Progress = SILENT,
-    **wishes: Unpack[Wishes],
+    **options: Unpack[EraseOptions],
 ) -> ErasePlan:
     """Show what `erase` would do with the same arguments, and write nothing.
 
@@ -127,7 +127,7 @@ def plan_erasure(
         model: Checkpoint: a file, a folder, or a place on the hub.
         concepts: Names of the concepts, as prompts have them; empty with a recipe.
         progress: Receives progress and warnings.
-        **wishes: More options; see `Wishes`.
+        **options: More options; see `EraseOptions`.
 
     Returns:
         What would be done, and what it would change.
@@ -141,7 +141,7 @@ def plan_erasure(
         UnsupportedError: The model is of a kind that is not supported.
         SystemFailure: A file cannot be read.
     """
-    return plan(EraseRequest.of(model, concepts, **wishes), progress)
+    return plan(EraseRequest.of(model, concepts, **options), progress)
 
 
 def plan(request: EraseRequest, progress: Progress) -> ErasePlan:

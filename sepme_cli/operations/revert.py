@@ -64,7 +64,7 @@ class RevertResult:
     seconds: float
 
 
-class RevertWishes(TypedDict, total=False):
+class RevertOptions(TypedDict, total=False):
     """Options of `revert`, beside the model and the patches.
 
     Attributes:
@@ -99,26 +99,26 @@ class RevertRequest:
     exact: bool
 
     @classmethod
-    def of(cls, model: PlaceLike, patches: Patches, **wishes: Unpack[RevertWishes]) -> Self:
+    def of(cls, model: PlaceLike, patches: Patches, **options: Unpack[RevertOptions]) -> Self:
         """Settle what is asked for, and read the patches. Raises UsageError, and what that does."""
-        check_known(wishes, RevertWishes)
-        base, undo = as_place(wishes.get("base")), as_path(wishes.get("undo"))
+        check_known(options, RevertOptions)
+        base, undo = as_place(options.get("base")), as_path(options.get("undo"))
         if base is not None and undo is not None:
             raise UsageError("give the base or an undo journal, not both")
         destination = Destination(
             as_place(model),
-            as_path(wishes.get("output")),
-            wishes.get("in_place", False),
-            wishes.get("force", False),
+            as_path(options.get("output")),
+            options.get("in_place", False),
+            options.get("force", False),
             read=(*several(patches), base, undo),
         )
         return cls(
             destination=destination,
             files=read_patch_files(patches),
-            concepts=several(wishes.get("concepts", ())),
+            concepts=several(options.get("concepts", ())),
             base=base,
             undo=undo,
-            exact=wishes.get("exact", False),
+            exact=options.get("exact", False),
         )
 
 
@@ -139,7 +139,7 @@ def revert(
     patches: Patches = (),
     *,
     progress: Progress = SILENT,
-    **wishes: Unpack[RevertWishes],
+    **options: Unpack[RevertOptions],
 ) -> RevertResult:
     """Write a patched checkpoint with concepts restored.
 
@@ -150,7 +150,7 @@ def revert(
         model: Patched checkpoint: a file, a folder, or a place on the hub.
         patches: Patches whose concepts to restore; also those of what stays erased.
         progress: Receives progress and warnings.
-        **wishes: More options; see `RevertWishes`.
+        **options: More options; see `RevertOptions`.
 
     Returns:
         What was restored, and how exactly.
@@ -164,7 +164,7 @@ def revert(
         SystemFailure: A file cannot be read or written.
     """
     started, progress = time.monotonic(), Collector(progress)
-    request = RevertRequest.of(model, patches, **wishes)
+    request = RevertRequest.of(model, patches, **options)
     with ExitStack() as stack:
         target = stack.enter_context(request.destination.opened(progress))
         checkpoint = target.checkpoint
