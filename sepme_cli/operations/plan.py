@@ -26,7 +26,7 @@ _SHOWN = 5
 
 
 @dataclass(frozen=True)
-class Dragged:
+class WordChange:
     """A word that is not protected, and how much its keys and values would change, of 1."""
 
     word: str
@@ -66,12 +66,12 @@ class PlannedConcept:
     neighbours: tuple[str, ...]
     aliases: tuple[str, ...]
     nearly: tuple[Near, ...]
-    drags: tuple[Dragged, ...]
+    drags: tuple[WordChange, ...]
     collateral: Collateral | None
 
 
 @dataclass(frozen=True)
-class Crowding:
+class PairInterference:
     """How much of what one concept's increment reads lies where the other's acts; see
     `sepme_cli.increments.interference`."""
 
@@ -104,7 +104,7 @@ class ErasePlan:
     recipe: str | None
     width: int
     concepts: tuple[PlannedConcept, ...]
-    crowded: tuple[Crowding, ...]
+    crowded: tuple[PairInterference, ...]
     interference: Mapping[str, Mapping[str, float]]
     collateral: Collateral | None
     protection: float
@@ -198,14 +198,16 @@ def _planned(survey: Survey, part: Increment, study: Study) -> PlannedConcept:
         aliases=study.concept.names[1:],
         nearly=survey.around.aliases[part.concept],
         drags=tuple(
-            Dragged(word, "style" if word in styles else "object", change) for word, change in worst
+            WordChange(word, "style" if word in styles else "object", change)
+            for word, change in worst
         ),
         collateral=study.collateral,
     )
 
 
-def _crowded(between: Mapping[str, Mapping[str, float]]) -> tuple[Crowding, ...]:
+def _crowded(between: Mapping[str, Mapping[str, float]]) -> tuple[PairInterference, ...]:
     pairs = (
-        Crowding((a, b), max(between[a][b], between[b][a])) for a, b in combinations(between, 2)
+        PairInterference((a, b), max(between[a][b], between[b][a]))
+        for a, b in combinations(between, 2)
     )
     return tuple(sorted(pairs, key=lambda pair: -pair.interference)[:_SHOWN])
