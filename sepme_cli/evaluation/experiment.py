@@ -8,7 +8,7 @@ from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
 from sepme_cli.diffusion.weights import patched_weights
 from sepme_cli.erasure.prompts import other
 from sepme_cli.erasure.words import same_name
-from sepme_cli.evaluation.figures import Looked, album
+from sepme_cli.evaluation.figures import EvaluatedConcept, album
 from sepme_cli.evaluation.gallery import BATCH, Gallery, State
 from sepme_cli.evaluation.judges import Judge
 from sepme_cli.evaluation.protocol import Question, Subject, questions
@@ -77,7 +77,7 @@ class Experiment:
                 self.gallery.draw(state, list(batches), progress.advance)
         return count
 
-    def look(self, judge: Judge, progress: Progress) -> tuple[Looked, ...]:
+    def look(self, judge: Judge, progress: Progress) -> tuple[EvaluatedConcept, ...]:
         """What was drawn of each subject, and what the judge takes it for."""
         progress.stage("judging", len(self.subjects))
         found = []
@@ -89,7 +89,7 @@ class Experiment:
             restored = None
             if subject in self.back:
                 restored = album(judge, self.gallery.pictures(self._without(subject), asked))
-            found.append(Looked(subject, asked, before, after, restored))
+            found.append(EvaluatedConcept(subject, asked, before, after, restored))
             progress.advance()
         return tuple(found)
 

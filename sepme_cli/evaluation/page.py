@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from patch_spec.text import slugify
-from sepme_cli.evaluation.figures import Looked
+from sepme_cli.evaluation.figures import EvaluatedConcept
 from sepme_cli.evaluation.intervals import percent
 from sepme_cli.evaluation.protocol import Question
 from sepme_cli.evaluation.report import Report
@@ -48,8 +48,8 @@ def page(report: Report) -> str:
         report=report,
         result=report.result,
         verdict=verdict(report.result.concepts),
-        gone=[looked for looked in report.looked if looked.subject.role == "erased"],
-        kept=[looked for looked in report.looked if looked.subject.role == "retained"],
+        gone=[concept for concept in report.concepts if concept.subject.role == "erased"],
+        kept=[concept for concept in report.concepts if concept.subject.role == "retained"],
     )
 
 
@@ -75,10 +75,10 @@ def interval(figure: Figure, *, inverted: bool = False) -> str:
     return f"{percent(low)} to {percent(high)}, n = {figure.n}"
 
 
-def rows(looked: Looked) -> Iterator[tuple[str, list[Cell]]]:
+def rows(concept: EvaluatedConcept) -> Iterator[tuple[str, list[Cell]]]:
     """The pictures of an erased concept, and what each row is called."""
-    kind = looked.subject.kind
-    albums = {"before": looked.before, "after": looked.after, "restored": looked.restored}
+    kind = concept.subject.kind
+    albums = {"before": concept.before, "after": concept.after, "restored": concept.restored}
     for label, album in albums.items():
         if album is None:
             continue
@@ -93,7 +93,7 @@ def rows(looked: Looked) -> Iterator[tuple[str, list[Cell]]]:
                     [labels[i] for labels in recognised],
                     judged is not None and slugify(judged[i]) == slugify(question.word(kind)),
                 )
-                for i, question in enumerate(looked.questions)
+                for i, question in enumerate(concept.questions)
             ],
         )
 

@@ -35,7 +35,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Restored:
+class RestoredFigure:
     """One concept put back while the others stay out: as `Figure`, and how far its pictures are
     from the original's (mean |difference| of 255)."""
 
@@ -66,7 +66,7 @@ class ConceptFigures:
     pixel_distance: float
     latent_distance: float
     perceptual_distance: float | None
-    restored: Restored | None
+    restored: RestoredFigure | None
 
 
 @dataclass(frozen=True)
@@ -153,8 +153,8 @@ class EvaluateResult(Summary):
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Of a report on disk, what others tell of it.
+class ReportFigures:
+    """Of a report on disk, what a model card tells of it.
 
     concepts: role and figure by name. restored_identical: see `EvaluateResult`.
     """
@@ -163,7 +163,7 @@ class Measured:
     restored_identical: bool
 
 
-def read_measured(path: Path) -> Measured:
+def read_report(path: Path) -> ReportFigures:
     """From what `evaluate` left: its folder or its report.json.
 
     Raises MalformedError for what is no report, SystemFailure if it cannot be read.
@@ -174,7 +174,7 @@ def read_measured(path: Path) -> Measured:
     try:
         found = json.loads(text)
         concepts = {str(name): _concept(one) for name, one in found["concepts"].items()}
-        return Measured(concepts, bool(found["restored_identical"]))
+        return ReportFigures(concepts, bool(found["restored_identical"]))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise MalformedError(
             f"{path} is not a report of sepme evaluate", file=path, expected="its report.json"

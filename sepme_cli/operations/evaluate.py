@@ -30,7 +30,7 @@ from sepme_cli.erasure.words import given_word, parse_word, same_name
 from sepme_cli.evaluation.distances import Measures
 from sepme_cli.evaluation.experiment import Experiment, restores_weights
 from sepme_cli.evaluation.facts import facts_of, key_of
-from sepme_cli.evaluation.figures import Looked, concept_figures, summary
+from sepme_cli.evaluation.figures import EvaluatedConcept, concept_figures, summary
 from sepme_cli.evaluation.gallery import BATCH, Gallery
 from sepme_cli.evaluation.judges import load_judge
 from sepme_cli.evaluation.page import page
@@ -149,15 +149,15 @@ def evaluate(
         ]
         progress.warn_all(misread_prompts(network.text, longest))
         drawn = experiment.draw(progress)
-        looked = experiment.look(jury, progress)
-        names = _names([one.subject for one in looked])
+        evaluated = experiment.look(jury, progress)
+        names = _names([one.subject for one in evaluated])
         concepts = {
             name: concept_figures(one, jury, network.vae.encode, measures.perceptual)
-            for name, one in zip(names, looked, strict=True)
+            for name, one in zip(names, evaluated, strict=True)
         }
         progress.warn_all(_weak(concepts))
         result = EvaluateResult(
-            **vars(summary(looked, jury)),
+            **vars(summary(evaluated, jury)),
             report=str(report),
             page=str(report / PAGE),
             model=str(place),
@@ -165,13 +165,13 @@ def evaluate(
             concepts=concepts,
             all_erased=all(c.erased is True for c in concepts.values() if c.role == "erased"),
             restored_identical=same_weights and experiment.restores_pictures(),
-            reference=measures.compare(*_retained(looked)),
+            reference=measures.compare(*_retained(evaluated)),
             command=command,
             drawn=drawn,
             seconds=time.monotonic() - started,
             warnings=progress.warnings,
         )
-        told = Report(result, looked, facts)
+        told = Report(result, evaluated, facts)
         write_report(report, told, page(told))
     return result
 
@@ -203,9 +203,9 @@ def _names(subjects: Sequence[Subject]) -> list[str]:
     return [s.name if count[s.name] == 1 else f"{s.kind}:{s.name}" for s in subjects]
 
 
-def _retained(looked: Sequence[Looked]) -> tuple[Tensor, Tensor]:
+def _retained(evaluated: Sequence[EvaluatedConcept]) -> tuple[Tensor, Tensor]:
     """The retained concepts' pictures, before and after."""
-    kept = [one for one in looked if one.subject.role == "retained"]
+    kept = [one for one in evaluated if one.subject.role == "retained"]
     before, after = (
         [getattr(one, when).pictures for one in kept] or [torch.zeros(0, 3, 1, 1)]
         for when in ("before", "after")
