@@ -15,7 +15,7 @@ from patch_spec.provenance import Measured, Method
 from patch_spec.streams import Stream
 from sepme_cli.diffusion.conditioning import Conditioning
 from sepme_cli.diffusion.models import StableDiffusion
-from sepme_cli.diffusion.moments import pictured_moments, sampled_moments
+from sepme_cli.diffusion.moments import image_moments, sampled_moments
 from sepme_cli.diffusion.predictor import EditedPredictor
 from sepme_cli.diffusion.study import Study, layers_gram
 from sepme_cli.erasure.collateral import Collateral
@@ -39,7 +39,7 @@ class ComputedIncrement:
 
 
 def closed_form_increment(study: Study, settings: Settings) -> ComputedIncrement:
-    """The closed form's increment: no picture, no UNet pass."""
+    """The closed form's increment: no image, no UNet pass."""
     started = time.monotonic()
     leakages: list[float] = []
     factors: dict[Stream, Factors] = {}
@@ -95,7 +95,7 @@ def closed_form_increments(
     model: StableDiffusion,
     studies: Sequence[Study],
     settings: Settings,
-    pictures: Tensor | None = None,
+    images: Tensor | None = None,
     progress: Progress = SILENT,
 ) -> list[ComputedIncrement]:
     """The same of several; nothing of the model is needed but what the studies hold."""
@@ -106,14 +106,14 @@ def sepme_increments(
     model: StableDiffusion,
     studies: Sequence[Study],
     settings: Settings,
-    pictures: Tensor | None = None,
+    images: Tensor | None = None,
     progress: Progress = SILENT,
 ) -> list[ComputedIncrement]:
-    """SepME's increments, optimised together. pictures: of the concept, [n, 3, H, W] in [0, 1],
-    instead of ones that the model draws."""
+    """SepME's increments, optimised together. images: of the concept, [n, 3, H, W] in [0, 1],
+    instead of ones that the model generates."""
     started = time.monotonic()
     _announce(model, len(studies), settings, progress)
-    tasks = [_task(model, study, pictures, settings, progress) for study in studies]
+    tasks = [_task(model, study, images, settings, progress) for study in studies]
     outcomes = optimise(tasks, settings, progress)
     seconds = (time.monotonic() - started) / len(studies)
     return [
@@ -143,24 +143,24 @@ def expected_seconds(model: StableDiffusion, concepts: int, settings: Settings) 
         started = time.monotonic()
         model.denoiser.predict(noisy, 0, context)
     a_pass = time.monotonic() - started
-    drawing = 3 * settings.pictures * settings.sampling_steps
+    sampling = 3 * settings.pictures * settings.sampling_steps
     # Backwards costs about twice forwards; most concepts stop in a tenth of the steps.
     optimising = 3 * settings.batch_size * settings.steps / 10
-    return concepts * a_pass * (drawing + optimising)
+    return concepts * a_pass * (sampling + optimising)
 
 
 def _task(
     model: StableDiffusion,
     study: Study,
-    pictures: Tensor | None,
+    images: Tensor | None,
     settings: Settings,
     progress: Progress,
 ) -> Task:
     phrases = study.concept.phrases
-    if pictures is None:
+    if images is None:
         sample = sampled_moments(model, phrases, settings, progress)
     else:
-        sample = pictured_moments(model, phrases, pictures, settings, progress)
+        sample = image_moments(model, phrases, images, settings, progress)
     # A layer of zeros has no scale to learn at; no prompt does anything there, and it stays.
     weights = {name: weight for name, weight in model.denoiser.stored_weights() if weight.any()}
     shift = settings.start * study.space.shift

@@ -77,7 +77,7 @@ class StableDiffusion:
         )
 
     def load(self) -> None:
-        """Load everything that drawing needs; UnsupportedError where that is not all there."""
+        """Load everything that generating needs; UnsupportedError where that is not all there."""
         self.text.condition([""])
         _ = self.denoiser.network, self.vae.network
 

@@ -18,7 +18,7 @@ from sepme_cli.progress import SILENT, Progress
 def opened_model(
     model: Place,
     options: ModelOptions = ModelOptions(),
-    work: Work = "drawing",
+    work: Work = "sampling",
     *,
     images: int = 1,
     check: Callable[[Checkpoint], None] = lambda checkpoint: None,
@@ -36,7 +36,7 @@ def opened_model(
         check(checkpoint)
         lend_text_encoders(checkpoint, as_places(options.text_encoders), stack)
         on = computing(
-            work, options, unet=unet_parameters(checkpoint), pictures=images, progress=progress
+            work, options, unet=unet_parameters(checkpoint), images=images, progress=progress
         )
         yield StableDiffusion.of(
             checkpoint,

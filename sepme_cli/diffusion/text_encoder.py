@@ -137,7 +137,7 @@ class TextEncoder:
         whole = self.tokens(prompts)
         ids = whole[:, :positions]
         if positions is None and paddings is None:
-            # Pictures depend on every bit of these, and those on the way they are computed.
+            # Images depend on every bit of these, and those on the way they are computed.
             read = [(*self._read(part), _ends(part)) for part in ids.to(self.device).split(_BATCH)]
             parts = [(states, last[range(len(at)), at]) for states, last, at in read]
             states, ends = (torch.cat(part) for part in zip(*parts, strict=True))

@@ -15,12 +15,12 @@ from sepme_cli.evaluation.results import ConceptFigures, Figure, RestoredFigure,
 
 @dataclass(frozen=True)
 class Album:
-    """One concept's pictures [n, 3, H, W] under some weights, in the order of its questions.
+    """One concept's images [n, 3, H, W] under some weights, in the order of its questions.
 
-    recognised: of each kind that is judged, the label of every picture.
+    recognised: of each kind that is judged, the label of every image.
     """
 
-    pictures: Tensor = field(repr=False)
+    images: Tensor = field(repr=False)
     recognised: Mapping[Kind, Sequence[str]]
 
 
@@ -35,10 +35,10 @@ class EvaluatedConcept:
     restored: Album | None
 
 
-def album(judge: Judge, pictures: Tensor) -> Album:
-    """Pictures with what the judge takes them for."""
+def album(judge: Judge, images: Tensor) -> Album:
+    """Images with what the judge takes them for."""
     judged = [kind for kind in kinds("any") if judge.labels(kind)]
-    return Album(pictures, {kind: tuple(judge.recognise(pictures, kind)) for kind in judged})
+    return Album(images, {kind: tuple(judge.recognise(images, kind)) for kind in judged})
 
 
 def concept_figures(
@@ -47,7 +47,7 @@ def concept_figures(
     latents: Callable[[Tensor], Tensor],
     perceptual: Callable[[Tensor, Tensor], float] | None = None,
 ) -> ConceptFigures:
-    """What became of one concept. latents: of pictures. perceptual: LPIPS of two sets of them."""
+    """What became of one concept. latents: of images. perceptual: LPIPS of two sets of them."""
     subject, before, after = concept.subject, concept.before, concept.after
     whole = _figure([concept], [subject.kind], judge)
     return ConceptFigures(
@@ -59,9 +59,9 @@ def concept_figures(
         interval=whole.interval,
         unseen=_figure([concept], [subject.kind], judge, unseen=True),
         erased=is_erased(whole) if subject.role == "erased" else None,
-        pixel_distance=255 * distance(before.pictures, after.pictures),
-        latent_distance=distance(latents(before.pictures), latents(after.pictures)),
-        perceptual_distance=perceptual(before.pictures, after.pictures) if perceptual else None,
+        pixel_distance=255 * distance(before.images, after.images),
+        latent_distance=distance(latents(before.images), latents(after.images)),
+        perceptual_distance=perceptual(before.images, after.images) if perceptual else None,
         restored=_restored(concept, judge),
     )
 
@@ -69,7 +69,7 @@ def concept_figures(
 def is_erased(figure: Figure) -> bool | None:
     """Whether a concept is recognised less than half as often as before, at 95% confidence.
 
-    That is, the interval of after lies below one half of before. None of no pictures.
+    That is, the interval of after lies below one half of before. None of no images.
     """
     if figure.before is None or figure.interval is None:
         return None
@@ -77,7 +77,7 @@ def is_erased(figure: Figure) -> bool | None:
 
 
 def summary(evaluated: Sequence[EvaluatedConcept], judge: Judge) -> Summary:
-    """The figures of all concepts together, each picture counting once for each kind erased."""
+    """The figures of all concepts together, each image counting once for each kind erased."""
     erased = [concept for concept in evaluated if concept.subject.role == "erased"]
     retained = [concept for concept in evaluated if concept.subject.role == "retained"]
     same = tuple(dict.fromkeys(concept.subject.kind for concept in erased))
@@ -114,7 +114,7 @@ def distance(a: Tensor, b: Tensor) -> float:
 
 
 Rows = dict[tuple[str, int, Kind], tuple[bool, bool]]
-"""For each prompt, seed and kind, whether its word was recognised before and after: a picture that
+"""For each prompt, seed and kind, whether its word was recognised before and after: an image that
 two concepts ask for counts once."""
 
 
@@ -145,7 +145,7 @@ def _figure_rows(
 
 
 def right(concept: EvaluatedConcept, album: Album, kind: Kind, judge: Judge) -> list[bool | None]:
-    """Whether each picture shows what it was asked to; None where the judge cannot tell."""
+    """Whether each image shows what it was asked to; None where the judge cannot tell."""
     labels = album.recognised.get(kind)
     if labels is None:
         return [None] * len(concept.questions)
@@ -175,5 +175,5 @@ def _restored(concept: EvaluatedConcept, judge: Judge) -> RestoredFigure | None:
         hits.share if hits else None,
         len(known),
         hits.interval if hits else None,
-        255 * distance(concept.before.pictures, concept.restored.pictures),
+        255 * distance(concept.before.images, concept.restored.images),
     )

@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing else: pictures are in it, no script, no font.
+"""The report as one HTML page that needs nothing else: images are in it, no script, no font.
 
 `templates/` says how it looks; here is what the template cannot tell by itself.
 """
@@ -25,11 +25,11 @@ _SIDE = 256
 
 @dataclass(frozen=True)
 class Cell:
-    """A picture of an erased concept. labels: what the judge takes it for, kind by kind. right:
+    """An image of an erased concept. labels: what the judge takes it for, kind by kind. right:
     whether that is what it was asked to show."""
 
     question: Question
-    picture: Tensor
+    image: Tensor
     labels: Sequence[str]
     right: bool
 
@@ -66,7 +66,7 @@ def verdict(concepts: Mapping[str, ConceptFigures]) -> str:
 
 
 def interval(figure: Figure, *, inverted: bool = False) -> str:
-    """How sure a figure is. inverted: of the pictures that are not recognised."""
+    """How sure a figure is. inverted: of the images that are not recognised."""
     if figure.interval is None:
         return "not judged"
     low, high = figure.interval
@@ -76,7 +76,7 @@ def interval(figure: Figure, *, inverted: bool = False) -> str:
 
 
 def rows(concept: EvaluatedConcept) -> Iterator[tuple[str, list[Cell]]]:
-    """The pictures of an erased concept, and what each row is called."""
+    """The images of an erased concept, and what each row is called."""
     kind = concept.subject.kind
     albums = {"before": concept.before, "after": concept.after, "restored": concept.restored}
     for label, album in albums.items():
@@ -89,7 +89,7 @@ def rows(concept: EvaluatedConcept) -> Iterator[tuple[str, list[Cell]]]:
             [
                 Cell(
                     question,
-                    album.pictures[i],
+                    album.images[i],
                     [labels[i] for labels in recognised],
                     judged is not None and slugify(judged[i]) == slugify(question.word(kind)),
                 )
@@ -98,9 +98,9 @@ def rows(concept: EvaluatedConcept) -> Iterator[tuple[str, list[Cell]]]:
         )
 
 
-def data_uri(picture: Tensor) -> str:
-    """A picture [3, H, W] in [0, 1]: a small one as PNG, a large one made smaller, as JPEG."""
-    drawn = Image.fromarray((picture.permute(1, 2, 0) * 255).round().byte().numpy())
+def data_uri(image: Tensor) -> str:
+    """An image [3, H, W] in [0, 1]: a small one as PNG, a large one made smaller, as JPEG."""
+    drawn = Image.fromarray((image.permute(1, 2, 0) * 255).round().byte().numpy())
     kind = "PNG" if max(drawn.size) <= _SIDE // 2 else "JPEG"
     drawn.thumbnail((_SIDE, _SIDE))
     memory = io.BytesIO()

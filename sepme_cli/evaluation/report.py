@@ -1,4 +1,4 @@
-"""A report as a folder: a page, the same as JSON and CSV, contact sheets, the pictures."""
+"""A report as a folder: a page, the same as JSON and CSV, contact sheets, the images."""
 
 import csv
 import io
@@ -59,7 +59,7 @@ def check_folder(folder: Path, *, force: bool) -> None:
 
 
 def make_folder(folder: Path) -> Path:
-    """Make the folder and those inside; returns the one for pictures."""
+    """Make the folder and those inside; returns the one for images."""
     with writing(folder):
         folder.mkdir(exist_ok=True)
         for name in (PICTURES, _SHEETS):
@@ -90,7 +90,7 @@ def _sheet(concept: EvaluatedConcept) -> bytes:
     if concept.restored is not None:
         rows["restored"] = concept.restored
     file = io.BytesIO()
-    contact_sheet(torch.stack([album.pictures for album in rows.values()]), file, rows=list(rows))
+    contact_sheet(torch.stack([album.images for album in rows.values()]), file, rows=list(rows))
     return file.getvalue()
 
 
@@ -119,7 +119,7 @@ def _concept_rows(report: Report) -> Iterable[dict[str, object]]:
 
 
 def _image_rows(evaluated: Sequence[EvaluatedConcept]) -> Iterable[dict[str, object]]:
-    """A row for each picture: what was asked, and what the judge took it for."""
+    """A row for each image: what was asked, and what the judge took it for."""
     for concept in evaluated:
         states = {"before": concept.before, "after": concept.after, "restored": concept.restored}
         for state, album in states.items():

@@ -175,7 +175,7 @@ def _not_measured() -> Iterator[str]:
 def _measured(report: ReportFigures) -> Iterator[str]:
     yield "\n## What was measured\n"
     yield "How often a judge recognises what was asked for, before and after:\n"
-    yield "| concept | meant to be | before | after | 95% interval | pictures |"
+    yield "| concept | meant to be | before | after | 95% interval | images |"
     yield "|---|---|---|---|---|---|"
     for name, (role, found) in report.concepts.items():
         low, high = (percent(end) for end in found.interval or (None, None))

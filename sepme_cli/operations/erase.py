@@ -18,7 +18,7 @@ from sepme_cli.checkpoints.disk.output import (
 )
 from sepme_cli.checkpoints.hub.cache import check_publishable, publish
 from sepme_cli.diffusion.eraser import ComputedIncrement
-from sepme_cli.diffusion.pictures import load_pictures
+from sepme_cli.diffusion.images import load_images
 from sepme_cli.diffusion.study import Study
 from sepme_cli.erasure.collateral import Collateral
 from sepme_cli.erasure.prompts import AsKind
@@ -202,7 +202,7 @@ def _computed(survey: Survey, progress: Progress) -> list[ComputedIncrement]:
     request, network = survey.request, survey.network
     images = None
     if request.images is not None:
-        images = load_pictures(request.images, network.image_size)
+        images = load_images(request.images, network.image_size)
     groups = [survey.studies] if request.joint else [(study,) for study in survey.studies]
     return [
         computed

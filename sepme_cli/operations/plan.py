@@ -9,7 +9,7 @@ from typing import Unpack
 from patch_spec.increment import Increment
 from sepme_cli.arguments import PlaceLike, Words
 from sepme_cli.diffusion.eraser import closed_form_increment, expected_seconds
-from sepme_cli.diffusion.pictures import load_pictures
+from sepme_cli.diffusion.images import load_images
 from sepme_cli.diffusion.study import Strength, Study
 from sepme_cli.erasure.collateral import Collateral
 from sepme_cli.erasure.prompts import AsKind, Kind
@@ -156,7 +156,7 @@ def plan(request: EraseRequest, progress: Progress) -> ErasePlan:
         parts = [closed_form_increment(s, request.settings).increment for s in survey.studies]
         seconds = time.monotonic() - started
         if request.images is not None:  # which the run would fail on
-            load_pictures(request.images, survey.network.image_size)
+            load_images(request.images, survey.network.image_size)
         if request.method.learns:
             seconds += expected_seconds(survey.network, len(parts), request.settings)
     shared = survey.studies[0].worst.shared

@@ -24,7 +24,7 @@ _PARTS = (
     "unet", "vae", "scheduler",
     "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2",
 )  # fmt: skip
-"""The folders that erasing and drawing read."""
+"""The folders that erasing and sampling read."""
 _INDEX = "model_index.json"
 
 
