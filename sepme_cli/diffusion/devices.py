@@ -43,7 +43,7 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Computing:
+class DeviceChoice:
     """What was chosen. frugal: spare the memory, at the cost of time: one network on the device at
     a time, few images at once, and backwards compute again instead of keeping. why: in words."""
 
@@ -74,7 +74,7 @@ def choose(
     *,
     unet: int = 0,
     images: int = 1,
-) -> Computing:
+) -> DeviceChoice:
     """Choose among units, the fastest first.
 
     options: its dtype and device, where they are given, must be. Half precision is chosen for
@@ -100,17 +100,17 @@ def choose(
         why += ", with little memory"
     if short and not options.low_memory:
         why += f": about {need / _GIB:.0f} GiB would be needed, {(unit.free or 0) / _GIB:.1f} free"
-    return Computing(torch.device(device or unit.name), chosen, options.low_memory or short, why)
+    return DeviceChoice(torch.device(device or unit.name), chosen, options.low_memory or short, why)
 
 
-def computing(
+def choose_device(
     work: Work,
     options: ModelOptions = ModelOptions(),
     *,
     unet: int = 0,
     images: int = 1,
     progress: Progress = SILENT,
-) -> Computing:
+) -> DeviceChoice:
     """As `choose`, among what this machine has; says what and why."""
     chosen = choose(units(), work, options, unet=unet, images=images)
     progress.say(chosen.why)
@@ -140,7 +140,7 @@ def _has(name: str, number: str) -> bool:
 class Machine:
     """A device and the networks on it.
 
-    dtype: what the denoiser computes in. frugal: see `Computing`.
+    dtype: what the denoiser computes in. frugal: see `DeviceChoice`.
     """
 
     device: torch.device

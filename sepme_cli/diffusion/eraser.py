@@ -11,7 +11,7 @@ from torch import Tensor
 
 from patch_spec.increment import Factors, Increment
 from patch_spec.provenance import Collateral as Recorded
-from patch_spec.provenance import Measured, Method
+from patch_spec.provenance import Measurements, Method
 from patch_spec.streams import Stream
 from sepme_cli.diffusion.conditioning import Conditioning
 from sepme_cli.diffusion.models import StableDiffusion
@@ -48,7 +48,7 @@ def closed_form_increment(study: Study, settings: Settings) -> ComputedIncrement
         factors[stream] = Factors(one.space.basis.float().numpy(), shift, exponent)
         moved = one.space.shift.float()
         leakages.append(one.leakage(moved.T @ one.shared.gram @ moved))
-    measured = Measured(
+    measured = Measurements(
         leakage=max(leakages),
         separability=study.separability,
         collateral=_recorded(_largest([one.collateral for one in study.streams.values()])),
@@ -200,7 +200,7 @@ def _additive(
     }
     up, exponents = additive_factors({n: u for found in ups.values() for n, u in found.items()})
     start, end = outcome.correlation
-    measured = Measured(
+    measured = Measurements(
         correlation_start=start,
         correlation_end=end,
         leakage=max(study.streams[stream].leakage(inner) for stream, inner in inners.items()),
@@ -234,7 +234,7 @@ def _recorded(collateral: Collateral | None) -> Recorded | None:
 
 
 def _description(
-    study: Study, method: str, settings: Settings, measured: Measured
+    study: Study, method: str, settings: Settings, measured: Measurements
 ) -> dict[str, Any]:
     """What a manifest tells of an increment whatever its kind."""
     return {

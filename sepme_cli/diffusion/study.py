@@ -68,7 +68,7 @@ class Study:
     space: Admissible
     collateral: Collateral | None
     slug: str
-    shared: "Shared" = field(repr=False)
+    shared: "SharedStudy" = field(repr=False)
     beside: "Study | None" = field(default=None, repr=False)
 
     @property
@@ -134,7 +134,7 @@ class Study:
 class Strength:
     """One price of protection, and what came of it.
 
-    protection: see `Weighing`. separability: the least of any concept's. collateral: of all
+    protection: see `CostWeights`. separability: the least of any concept's. collateral: of all
     increments together.
     """
 
@@ -149,7 +149,7 @@ class Strength:
 
 
 @dataclass(frozen=True)
-class Shared:
+class SharedStudy:
     """What all concepts of a study have in common.
 
     separable: prompts outside of the patch that none of them changes. protected: prompts that they
@@ -224,7 +224,7 @@ def study_concepts(
     dear = tuple(prompt for prompt in kept.prompts(_PROTECTED) if prompt not in taken)
     answers = (prompt for concept in concepts for prompt in concept.answers)
     words = Lexicon(encoder, chain(apart, dear, answers))
-    wanted = [words.wanted(concept) for concept in concepts]
+    pairs = [words.embedding_pairs(concept) for concept in concepts]
     moment = energy(words.rows(dear))
     if background is not None:
         moment += settings.background * background.moment
@@ -234,20 +234,20 @@ def study_concepts(
     def attempt(protection: float) -> _Attempt:
         ground = Ground.of(
             encoder.encode([BLANK])[0].cpu(),
-            [one.concept for one in wanted] + [words.rows(prompts) for prompts in known],
+            [one.concept for one in pairs] + [words.rows(prompts) for prompts in known],
             moment,
             replace(settings, protection=protection),
         )
         spaces = [
             admissible(concept.name, one, ground, settings, alone=len(concepts) == 1)
-            for concept, one in zip(concepts, wanted, strict=True)
+            for concept, one in zip(concepts, pairs, strict=True)
         ]
         collateral = None if bystanders is None else _collateral(spaces, concepts, bystanders, gram)
         worst = min(space.separability for space in spaces)
         return _Attempt(ground, spaces, Strength(protection, worst, collateral))
 
     chosen, attempts = _climb(attempt, settings, thorough)
-    shared = Shared(
+    shared = SharedStudy(
         separable=_all([BLANK], *known),
         protected=dear,
         ground=chosen.ground,

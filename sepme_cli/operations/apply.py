@@ -24,7 +24,7 @@ from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
 from sepme_cli.checkpoints.reading.original import Original
 from sepme_cli.checkpoints.reading.patches import Patches, PatchFile, read_patch_files, select
 from sepme_cli.checkpoints.structure.dtypes import CASTS, header_dtype
-from sepme_cli.checkpoints.writing.companions import Kept
+from sepme_cli.checkpoints.writing.companions import Companions
 from sepme_cli.checkpoints.writing.destination import Destination
 from sepme_cli.composing.composition import (
     TOOL,
@@ -180,7 +180,7 @@ class _Plan:
     """What will be done, and what there is to say of it."""
 
     composition: Composition
-    kept: Kept
+    companions: Companions
     new: tuple[Increment, ...]
     base_match: BaseMatch
     exact: bool
@@ -221,8 +221,8 @@ def apply(
         target = stack.enter_context(destination.opened(progress))
         _check_dtype(target.checkpoint, request.dtype)
         plan = stack.enter_context(_planned(target.checkpoint, request, progress))
-        target.write(plan.composition.rewrites(), plan.kept)
-        if late := plan.composition.drowning.warning:
+        target.write(plan.composition.rewrites(), plan.companions)
+        if late := plan.composition.rounding_loss.warning:
             progress.warn(late)
         if statement is not None and (written := destination.path) is not None:
             record = plan.composition.record
@@ -286,7 +286,9 @@ def _plan(
         request.dtype,
     )
     assert compared.match is not None  # which comparing gives
-    return _Plan(composition, Kept(record, sources.holding(entries)), new, compared.match, exact)
+    return _Plan(
+        composition, Companions(record, sources.holding(entries)), new, compared.match, exact
+    )
 
 
 def _check_dtype(checkpoint: Checkpoint, dtype: str | None) -> None:
@@ -302,7 +304,7 @@ def _check_dtype(checkpoint: Checkpoint, dtype: str | None) -> None:
 
 
 def _result(plan: _Plan, destination: Destination, seconds: float) -> ApplyResult:
-    checkpoint, record = plan.composition.checkpoint, plan.kept.record
+    checkpoint, record = plan.composition.checkpoint, plan.companions.record
     changed = [
         len(target.copies)
         for target in checkpoint.targets

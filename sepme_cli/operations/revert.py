@@ -21,7 +21,7 @@ from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
 from sepme_cli.checkpoints.reading.original import Original
 from sepme_cli.checkpoints.reading.patches import Patches, PatchFile, named, read_patch_files
 from sepme_cli.checkpoints.structure.dtypes import numpy_dtype
-from sepme_cli.checkpoints.writing.companions import Kept
+from sepme_cli.checkpoints.writing.companions import Companions
 from sepme_cli.checkpoints.writing.destination import Destination
 from sepme_cli.checkpoints.writing.writer import Rewrite
 from sepme_cli.composing.composition import (
@@ -127,7 +127,7 @@ class _Plan:
     """What will be done. why_not_exact: "" if the result is. error is filled in by doing it."""
 
     rewrites: tuple[Rewrite, ...]
-    kept: Kept
+    companions: Companions
     taken: tuple[StackEntry, ...]
     remaining: tuple[StackEntry, ...]
     why_not_exact: str
@@ -176,7 +176,7 @@ def revert(
         plan = _plan(checkpoint, record, request, taken, original)
         if plan.why_not_exact:
             progress.warn(f"not exact: {plan.why_not_exact}")
-        target.write(plan.rewrites, plan.kept)
+        target.write(plan.rewrites, plan.companions)
     return RevertResult(
         output=request.destination.name,
         family=checkpoint.family.name,
@@ -247,8 +247,8 @@ def _plan(
         )
     else:
         rewrites = subtraction(checkpoint, sources, taken, remaining, after, error)
-    kept = Kept(after, sources.holding(remaining))
-    return _Plan(rewrites, kept, taken, remaining, why, error)
+    companions = Companions(after, sources.holding(remaining))
+    return _Plan(rewrites, companions, taken, remaining, why, error)
 
 
 def _record_after(

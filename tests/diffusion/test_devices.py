@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
-from sepme_cli.diffusion.devices import Computing, Machine, Unit, Work, choose, units
+from sepme_cli.diffusion.devices import DeviceChoice, Machine, Unit, Work, choose, units
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.options import ModelOptions
 from sepme_cli.diffusion.predictor import EditedPredictor
@@ -27,7 +27,7 @@ APPLE = Unit("mps", "Apple GPU", 12 * GIB, "fp16")
 def chosen(
     here: tuple[Unit, ...], work: Work, images: int = 1, **said: Any
 ) -> tuple[str, str, bool]:
-    found: Computing = choose(here, work, ModelOptions(**said), unet=UNET, images=images)
+    found: DeviceChoice = choose(here, work, ModelOptions(**said), unet=UNET, images=images)
     assert (", with little memory" in found.why) == found.frugal
     return (str(found.device), found.dtype, found.frugal)
 
