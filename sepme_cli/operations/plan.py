@@ -10,7 +10,8 @@ from patch_spec.increment import Increment
 from sepme_cli.arguments import PlaceLike, Words
 from sepme_cli.diffusion.eraser import closed_form_increment, expected_seconds
 from sepme_cli.diffusion.images import load_images
-from sepme_cli.diffusion.study import Strength, Study
+from sepme_cli.diffusion.protection import Strength
+from sepme_cli.diffusion.study import Study
 from sepme_cli.erasure.collateral import Collateral
 from sepme_cli.erasure.prompts import AsKind, Kind
 from sepme_cli.increments import interferences
