@@ -13,7 +13,7 @@ from transformers.activations import ACT2FN
 
 from sepme_cli.checkpoints.reading.networks import Network
 from sepme_cli.diffusion.devices import Machine
-from sepme_cli.diffusion.packing import Packed, pack, sees
+from sepme_cli.diffusion.packing import PackedTexts, pack, sees
 from sepme_cli.diffusion.tokenizer import END, tokenize, unread
 from sepme_cli.diffusion.weights import clip_shapes, clip_tensors, count_layers
 from sepme_cli.errors import UnsupportedError
@@ -174,7 +174,7 @@ class TextEncoder:
         last: Tensor = read.last_hidden_state
         return read.hidden_states[-2] if self.penultimate else last, last
 
-    def _read_packed(self, packed: Packed) -> tuple[Tensor, Tensor]:
+    def _read_packed(self, packed: PackedTexts) -> tuple[Tensor, Tensor]:
         """The same of every node [nodes, width]."""
         parts = []
         for ids, depths, filled in packed.batches(_ROWS):

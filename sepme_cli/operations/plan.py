@@ -15,7 +15,7 @@ from sepme_cli.diffusion.study import Study
 from sepme_cli.erasure.collateral import Collateral
 from sepme_cli.erasure.prompts import AsKind, Kind
 from sepme_cli.increments import interferences
-from sepme_cli.planning.neighbourhood import Near
+from sepme_cli.planning.neighbourhood import NearWord
 from sepme_cli.planning.request import EraseOptions, EraseRequest
 from sepme_cli.planning.survey import BaseSummary, Survey, surveyed
 from sepme_cli.planning.vocabulary import vocabulary
@@ -66,7 +66,7 @@ class PlannedConcept:
     taken: int
     neighbours: tuple[str, ...]
     aliases: tuple[str, ...]
-    nearly: tuple[Near, ...]
+    nearly: tuple[NearWord, ...]
     drags: tuple[WordChange, ...]
     collateral: Collateral | None
 
