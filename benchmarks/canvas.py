@@ -20,7 +20,7 @@ from examples.emoji.networks import load_judge
 from patch_spec.increment import Increment
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint, open_checkpoint
 from sepme_cli.diffusion.models import StableDiffusion
-from sepme_cli.diffusion.sampler import draw_pictures
+from sepme_cli.diffusion.sampler import generate_images
 from sepme_cli.erasure.concept import Protected
 from sepme_cli.erasure.prompts import Kind
 from sepme_cli.increments import Scaled, compose
@@ -95,7 +95,7 @@ class Canvas:
     def drawn(self, captions: Sequence[Caption], rounds: Sequence[int] = ()) -> Tensor:
         """Pictures [captions, 3, 64, 64] by the model as it stands. rounds: of each caption, which
         of its pair's seeds; the first without."""
-        return draw_pictures(
+        return generate_images(
             self.model,
             [c.text for c in captions],
             [

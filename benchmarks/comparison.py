@@ -27,7 +27,7 @@ from torch import Tensor
 
 from benchmarks.canvas import ASKED, GUIDANCE, STEPS, Canvas
 from benchmarks.choice import Choice, figures, score
-from benchmarks.comparison_table import print_summary, print_table
+from benchmarks.comparison_table import LEGEND, print_summary, print_table
 from benchmarks.peers import METHODS, PEERS
 from benchmarks.peers.interface import Edit, Peer, Request
 from benchmarks.results import Results
@@ -270,7 +270,8 @@ def rows(method: str, states: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def table() -> None:
-    """The figures as Markdown, by how many concepts are out at once."""
+    """The figures as Markdown, by how many concepts are erased at once."""
+    print(LEGEND)
     for count in sorted({len(names) for names in STATES.values()}):
         states = [state for state, names in STATES.items() if len(names) == count]
         print_table(
@@ -281,7 +282,8 @@ def table() -> None:
 
 
 def summary() -> None:
-    """Each method in one line, by how many concepts are out at once."""
+    """Each method in one line, by how many concepts are erased at once."""
+    print(f"{LEGEND}\n")
     sizes = sorted({len(names) for names in STATES.values()})
     found = {
         method: {

@@ -8,15 +8,23 @@ from sepme_cli.evaluation.intervals import Proportion
 
 Rows = Sequence[Mapping[str, Any]]
 
+LEGEND = """\
+Recognised by the judge, with 95% Wilson intervals: erased concepts (lower is better), also in
+phrasings that no erasure uses, and retained concepts of the same and of the other kind (higher is
+better), of which those in images with an erased concept. Pixel distance: mean absolute difference
+of images from the original model's, of 255. Restores one: whether taking one concept's increment
+out gives the weights that never had it; if not, how far off they are, relative to its edit."""
+
 _FIGURES = (
     ("erased", "erased"),
-    ("unseen phrasings", "unseen"),
-    ("kept, same kind", "same"),
-    ("kept, other kind", "other"),
-    ("of that beside an erased one", "beside"),
+    ("erased, unseen phrasings", "unseen"),
+    ("retained, same kind", "same"),
+    ("retained, other kind", "other"),
+    ("retained, beside an erased one", "beside"),
 )
 _HEAD = [name for name, _ in _FIGURES]
-_HEAD += ["harmonic mean", "kept pictures move by", "restored", "seconds", "UNet passes", "KiB"]
+_HEAD += ["harmonic mean", "pixel distance, retained", "restores one"]
+_HEAD += ["seconds", "UNet passes", "KiB"]
 
 
 def print_table(title: str, methods: Mapping[str, Rows], states: int) -> None:
@@ -34,10 +42,10 @@ def print_table(title: str, methods: Mapping[str, Rows], states: int) -> None:
 def print_summary(
     sizes: Sequence[int], methods: Mapping[str, Mapping[int, Rows]], closer: int
 ) -> None:
-    """One row a method: the harmonic mean of all that was drawn, for each number of concepts, and
-    what else is to be told of one number of them."""
-    heads = [f"{size} out" for size in sizes]
-    heads += [f"{closer} out: kept pictures move by", "one put back, the others out", "KiB"]
+    """One row a method: the harmonic mean for each number of erased concepts, and for `closer` of
+    them the other figures too."""
+    heads = [f"harmonic mean, {size} erased" for size in sizes]
+    heads += [f"pixel distance, retained, {closer} erased", "restores one", "KiB"]
     print("| " + " | ".join(["", *heads]) + " |")
     print("|---" * (len(heads) + 1) + "|")
     for method, found in methods.items():
@@ -69,15 +77,15 @@ def _stored(rows: Rows) -> str:
 
 
 def _restored(rows: Rows) -> str:
-    """How a concept comes back while the others stay out."""
+    """Whether a concept is restored exactly while the others stay erased, and if not, how near."""
     found = [row["restored"] for row in rows if "restored" in row]
     if not found:
         return ""
     if "bytes" in found[0]:
         pixels = sum(back["pixels"] for back in found) / len(found)
         exact = "yes" if all(back["bytes"] for back in found) else "no"
-        return f"{exact}; its pictures move by {pixels:.2f}/255"
+        return f"{exact}; pixel distance {pixels:.2f}/255"
     if found[0]["left"] is None:
         return "no"
     left = sum(back["left"] for back in found) / len(found)
-    return f"no; {100 * left:.0f}% off"
+    return f"no; weights off by {100 * left:.0f}%"

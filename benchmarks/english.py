@@ -18,7 +18,7 @@ from examples.english.captions import UNSEEN_PAIR
 from patch_spec.increment import Increment
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint, open_checkpoint
 from sepme_cli.diffusion.models import StableDiffusion
-from sepme_cli.diffusion.sampler import draw_pictures
+from sepme_cli.diffusion.sampler import generate_images
 from sepme_cli.diffusion.weights import patched_weights
 from sepme_cli.erasure.prompts import Kind
 
@@ -129,7 +129,7 @@ class English:
     def draw(self, captions: Sequence[Caption], weights: Mapping[str, Tensor]) -> Drawn:
         """Pictures of captions by the model with some targets' weights replaced."""
         with self.model.denoiser.with_weights(weights):
-            pictures = draw_pictures(
+            pictures = generate_images(
                 self.model,
                 [c.text for c in captions],
                 [c.seed for c in captions],

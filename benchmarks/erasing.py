@@ -7,7 +7,7 @@ from benchmarks.canvas import everything_but
 from patch_spec.increment import Increment
 from patch_spec.manifest import Patch
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
-from sepme_cli.diffusion.eraser import Made, closed_form_increment, sepme_increments
+from sepme_cli.diffusion.eraser import ComputedIncrement, closed_form_increment, sepme_increments
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.study import Study, study
 from sepme_cli.erasure.concept import Protected
@@ -22,7 +22,7 @@ def erase(
     settings: Settings,
     known: Sequence[Increment] = (),
     protected: Protected | None = None,
-) -> list[Made]:
+) -> list[ComputedIncrement]:
     """The increments of words ("style:ink").
 
     known: increments made before, which these are to go with. protected: words that must stay,
@@ -38,7 +38,7 @@ def erase(
 
 def make_increments(
     model: StableDiffusion, studies: Sequence[Study], method: str, settings: Settings
-) -> list[Made]:
+) -> list[ComputedIncrement]:
     """One increment a study, each made for itself."""
     if method == "closed-form":
         return [closed_form_increment(s, settings) for s in studies]

@@ -25,7 +25,7 @@ from patch_spec.text import slugify
 from sepme_cli.diffusion.opening import opened_model
 from sepme_cli.erasure.prompts import Kind, other
 from sepme_cli.evaluation.intervals import Proportion
-from sepme_cli.evaluation.protocol import Drawing
+from sepme_cli.evaluation.protocol import SamplingOptions
 from sepme_cli.operations.erase import erase
 from sepme_cli.operations.evaluate import evaluate
 from sepme_cli.places import parse_place
@@ -72,7 +72,7 @@ def retained(kind: Kind, name: str, of: dict[Kind, list[str]], count: int) -> li
     ]
 
 
-def seconds_a_picture(model: str, drawing: Drawing) -> tuple[float, str]:
+def seconds_per_image(model: str, sampling: SamplingOptions) -> tuple[float, str]:
     """From one pass through the UNet, and what it was computed on."""
     with opened_model(parse_place(model)) as network:
         on = network.machine
@@ -84,11 +84,17 @@ def seconds_a_picture(model: str, drawing: Drawing) -> tuple[float, str]:
             network.denoiser.predict(noisy, 0, asked)
         took = time.monotonic() - started
     # With and without the prompt at every step, and about as much again as five steps to decode.
-    return took * 2 * (drawing.steps + 2.5), f"{on.device.type} in {on.dtype_name}"
+    return took * 2 * (sampling.steps + 2.5), f"{on.device.type} in {on.dtype_name}"
 
 
 def judged(
-    model: str, kind: Kind, name: str, retain: list[str], judge: str, folder: Path, drawing: Drawing
+    model: str,
+    kind: Kind,
+    name: str,
+    retain: list[str],
+    judge: str,
+    folder: Path,
+    sampling: SamplingOptions,
 ) -> dict[str, Any]:
     """One concept: the bare command, and its report; from the folder if they are there."""
     report = folder / slugify(name)
@@ -103,7 +109,7 @@ def judged(
             report=report,
             retain=retain,
             kind=kind,
-            drawing=drawing,
+            sampling=sampling,
             force=report.exists(),
         )
     found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
@@ -164,15 +170,15 @@ def main() -> None:
     parser.add_argument("--styles", default=ARTISTS, help="names, with commas between them")
     parser.add_argument("--objects", default=OBJECTS, help="names, with commas between them")
     parser.add_argument("--pictures", type=int, default=12, help="of each concept")
-    parser.add_argument("--steps", type=int, default=20, help="of drawing each")
+    parser.add_argument("--steps", type=int, default=20, help="of sampling each")
     parser.add_argument("--guidance", type=float, default=7.5)
     parser.add_argument("--beside", type=int, default=4, help="names judged beside, of each kind")
     parser.add_argument("--estimate", action="store_true", help="only say how long it would take")
     said = parser.parse_args()
     of: dict[Kind, list[str]] = {"style": words(said.styles), "object": words(said.objects)}
-    drawing = Drawing(said.pictures, steps=said.steps, guidance=said.guidance)
+    sampling = SamplingOptions(said.pictures, steps=said.steps, guidance=said.guidance)
     work = list(concepts(of["style"], of["object"]))
-    took, on = seconds_a_picture(said.model, drawing)
+    took, on = seconds_per_image(said.model, sampling)
     pictures = len(work) * said.pictures * ((1 + 2 * said.beside) * 2 + 1)
     print(f"{pictures:,} pictures on {on}: about {pictures * took / 3600:.1f} hours", flush=True)
     if said.estimate:
@@ -182,7 +188,7 @@ def main() -> None:
     for place, (kind, name) in enumerate(work):
         started = time.monotonic()
         retain = retained(kind, name, of, said.beside)
-        report = judged(said.model, kind, name, retain, said.judge, said.out, drawing)
+        report = judged(said.model, kind, name, retain, said.judge, said.out, sampling)
         rows.append((kind, name, report))
         minutes = (time.monotonic() - started) / 60
         print(f"{place + 1} of {len(work)}: {name}, {minutes:.1f} minutes", flush=True)

@@ -29,7 +29,7 @@ from patch_spec.container import patch_bytes
 from patch_spec.grid import split_shift, split_up, to_grid
 from patch_spec.increment import Increment
 from patch_spec.manifest import Patch
-from patch_spec.provenance import Measured, Method
+from patch_spec.provenance import Measurements, Method
 from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
 
 RESULTS = Path("docs/speed.json")
@@ -93,7 +93,7 @@ def increment(base: Base, concept: str, kind: str, seed: int) -> Increment:
         "rank": RANK,
         "prompts": (concept,),
         "method": Method("random", {}),
-        "measured": Measured(),
+        "measured": Measurements(),
         "basis": to_grid(np.linalg.qr(rng.standard_normal((base.width, RANK)))[0].T),
     }
     if kind == "operator":

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from patch_spec import limits
 from patch_spec.digest import increment_digest
 from patch_spec.grid import Float16, Float32
-from patch_spec.provenance import Measured, Method
+from patch_spec.provenance import Measurements, Method
 from patch_spec.records import Fields, as_integer
 from patch_spec.streams import Stream, stream_of
 
@@ -53,7 +53,7 @@ class Description:
     rank: int
     prompts: tuple[str, ...]
     method: Method
-    measured: Measured
+    measured: Measurements
     exponents: Mapping[str, int]
     shift_exponent: int = 0
     pooled_rank: int = 0
@@ -107,7 +107,7 @@ class Summary(Description):
             rank=fields.integer("rank", 0 if pools else 1, limits.RANK),
             prompts=fields.prompts("prompts", limits.PROMPTS, least=1, shortest=1),
             method=Method.from_json(fields.members["method"], fields.place("method")),
-            measured=Measured.from_json(fields.members["measured"], fields.place("measured")),
+            measured=Measurements.from_json(fields.members["measured"], fields.place("measured")),
             exponents={} if operator else _exponents(fields),
             shift_exponent=_exponent(fields.members[scale], fields.place(scale)) if operator else 0,
             pooled_rank=pooled[0],

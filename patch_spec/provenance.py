@@ -72,7 +72,7 @@ class Collateral:
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurements:
     """What was measured while an increment was made; None for what was not.
 
     correlation_start, correlation_end: of the concept's representation with the original's,

@@ -10,7 +10,7 @@ from .errors import SepmeError as SepmeError
 from .errors import SystemFailure as SystemFailure
 from .errors import UnsupportedError as UnsupportedError
 from .errors import UsageError as UsageError
-from .evaluation.protocol import Drawing as Drawing
+from .evaluation.protocol import SamplingOptions as SamplingOptions
 from .evaluation.results import EvaluateResult as EvaluateResult
 from .operations.apply import ApplyResult as ApplyResult
 from .operations.apply import apply as apply

@@ -55,10 +55,10 @@ def as_output(said: PlaceLike | Other) -> Place | Other:
     return parse_output(said) if isinstance(said, str) else as_path(said)
 
 
-def check_known(said: Mapping[str, object], wishes: type) -> None:
-    """TypeError, as Python raises it, for a keyword that `wishes`, a TypedDict, does not have."""
+def check_known(said: Mapping[str, object], allowed: type) -> None:
+    """TypeError, as Python raises it, for a keyword that `allowed`, a TypedDict, does not have."""
     for name in said:
-        if name not in wishes.__annotations__:
+        if name not in allowed.__annotations__:
             raise TypeError(f"unexpected keyword argument {name!r}")
 
 

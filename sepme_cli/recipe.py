@@ -12,7 +12,7 @@ from patch_spec.errors import FormatError
 from sepme_cli.arguments import FilePath, as_path
 from sepme_cli.erasure.methods import METHODS
 from sepme_cli.erasure.prompts import AsKind
-from sepme_cli.erasure.settings import Allowed, Settings
+from sepme_cli.erasure.settings import AllowedValues, Settings
 from sepme_cli.erasure.words import Item, parse_word, same_name
 from sepme_cli.errors import MalformedError, SystemFailure
 from sepme_cli.strict_yaml import Place, Scalar, read_node
@@ -20,9 +20,9 @@ from sepme_cli.strict_yaml import Place, Scalar, read_node
 VERSION = 1
 KINDS = ("style", "object", "any")
 #: What a recipe may set: the method's numbers, and of the machine what the UNet computes in.
-SETTINGS: Mapping[str, Allowed] = {
+SETTINGS: Mapping[str, AllowedValues] = {
     **Settings.allowed(),
-    "dtype": Allowed(str, choices=("auto", "fp32", "fp16", "bf16")),
+    "dtype": AllowedValues(str, choices=("auto", "fp32", "fp16", "bf16")),
 }
 _BYTES = 2**20
 _ALIASES = 32
@@ -100,7 +100,7 @@ def as_recipe(said: Recipe | FilePath) -> Recipe:
     return said if isinstance(said, Recipe) else read_recipe(as_path(said), SETTINGS)
 
 
-def read_recipe(path: Path, settings: Mapping[str, Allowed]) -> Recipe:
+def read_recipe(path: Path, settings: Mapping[str, AllowedValues]) -> Recipe:
     """A recipe from its file.
 
     settings: those there are, and what they may be.
@@ -118,7 +118,7 @@ def read_recipe(path: Path, settings: Mapping[str, Allowed]) -> Recipe:
     return parse_recipe(text, path, settings)
 
 
-def parse_recipe(text: bytes, path: Path, settings: Mapping[str, Allowed]) -> Recipe:
+def parse_recipe(text: bytes, path: Path, settings: Mapping[str, AllowedValues]) -> Recipe:
     """As `read_recipe`, from the file's bytes."""
     root = read_node(text, path).mapping(
         required=("version", "concepts"), optional=("protect", "method", "settings")
@@ -199,12 +199,12 @@ def _protected(place: Place) -> str:
     return place.text()
 
 
-def _settings(place: Place, known: Mapping[str, Allowed]) -> dict[str, Scalar]:
+def _settings(place: Place, known: Mapping[str, AllowedValues]) -> dict[str, Scalar]:
     fields = place.mapping(optional=tuple(known))
     return {name: _setting(fields[name], known[name]) for name in fields}
 
 
-def _setting(place: Place, allowed: Allowed) -> Scalar:
+def _setting(place: Place, allowed: AllowedValues) -> Scalar:
     if allowed.choices:
         return place.choice(allowed.choices)
     value = place.scalar(allowed.kind)

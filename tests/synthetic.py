@@ -14,7 +14,7 @@ from patch_spec.container import patch_bytes
 from patch_spec.grid import split_shift, split_up, to_grid
 from patch_spec.increment import Increment
 from patch_spec.manifest import Patch
-from patch_spec.provenance import Measured, Method
+from patch_spec.provenance import Measurements, Method
 from patch_spec.text import slugify
 from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
 
@@ -276,7 +276,7 @@ def described(concept: str, kind: str, rank: int) -> dict[str, Any]:
         "rank": rank,
         "prompts": (concept,),
         "method": Method("random", {"seed": 0}),
-        "measured": Measured(),
+        "measured": Measurements(),
     }
 
 

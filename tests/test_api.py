@@ -24,7 +24,7 @@ OPERATIONS = {
     "revert", "sample", "sign", "verify",
 }  # fmt: skip
 FROZEN = {
-    "ApplyResult", "CardResult", "DiffResult", "Drawing", "ErasePlan", "EraseResult",
+    "ApplyResult", "CardResult", "DiffResult", "SamplingOptions", "ErasePlan", "EraseResult",
     "EvaluateResult", "ExampleResult", "ExportResult", "ImportResult", "InspectResult",
     "ModelOptions", "RevertResult", "SampleResult", "Settings", "SignResult", "VerifyResult",
 }  # fmt: skip
@@ -76,7 +76,7 @@ def test_a_patch_from_names_to_bytes_and_back(tmp_path: Path) -> None:
         "a garden by Monet",
         patches=f"{folder}/monet.sepme",
         output=f"{folder}/grid.png",
-        drawing=sepme.Drawing(pictures=1, steps=1),
+        sampling=sepme.SamplingOptions(images=1, steps=1),
     )
     assert (drawn.prompts, drawn.images) == (("a garden by Monet",), 2)
 

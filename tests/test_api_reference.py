@@ -13,10 +13,10 @@ from griffe import Docstring, DocstringSectionKind, Parser
 
 import sepme_cli
 from sepme_cli.errors import SepmeError
-from sepme_cli.operations.apply import ApplyWishes
+from sepme_cli.operations.apply import ApplyOptions
 from sepme_cli.operations.evaluate import Scope
-from sepme_cli.operations.revert import RevertWishes
-from sepme_cli.planning.request import Wishes
+from sepme_cli.operations.revert import RevertOptions
+from sepme_cli.planning.request import EraseOptions
 
 ROOT = Path(__file__).parent.parent
 
@@ -85,7 +85,7 @@ def test_a_public_name_is_described(name: str) -> None:
         check(one)
 
 
-@pytest.mark.parametrize("options", [Wishes, ApplyWishes, RevertWishes, Scope])
+@pytest.mark.parametrize("options", [EraseOptions, ApplyOptions, RevertOptions, Scope])
 def test_options_that_functions_share_are_described(options: type) -> None:
     check(options)
 
@@ -94,5 +94,11 @@ def test_the_page_has_every_public_name() -> None:
     page = re.findall(r"^::: (\S+)$", (ROOT / "docs/api.md").read_text(), re.MULTILINE)
     assert len(page) == len(set(page))
     assert {f"sepme_cli.{name}" for name in exported()} <= set(page)
-    for options in (Wishes, ApplyWishes, RevertWishes, Scope, *get_args(sepme_cli.InspectResult)):
+    for options in (
+        EraseOptions,
+        ApplyOptions,
+        RevertOptions,
+        Scope,
+        *get_args(sepme_cli.InspectResult),
+    ):
         assert f"{options.__module__}.{options.__name__}" in page

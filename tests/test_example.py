@@ -17,7 +17,7 @@ from examples.english.canvas import OBJECTS, STYLES
 from patch_spec.container import patch_bytes, read_patch
 from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
 from sepme_cli.diffusion.models import StableDiffusion
-from sepme_cli.diffusion.sampler import draw_pictures
+from sepme_cli.diffusion.sampler import generate_images
 
 MODEL = Path(__file__).parent.parent / "examples" / "english-sd.safetensors"
 JUDGE = Path(__file__).parent.parent / "examples" / "english-judge.safetensors"
@@ -159,7 +159,7 @@ def drawn(model: Path, captions: list[Caption], lora: Path | None = None) -> tor
             )
             pipeline.load_lora_weights(str(lora))
         texts, seeds = [one.text for one in captions], [one.seed for one in captions]
-        return draw_pictures(network, texts, seeds, steps=10, guidance=3.0)
+        return generate_images(network, texts, seeds, steps=10, guidance=3.0)
 
 
 def test_evaluating_tells_a_patch_that_works_from_one_that_does_nothing(

@@ -16,7 +16,7 @@ from patch_spec.container import read_patch
 from sepme_cli.app import run
 from sepme_cli.checkpoints.structure.families import FAMILIES, SD1, Names
 from sepme_cli.checkpoints.structure.layout import Layout
-from sepme_cli.diffusion.eraser import Made, closed_form_increments
+from sepme_cli.diffusion.eraser import ComputedIncrement, closed_form_increments
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.opening import opened_model
 from sepme_cli.diffusion.study import Study
@@ -51,7 +51,7 @@ def half(
     settings: Settings,
     images: Tensor | None,
     progress: Progress,
-) -> list[Made]:
+) -> list[ComputedIncrement]:
     """The closed form, half the way."""
     spaces = [replace(study.space, shift=study.space.shift / 2) for study in studies]
     nearer = [replace(study, space=space) for study, space in zip(studies, spaces, strict=True)]

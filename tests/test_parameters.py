@@ -12,7 +12,7 @@ import sepme_cli
 
 MOST = 8
 #: What counts as one of a kind: it gathers what would be a list of its own.
-VALUES = {"Drawing", "EraseRequest", "ModelOptions", "Progress", "Settings"}
+VALUES = {"SamplingOptions", "EraseRequest", "ModelOptions", "Progress", "Settings"}
 
 
 def functions() -> Iterator[tuple[str, Callable[..., Any]]]:

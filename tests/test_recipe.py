@@ -7,15 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sepme_cli.erasure.settings import Allowed
+from sepme_cli.erasure.settings import AllowedValues
 from sepme_cli.erasure.words import Item
 from sepme_cli.errors import MalformedError, SystemFailure
 from sepme_cli.recipe import TEMPLATE, Recipe, parse_recipe, read_recipe
 
 SETTINGS = {
-    "rank": Allowed(int, 1, 77),
-    "ridge": Allowed(float, 0),
-    "dtype": Allowed(str, choices=("fp32", "bf16")),
+    "rank": AllowedValues(int, 1, 77),
+    "ridge": AllowedValues(float, 0),
+    "dtype": AllowedValues(str, choices=("fp32", "bf16")),
 }
 HERE = Path("policy.yaml")
 

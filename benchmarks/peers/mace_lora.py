@@ -34,7 +34,7 @@ from benchmarks.peers.rows import (
     name_length,
 )
 from sepme_cli.diffusion.models import StableDiffusion
-from sepme_cli.diffusion.sampler import draw_pictures
+from sepme_cli.diffusion.sampler import generate_images
 
 _KEYS = "attn2.to_k.weight"
 _DISTANCE = 0.12
@@ -84,7 +84,7 @@ class TrainedMACE(MACE):
         model = request.model
         prompts = concept_prompts(request, name, name, "phrases")
         asked = [prompts[i % len(prompts)] for i in range(self.pictures)]
-        drawn = draw_pictures(model, asked, range(self.pictures), steps=20, guidance=3.0)
+        drawn = generate_images(model, asked, range(self.pictures), steps=20, guidance=3.0)
         style = request.kind_of(name) == "style"
         masks = torch.ones_like(drawn[:, :1]) if style else _concept_in(drawn)
         latents = model.vae.encode(drawn)

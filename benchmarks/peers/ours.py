@@ -12,7 +12,7 @@ import torch
 from benchmarks.erasing import erase, patch_of
 from benchmarks.peers.interface import Edit, Request
 from patch_spec.container import patch_bytes
-from sepme_cli.diffusion.eraser import Made
+from sepme_cli.diffusion.eraser import ComputedIncrement
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.erasure.concept import Protected
 from sepme_cli.erasure.settings import Settings
@@ -30,15 +30,17 @@ class Ours:
 
     def edit(self, request: Request) -> Edit:
         kept = request.protect
-        made = erase(request.model, request.words, self.method, self.settings, protected=kept)
-        return edit_of(request.model, made, kept)
+        computed = erase(request.model, request.words, self.method, self.settings, protected=kept)
+        return edit_of(request.model, computed, kept)
 
 
 def edit_of(
-    model: StableDiffusion, made: Sequence[Made], protected: Protected | None = None
+    model: StableDiffusion,
+    computed: Sequence[ComputedIncrement],
+    protected: Protected | None = None,
 ) -> Edit:
     """What one patch of all these increments does. protected: see `erase`."""
-    increments = tuple(m.increment for m in made)
+    increments = tuple(one.increment for one in computed)
     patch = patch_bytes(patch_of(model.checkpoint, increments, protected))
     stack = [(increment, 1.0) for increment in increments]
     weights = {

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from benchmarks.peers.interface import Edit, Request
 from sepme_cli.diffusion.models import StableDiffusion
-from sepme_cli.diffusion.moments import pictured_moments
+from sepme_cli.diffusion.moments import image_moments
 from sepme_cli.diffusion.predictor import EditedPredictor
-from sepme_cli.diffusion.sampler import draw_pictures
+from sepme_cli.diffusion.sampler import generate_images
 from sepme_cli.erasure.concept import Lexicon
 from sepme_cli.erasure.prompts import Phrase, with_articles
 from sepme_cli.erasure.representation import Sample
@@ -79,11 +79,11 @@ class PublishedSepME:
         return Phrase(with_articles(f"{way} {name}"), "a picture")
 
     def _moments(self, model: StableDiffusion, phrase: Phrase) -> Sample:
-        drawn = draw_pictures(
+        drawn = generate_images(
             model, [phrase.text] * self.pictures, range(self.pictures), steps=20, guidance=3.0
         )
         settings = Settings(sampling_steps=self.levels)
-        return pictured_moments(model, [phrase], drawn, settings)
+        return image_moments(model, [phrase], drawn, settings)
 
     def _learn(
         self, model: StableDiffusion, sample: Sample, phrase: Phrase, basis: Tensor

@@ -37,7 +37,7 @@ from examples.english.words import BUILD
 from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
 from sepme_cli.diffusion.conditioning import Conditioning
 from sepme_cli.diffusion.models import StableDiffusion
-from sepme_cli.diffusion.sampler import draw_latents, initial_noise
+from sepme_cli.diffusion.sampler import initial_noise, sample_latents
 from sepme_cli.diffusion.tokenizer import END, tokenize
 
 FOLDER = BUILD / "xl"
@@ -294,7 +294,7 @@ def report(every: int = 22, steps: int = 10, guidance: float = 3.0) -> None:
                 if phrasing == "unseen" and name != "both its own":
                     continue
                 read = Conditioning(streams[states].states, streams[pooled].pooled)
-                latents = draw_latents(
+                latents = sample_latents(
                     model, read, noise, blank=blank, steps=steps, guidance=guidance
                 )
                 with torch.no_grad():

@@ -20,7 +20,7 @@ from patch_spec.grid import Float64, split_shift, split_up, to_grid
 from patch_spec.header import TensorEntry, encode_header
 from patch_spec.increment import Increment
 from patch_spec.manifest import Patch
-from patch_spec.provenance import Collateral, Measured, Method
+from patch_spec.provenance import Collateral, Measurements, Method
 from patch_spec.stack import StackEntry, StackRecord
 from patch_spec.undo import HEADER_TENSOR, METADATA_KEY, UndoRecord
 
@@ -115,7 +115,7 @@ def additive() -> Increment:
         rank=2,
         prompts=("Monet", "a painting by Monet"),
         method=Method("sepme", {"lr": 0.02, "seed": 0, "neutral": None, "joint": False}),
-        measured=Measured(
+        measured=Measurements(
             correlation_start=1.0,
             correlation_end=-0.0025,
             leakage=1e-7,
@@ -134,7 +134,7 @@ def small() -> Increment:
         additive(),
         prompts=("Monet",),
         method=Method("sepme", {"lr": 0.02, "seed": 0}),
-        measured=Measured(),
+        measured=Measurements(),
         up={KEY: additive().up[KEY]},
         exponents={KEY: additive().exponents[KEY]},
     )
@@ -150,7 +150,7 @@ def operator() -> Increment:
         rank=3,
         prompts=("葛飾北斎", "a print by Hokusaï 🌊"),
         method=Method("closed-form", {"mu": 10, "ridge": 1e-3, "to": "a print"}),
-        measured=Measured(separability=0.75),
+        measured=Measurements(separability=0.75),
         exponents={},
         shift_exponent=exponent,
         basis=to_grid(numbers("operator basis", 3, WIDTH)),
@@ -204,7 +204,7 @@ def lora() -> Increment:
         kind="lora",
         prompts=("Degas",),
         method=Method("lora", {"alpha": 4, "rank": 2}),
-        measured=Measured(),
+        measured=Measurements(),
         basis=np.zeros((0, WIDTH), np.float32),
         down={KEY: to_grid(numbers("down key", 2, WIDTH)), VALUE: additive().basis},
     )
@@ -213,7 +213,7 @@ def lora() -> Increment:
 def measured() -> Increment:
     """An increment of which it is known what else it changes."""
     collateral = Collateral(300, 0.0625, 0.125, {"Manet": 0.25, "a café": 0.5})
-    return replace(small(), measured=Measured(separability=0.75, collateral=collateral))
+    return replace(small(), measured=Measurements(separability=0.75, collateral=collateral))
 
 
 def extremes() -> Increment:

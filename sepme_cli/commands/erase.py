@@ -223,10 +223,10 @@ def erase(
     """
     from sepme_cli.operations.erase import erase as operation
     from sepme_cli.operations.plan import plan_erasure
-    from sepme_cli.planning.request import Wishes
+    from sepme_cli.planning.request import EraseOptions
 
     with output_for(as_json=as_json, quiet=quiet, verbose=verbose, output=output) as out:
-        wishes: Wishes = {
+        options: EraseOptions = {
             "recipe": recipe,
             "method": method,
             "kind": kind,
@@ -249,7 +249,7 @@ def erase(
             "streams": streams,
         }
         if check:
-            found = plan_erasure(model, concepts or (), progress=out.progress, **wishes)
+            found = plan_erasure(model, concepts or (), progress=out.progress, **options)
             out.show(found, plan.erasure)
             return
         result = operation(
@@ -260,6 +260,6 @@ def erase(
             force=force,
             force_collateral=force_collateral,
             progress=out.progress,
-            **wishes,
+            **options,
         )
         out.show(result, results.erase)

@@ -24,7 +24,7 @@ from sepme_cli.commands.options import (
 )
 from sepme_cli.diffusion.options import ModelOptions
 from sepme_cli.erasure.prompts import AsKind
-from sepme_cli.evaluation.protocol import Drawing
+from sepme_cli.evaluation.protocol import SamplingOptions
 from sepme_cli.exit_status import ExitStatus
 from sepme_cli.render import results
 
@@ -95,19 +95,19 @@ def evaluate(
             help="Maximum number of concepts to restore, one at a time, to see whether each comes "
             "back.",
         ),
-    ] = Drawing.restore,
+    ] = SamplingOptions.restore,
     pictures: Annotated[
         int, typer.Option(min=2, metavar="N", help="Number of images per concept.")
-    ] = Drawing.pictures,
+    ] = SamplingOptions.images,
     seed: Annotated[
         int, typer.Option(metavar="N", help="Random seed; the same seed gives the same images.")
-    ] = Drawing.seed,
+    ] = SamplingOptions.seed,
     steps: Annotated[
         int, typer.Option(min=1, metavar="N", help="Number of sampling steps.")
-    ] = Drawing.steps,
+    ] = SamplingOptions.steps,
     guidance: Annotated[
         float, typer.Option(metavar="X", help="Scale of classifier-free guidance.")
-    ] = Drawing.guidance,
+    ] = SamplingOptions.guidance,
     size: Annotated[
         int | None,
         typer.Option(
@@ -173,7 +173,7 @@ def evaluate(
     """
     from sepme_cli.operations.evaluate import evaluate as operation
 
-    drawing = Drawing(pictures, seed, steps, guidance, size, restore)
+    sampling = SamplingOptions(pictures, seed, steps, guidance, size, restore)
     with output_for(as_json=as_json, quiet=quiet, verbose=verbose) as out:
         result = operation(
             model,
@@ -184,7 +184,7 @@ def evaluate(
             retain=retain or (),
             recipe=recipe,
             kind=kind,
-            drawing=drawing,
+            sampling=sampling,
             reference=reference,
             features=features,
             lpips=lpips,

@@ -24,7 +24,7 @@ from sepme_cli.commands.options import (
 )
 from sepme_cli.diffusion.options import ModelOptions
 from sepme_cli.errors import UsageError
-from sepme_cli.evaluation.protocol import Drawing
+from sepme_cli.evaluation.protocol import SamplingOptions
 from sepme_cli.places import parse_place
 from sepme_cli.render import results
 
@@ -116,7 +116,7 @@ def sample(
             prompts,
             patches=patches or (),
             output=output,
-            drawing=Drawing(count, seed, steps, guidance, size),
+            sampling=SamplingOptions(count, seed, steps, guidance, size),
             scale=scale,
             only=only or (),
             options=ModelOptions(

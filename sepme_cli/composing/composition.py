@@ -32,12 +32,12 @@ from sepme_cli.version import __version__
 
 Array = npt.NDArray[Any]
 TOOL = f"sepme {__version__}"
-_DROWNED = 0.5
+_MOST_HIDDEN = 0.5
 """The share of fp8 weights that may stay where they are before a user is warned."""
 
 
 @dataclass
-class Drowning:
+class RoundingLoss:
     """How many fp8 weights should have moved, and how many of those rounding left in place.
 
     composed, idle: of all dtypes, how many tensors there were, and how many of them rounding left
@@ -59,7 +59,7 @@ class Drowning:
             self.meant += int(meant.sum())
             self.still += int(still.sum())
 
-    def look(self, before: Array, after: Array) -> None:
+    def compare(self, before: Array, after: Array) -> None:
         """Whether one more tensor is what it was, in whatever dtype; several threads may."""
         # A row tells nearly always, and a model has hundreds of millions of weights.
         same = all(bool((old == new).all()) for old, new in zip(before, after, strict=True))
@@ -75,7 +75,7 @@ class Drowning:
                 "no weight changes: at this scale the increments are smaller than the rounding "
                 "of every weight, and the concept remains"
             )
-        if self.still <= _DROWNED * self.meant:
+        if self.still <= _MOST_HIDDEN * self.meant:
             return None
         return (
             f"fp8 rounding hides part of the change: {self.still / self.meant:.0%} of the "
@@ -90,7 +90,7 @@ class Composition:
 
     original: where the weights come from; None for the checkpoint's own. terms: the increments
     and scales to add to them. record: of the result. dtype: of the result's floating tensors, in
-    the header's word; None for what each of them has. drowning: filled in by writing.
+    the header's word; None for what each of them has. rounding_loss: filled in by writing.
     """
 
     checkpoint: Checkpoint
@@ -98,7 +98,7 @@ class Composition:
     terms: tuple[Scaled, ...] = field(repr=False)
     record: StackRecord | None
     dtype: str | None = None
-    drowning: Drowning = field(default_factory=Drowning)
+    rounding_loss: RoundingLoss = field(default_factory=RoundingLoss)
 
     def rewrites(self) -> tuple[Rewrite, ...]:
         """The same for the writer, file by file. Values are read when they are written."""
@@ -139,7 +139,7 @@ class Composition:
                 dtype = numpy_dtype(self.dtype or stored.dtype)
                 result = compose(weight, self.terms, target.name, dtype)
                 if self._acted_on(target):
-                    self.drowning.look(weight, result)
+                    self.rounding_loss.compare(weight, result)
             if stored.columns is None:
                 return result
             # What lies beside is the base's too, unless that has it in another dtype.
@@ -154,7 +154,7 @@ class Composition:
         exact = compose(weight, self.terms, target.name, np.dtype(np.float64))
         scales = stored.scales()
         result = quantised(exact, scales, stored.dtype)
-        self.drowning.add(weight, exact, dequantised(result, scales))
+        self.rounding_loss.add(weight, exact, dequantised(result, scales))
         if not np.isfinite(result).all():
             raise MalformedError(
                 f"the values of {target.name} do not fit into {NAMES[stored.dtype]}",

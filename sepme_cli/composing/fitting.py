@@ -71,8 +71,8 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """The changes that are any. norms: |dW|, and allowed: the residual that may be left of it."""
+class _NonzeroChanges:
+    """Changes other than zero. norms: |dW|, and allowed: the residual that may be left of it."""
 
     changes: tuple[Change, ...]
     norms: Mapping[str, float]
@@ -95,26 +95,28 @@ def fit(
     rank: take this one, and whatever it leaves. One target is in memory at a time.
     Raises RefusedError where no rank that a patch can have is near enough.
     """
-    seen, gram = _look(changes, error, progress)
-    if not seen.changes:
+    nonzero, gram = _look(changes, error, progress)
+    if not nonzero.changes:
         return None
     common = np.linalg.eigh(gram)[1][:, ::-1].T[: rank or limits.RANK]
-    count = _least_rank(seen, common, progress)
+    count = _least_rank(nonzero, common, progress)
     if count is None:
-        return _own_bases(seen, rank, progress)
+        return _own_bases(nonzero, rank, progress)
     basis = to_grid(common[: rank or count])
-    found, sums = _shared(seen, basis, progress)
+    found, sums = _shared(nonzero, basis, progress)
     # An operator leaves no target alone.
-    if seen.changes[0].weight is not None and len(seen.changes) == len(changes):
-        operator = _operator(seen, basis, *sums, progress)
-        if seen.fits(operator.residuals):
+    if nonzero.changes[0].weight is not None and len(nonzero.changes) == len(changes):
+        operator = _operator(nonzero, basis, *sums, progress)
+        if nonzero.fits(operator.residuals):
             return operator
     if rank is None and count > _MANY:
-        return min(found, _own_bases(seen, None, progress), key=_size)
+        return min(found, _own_bases(nonzero, None, progress), key=_size)
     return found
 
 
-def _look(changes: Sequence[Change], error: float, progress: Progress) -> tuple[_Seen, Float64]:
+def _look(
+    changes: Sequence[Change], error: float, progress: Progress
+) -> tuple[_NonzeroChanges, Float64]:
     """Which changes there are; the sum over them of dW^T dW [d, d], each by |dW|^2, so that every
     target counts alike."""
     progress.stage("comparing the weights", len(changes))
@@ -135,17 +137,17 @@ def _look(changes: Sequence[Change], error: float, progress: Progress) -> tuple[
             allowed[change.target] = max(error, change.noise / norm)
             gram = gram + (delta.T @ delta) / norm**2
         progress.advance()
-    return _Seen(tuple(kept), norms, allowed), gram
+    return _NonzeroChanges(tuple(kept), norms, allowed), gram
 
 
-def _least_rank(seen: _Seen, rows: Float64, progress: Progress) -> int | None:
+def _least_rank(nonzero: _NonzeroChanges, rows: Float64, progress: Progress) -> int | None:
     """How many of the rows leave of every change no more than is allowed."""
-    progress.stage("looking for a common basis", len(seen.changes))
+    progress.stage("looking for a common basis", len(nonzero.changes))
     least = 1
-    for change in seen.changes:
+    for change in nonzero.changes:
         # The format's own rounding takes some of the room, too.
-        room = max(0.0, seen.allowed[change.target] ** 2 - _ROUNDING**2)
-        needed = _needed(change.read() @ rows.T, seen.norms[change.target], room)
+        room = max(0.0, nonzero.allowed[change.target] ** 2 - _ROUNDING**2)
+        needed = _needed(change.read() @ rows.T, nonzero.norms[change.target], room)
         if needed is None:
             return None
         least = max(least, needed)
@@ -160,15 +162,17 @@ def _needed(seen: Float64, norm: float, room: float) -> int | None:
     return int(enough[0]) + 1 if len(enough) else None
 
 
-def _shared(seen: _Seen, basis: Float32, progress: Progress) -> tuple[Fit, tuple[Float64, Float64]]:
+def _shared(
+    nonzero: _NonzeroChanges, basis: Float32, progress: Progress
+) -> tuple[Fit, tuple[Float64, Float64]]:
     """The additive increment on a basis; and the sums of W^T W [d, d] and W^T dW basis^T [d, r],
     each by |dW|^2."""
-    progress.stage("fitting", len(seen.changes))
+    progress.stage("fitting", len(nonzero.changes))
     ups: dict[str, tuple[Float16, int]] = {}
     width = basis.shape[1]
     residuals, inner, cross = {}, np.zeros((width, width)), np.zeros(basis.T.shape)
-    for change in seen.changes:
-        delta, norm = change.read(), seen.norms[change.target]
+    for change in nonzero.changes:
+        delta, norm = change.read(), nonzero.norms[change.target]
         factor = _solved(delta, basis)
         ups[change.target] = split_up(factor)
         error = additive_delta(*ups[change.target], basis) - delta
@@ -183,7 +187,7 @@ def _shared(seen: _Seen, basis: Float32, progress: Progress) -> tuple[Fit, tuple
         len(basis),
         basis,
         residuals,
-        seen.total(residuals),
+        nonzero.total(residuals),
         up={name: up for name, (up, _) in ups.items()},
         exponents={name: exponent for name, (_, exponent) in ups.items()},
     )
@@ -191,61 +195,63 @@ def _shared(seen: _Seen, basis: Float32, progress: Progress) -> tuple[Fit, tuple
 
 
 def _operator(
-    seen: _Seen, basis: Float32, inner: Float64, cross: Float64, progress: Progress
+    nonzero: _NonzeroChanges, basis: Float32, inner: Float64, cross: Float64, progress: Progress
 ) -> Fit:
     """The operator shift @ basis [d, d] with the least sum of |W shift basis - dW|^2.
 
     inner: the sum of W^T W, cross: of W^T dW basis^T.
     """
-    progress.stage("trying one operator for all", len(seen.changes))
+    progress.stage("trying one operator for all", len(nonzero.changes))
     rounded, exponent = split_shift(np.linalg.lstsq(inner, cross)[0])
     residuals = {}
-    for change in seen.changes:
+    for change in nonzero.changes:
         weight = cast(Callable[[], npt.NDArray[Any]], change.weight)()
         error = operator_delta(weight, rounded, exponent, basis) - change.read()
-        residuals[change.target] = float(np.linalg.norm(error)) / seen.norms[change.target]
+        residuals[change.target] = float(np.linalg.norm(error)) / nonzero.norms[change.target]
         progress.advance()
     return Fit(
         "operator",
         len(basis),
         basis,
         residuals,
-        seen.total(residuals),
+        nonzero.total(residuals),
         shift=rounded,
         shift_exponent=exponent,
     )
 
 
-def _own_bases(seen: _Seen, rank: int | None, progress: Progress) -> Fit:
+def _own_bases(nonzero: _NonzeroChanges, rank: int | None, progress: Progress) -> Fit:
     """The increment in which each target has the basis that is best for it."""
-    progress.stage("factorising", len(seen.changes))
+    progress.stage("factorising", len(nonzero.changes))
     rows, least, unfit = {}, 1, {}
-    for change in seen.changes:
+    for change in nonzero.changes:
         delta, target = change.read(), change.target
         rows[target] = _leading_rows(delta, rank or limits.RANK)
-        room = max(0.0, seen.allowed[target] ** 2 - _ROUNDING**2)
-        needed = _needed(delta @ rows[target].T, seen.norms[target], room)
+        room = max(0.0, nonzero.allowed[target] ** 2 - _ROUNDING**2)
+        needed = _needed(delta @ rows[target].T, nonzero.norms[target], room)
         if needed is None:
-            left = 1 - float(np.square(delta @ rows[target].T).sum()) / seen.norms[target] ** 2
+            left = 1 - float(np.square(delta @ rows[target].T).sum()) / nonzero.norms[target] ** 2
             unfit[target] = math.sqrt(max(0.0, left))
         least = max(least, needed or 0)
         progress.advance()
     if unfit and rank is None:
-        raise _too_many_directions(unfit, seen)
-    return _with_bases(seen, rows, rank or least, progress)
+        raise _too_many_directions(unfit, nonzero)
+    return _with_bases(nonzero, rows, rank or least, progress)
 
 
-def _with_bases(seen: _Seen, rows: Mapping[str, Float64], rank: int, progress: Progress) -> Fit:
-    progress.stage("fitting", len(seen.changes))
+def _with_bases(
+    nonzero: _NonzeroChanges, rows: Mapping[str, Float64], rank: int, progress: Progress
+) -> Fit:
+    progress.stage("fitting", len(nonzero.changes))
     up, exponents, down, residuals = {}, {}, {}, {}
-    for change in seen.changes:
+    for change in nonzero.changes:
         delta, target = change.read(), change.target
         own = np.zeros((rank, delta.shape[1]))
         own[: len(rows[target])] = rows[target][:rank]
         down[target] = to_grid(own)
         up[target], exponents[target] = split_up(_solved(delta, down[target]))
         error = additive_delta(up[target], exponents[target], down[target]) - delta
-        residuals[target] = float(np.linalg.norm(error)) / seen.norms[target]
+        residuals[target] = float(np.linalg.norm(error)) / nonzero.norms[target]
         progress.advance()
     width = next(iter(down.values())).shape[1]
     return Fit(
@@ -253,7 +259,7 @@ def _with_bases(seen: _Seen, rows: Mapping[str, Float64], rank: int, progress: P
         rank,
         np.zeros((0, width), np.float32),
         residuals,
-        seen.total(residuals),
+        nonzero.total(residuals),
         up=up,
         exponents=exponents,
         down=down,
@@ -285,12 +291,12 @@ def _leading_rows(delta: Float64, count: int) -> Float64:
     return rows
 
 
-def _too_many_directions(unfit: Mapping[str, float], seen: _Seen) -> RefusedError:
+def _too_many_directions(unfit: Mapping[str, float], nonzero: _NonzeroChanges) -> RefusedError:
     target = max(unfit, key=lambda name: unfit[name])
     return RefusedError(
         f"rank {limits.RANK} leaves {unfit[target]:.1%} of the change of {target}, and more than "
-        f"is allowed of {len(unfit)} of {len(seen.changes)} weights: allow more with --error, or "
-        "name the --rank to take whatever it leaves",
-        expected=f"at most {seen.allowed[target]:.3g} left",
+        f"is allowed of {len(unfit)} of {len(nonzero.changes)} weights: allow more with --error, "
+        "or name the --rank to take whatever it leaves",
+        expected=f"at most {nonzero.allowed[target]:.3g} left",
         found=f"{unfit[target]:.3g}",
     )

@@ -9,7 +9,7 @@ from patch_spec.base import Base, Family
 from patch_spec.container import patch_bytes
 from patch_spec.increment import Increment, Kind
 from patch_spec.manifest import Patch
-from patch_spec.provenance import Measured, Method, Setting
+from patch_spec.provenance import Measurements, Method, Setting
 from patch_spec.text import slugify
 from sepme_cli.checkpoints.disk.output import (
     check_output,
@@ -125,7 +125,7 @@ def write_patch(
         rank=fit.rank,
         prompts=tuple(phrase.text for phrase in phrases(naming.concept, naming.kind)),
         method=Method(method, {**settings, "relative_error": fit.relative_error}),
-        measured=Measured(),
+        measured=Measurements(),
         exponents=fit.exponents,
         shift_exponent=fit.shift_exponent,
         basis=fit.basis,

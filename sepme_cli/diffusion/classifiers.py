@@ -24,21 +24,21 @@ disable_progress_bar()
 _BATCH = 32
 _ASKED: Mapping[Kind, str] = {"style": "a picture in {} style", "object": "a picture of a {}"}
 _CENTRE = (0.5, 0.5, 0.5)
-"""The mean and the deviation that pictures are normalised by where a model does not say."""
+"""The mean and the deviation that images are normalised by where a model does not say."""
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """How a vision model wants its pictures: a square of `size` pixels, normalised."""
+    """How a vision model wants its images: a square of `size` pixels, normalised."""
 
     size: int
     mean: tuple[float, ...]
     deviation: tuple[float, ...]
 
-    def __call__(self, pictures: Tensor) -> Tensor:
-        """Pictures [n, 3, H, W] in [0, 1] as the model's input [n, 3, size, size]."""
+    def __call__(self, images: Tensor) -> Tensor:
+        """Images [n, 3, H, W] in [0, 1] as the model's input [n, 3, size, size]."""
         square = interpolate(
-            pictures, (self.size, self.size), mode="bicubic", antialias=True, align_corners=False
+            images, (self.size, self.size), mode="bicubic", antialias=True, align_corners=False
         ).clamp(0, 1)
         mean, deviation = (torch.tensor(v).view(1, 3, 1, 1) for v in (self.mean, self.deviation))
         return (square - mean) / deviation
@@ -56,10 +56,10 @@ class Classifier:
         return tuple(self.known[kind])
 
     @torch.no_grad()
-    def recognise(self, pictures: Tensor, kind: Kind) -> Sequence[str]:
+    def recognise(self, images: Tensor, kind: Kind) -> Sequence[str]:
         names = {label: word for word, label in self.known[kind].items()}
         found: list[str] = []
-        for part in pictures.split(_BATCH):
+        for part in images.split(_BATCH):
             logits = self.model(self.prepare(part).to(self.model.device)).logits
             labels = [self.model.config.id2label[int(i)] for i in logits.argmax(-1)]
             found += [names.get(label, label) for label in labels]
@@ -68,7 +68,7 @@ class Classifier:
 
 @dataclass(frozen=True)
 class ZeroShot:
-    """A CLIP model that chooses, for each picture, the likeliest of some words."""
+    """A CLIP model that chooses, for each image, the likeliest of some words."""
 
     model: Any = field(repr=False)
     prepare: Preparation
@@ -79,13 +79,13 @@ class ZeroShot:
         return self.names[kind]
 
     @torch.no_grad()
-    def recognise(self, pictures: Tensor, kind: Kind) -> Sequence[str]:
+    def recognise(self, images: Tensor, kind: Kind) -> Sequence[str]:
         words = self.names[kind]
         positions = self.model.config.text_config.max_position_embeddings
         asked = [_ASKED[kind].format(word) for word in words]
         ids = tokenize(asked, positions, folder=self.tokenizer).to(self.model.device)
         found: list[str] = []
-        for part in pictures.split(_BATCH):
+        for part in images.split(_BATCH):
             inputs = self.prepare(part).to(self.model.device)
             out = self.model(input_ids=ids, pixel_values=inputs)
             found += [words[int(i)] for i in out.logits_per_image.argmax(-1)]
@@ -119,7 +119,7 @@ def transformers_judge(
 
 
 def vision_features(spec: str, device: Any) -> Callable[[Tensor], Tensor]:
-    """What a vision model of transformers sees: pictures [n, 3, H, W] in [0, 1] to [n, d], fp64.
+    """What a vision model of transformers sees: images [n, 3, H, W] in [0, 1] to [n, d], fp64.
 
     CLIP's pooled output, of other models the mean over places: what some pool by is not trained.
     Raises UnsupportedError where the model cannot be had.
@@ -130,8 +130,8 @@ def vision_features(spec: str, device: Any) -> Callable[[Tensor], Tensor]:
     model = _load(AutoModel, place).to(device).eval()
 
     @torch.no_grad()
-    def features(pictures: Tensor) -> Tensor:
-        return torch.cat([_pooled(model, prepare(part).to(device)) for part in pictures.split(32)])
+    def features(images: Tensor) -> Tensor:
+        return torch.cat([_pooled(model, prepare(part).to(device)) for part in images.split(32)])
 
     return features
 

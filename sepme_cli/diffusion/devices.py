@@ -14,11 +14,11 @@ from sepme_cli.diffusion.options import ModelOptions
 from sepme_cli.errors import UsageError
 from sepme_cli.progress import SILENT, Progress
 
-Work = Literal["closed form", "drawing", "learning"]
+Work = Literal["closed form", "sampling", "learning"]
 """What is to be done: no pass through the UNet, passes forwards, and backwards too."""
 
 DTYPES: Mapping[str, torch.dtype] = {called: TORCH[name] for name, called in CASTS.items()}
-_ACTIVATIONS: Mapping[Work, float] = {"closed form": 0.0, "drawing": 0.2, "learning": 2.0}
+_ACTIVATIONS: Mapping[Work, float] = {"closed form": 0.0, "sampling": 0.2, "learning": 2.0}
 """What a picture takes while it passes, in UNets: roughly what Stable Diffusion 1.x takes."""
 _GIB = 2**30
 _FEW = 2
@@ -43,9 +43,9 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Computing:
+class DeviceChoice:
     """What was chosen. frugal: spare the memory, at the cost of time: one network on the device at
-    a time, few pictures at once, and backwards compute again instead of keeping. why: in words."""
+    a time, few images at once, and backwards compute again instead of keeping. why: in words."""
 
     device: torch.device
     dtype: str
@@ -73,13 +73,13 @@ def choose(
     options: ModelOptions = ModelOptions(),
     *,
     unet: int = 0,
-    pictures: int = 1,
-) -> Computing:
+    images: int = 1,
+) -> DeviceChoice:
     """Choose among units, the fastest first.
 
     options: its dtype and device, where they are given, must be. Half precision is chosen for
     passes through the UNet where the unit has one; to learn in it takes bf16's range. low_memory
-    spares the memory even where it seems to do. unet: how many parameters it has. pictures: how
+    spares the memory even where it seems to do. unet: how many parameters it has. images: how
     many pass at once.
     Raises UsageError for a device that is not here and for no dtype.
     """
@@ -89,30 +89,30 @@ def choose(
             f"no dtype {dtype!r}", expected=" or ".join(("auto", *DTYPES)), found=dtype
         )
     unit = _unit(here, device)
-    half = unit.half if work == "drawing" or unit.half == "bf16" else None
+    half = unit.half if work == "sampling" or unit.half == "bf16" else None
     chosen = (half or "fp32") if dtype == "auto" and work != "closed form" else dtype
     chosen = "fp32" if chosen == "auto" else chosen
     weights = unet * DTYPES[chosen].itemsize
-    need = weights * (1 + _ACTIVATIONS[work] * pictures)
+    need = weights * (1 + _ACTIVATIONS[work] * images)
     short = work != "closed form" and unit.free is not None and need > unit.free
     why = f"computing on {device or unit.name} ({unit.title}) in {chosen}"
     if options.low_memory or short:
         why += ", with little memory"
     if short and not options.low_memory:
         why += f": about {need / _GIB:.0f} GiB would be needed, {(unit.free or 0) / _GIB:.1f} free"
-    return Computing(torch.device(device or unit.name), chosen, options.low_memory or short, why)
+    return DeviceChoice(torch.device(device or unit.name), chosen, options.low_memory or short, why)
 
 
-def computing(
+def choose_device(
     work: Work,
     options: ModelOptions = ModelOptions(),
     *,
     unet: int = 0,
-    pictures: int = 1,
+    images: int = 1,
     progress: Progress = SILENT,
-) -> Computing:
+) -> DeviceChoice:
     """As `choose`, among what this machine has; says what and why."""
-    chosen = choose(units(), work, options, unet=unet, pictures=pictures)
+    chosen = choose(units(), work, options, unet=unet, images=images)
     progress.say(chosen.why)
     return chosen
 
@@ -140,7 +140,7 @@ def _has(name: str, number: str) -> bool:
 class Machine:
     """A device and the networks on it.
 
-    dtype: what the denoiser computes in. frugal: see `Computing`.
+    dtype: what the denoiser computes in. frugal: see `DeviceChoice`.
     """
 
     device: torch.device

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from patch_spec.increment import Factors, Increment
 from patch_spec.provenance import Collateral as Recorded
-from patch_spec.provenance import Measured, Method
+from patch_spec.provenance import Measurements, Method
 from patch_spec.streams import Stream
 from sepme_cli.diffusion.conditioning import Conditioning
 from sepme_cli.diffusion.models import StableDiffusion
-from sepme_cli.diffusion.moments import pictured_moments, sampled_moments
+from sepme_cli.diffusion.moments import image_moments, sampled_moments
 from sepme_cli.diffusion.predictor import EditedPredictor
 from sepme_cli.diffusion.study import Study, layers_gram
 from sepme_cli.erasure.collateral import Collateral
@@ -30,16 +30,16 @@ from sepme_cli.progress import SILENT, Progress
 
 
 @dataclass(frozen=True)
-class Made:
-    """An increment, what the concept acts like with it, and the seconds it took."""
+class ComputedIncrement:
+    """An increment, the concept's anchor, and the seconds it took."""
 
     increment: Increment
     like: str | None
     seconds: float
 
 
-def closed_form_increment(study: Study, settings: Settings) -> Made:
-    """The closed form's increment: no picture, no UNet pass."""
+def closed_form_increment(study: Study, settings: Settings) -> ComputedIncrement:
+    """The closed form's increment: no image, no UNet pass."""
     started = time.monotonic()
     leakages: list[float] = []
     factors: dict[Stream, Factors] = {}
@@ -48,7 +48,7 @@ def closed_form_increment(study: Study, settings: Settings) -> Made:
         factors[stream] = Factors(one.space.basis.float().numpy(), shift, exponent)
         moved = one.space.shift.float()
         leakages.append(one.leakage(moved.T @ one.shared.gram @ moved))
-    measured = Measured(
+    measured = Measurements(
         leakage=max(leakages),
         separability=study.separability,
         collateral=_recorded(_largest([one.collateral for one in study.streams.values()])),
@@ -60,7 +60,7 @@ def closed_form_increment(study: Study, settings: Settings) -> Made:
         exponents={},
         up={},
     )
-    return Made(increment, study.concept.like, time.monotonic() - started)
+    return ComputedIncrement(increment, study.concept.like, time.monotonic() - started)
 
 
 def _on_streams(factors: Mapping[Stream, Factors], study: Study) -> dict[str, Any]:
@@ -95,9 +95,9 @@ def closed_form_increments(
     model: StableDiffusion,
     studies: Sequence[Study],
     settings: Settings,
-    pictures: Tensor | None = None,
+    images: Tensor | None = None,
     progress: Progress = SILENT,
-) -> list[Made]:
+) -> list[ComputedIncrement]:
     """The same of several; nothing of the model is needed but what the studies hold."""
     return [closed_form_increment(study, settings) for study in studies]
 
@@ -106,18 +106,18 @@ def sepme_increments(
     model: StableDiffusion,
     studies: Sequence[Study],
     settings: Settings,
-    pictures: Tensor | None = None,
+    images: Tensor | None = None,
     progress: Progress = SILENT,
-) -> list[Made]:
-    """SepME's increments, optimised together. pictures: of the concept, [n, 3, H, W] in [0, 1],
-    instead of ones that the model draws."""
+) -> list[ComputedIncrement]:
+    """SepME's increments, optimised together. images: of the concept, [n, 3, H, W] in [0, 1],
+    instead of ones that the model generates."""
     started = time.monotonic()
     _announce(model, len(studies), settings, progress)
-    tasks = [_task(model, study, pictures, settings, progress) for study in studies]
+    tasks = [_task(model, study, images, settings, progress) for study in studies]
     outcomes = optimise(tasks, settings, progress)
     seconds = (time.monotonic() - started) / len(studies)
     return [
-        Made(_additive(model, study, outcome, settings), study.concept.like, seconds)
+        ComputedIncrement(_additive(model, study, outcome, settings), study.concept.like, seconds)
         for study, outcome in zip(studies, outcomes, strict=True)
     ]
 
@@ -143,24 +143,24 @@ def expected_seconds(model: StableDiffusion, concepts: int, settings: Settings) 
         started = time.monotonic()
         model.denoiser.predict(noisy, 0, context)
     a_pass = time.monotonic() - started
-    drawing = 3 * settings.pictures * settings.sampling_steps
+    sampling = 3 * settings.pictures * settings.sampling_steps
     # Backwards costs about twice forwards; most concepts stop in a tenth of the steps.
     optimising = 3 * settings.batch_size * settings.steps / 10
-    return concepts * a_pass * (drawing + optimising)
+    return concepts * a_pass * (sampling + optimising)
 
 
 def _task(
     model: StableDiffusion,
     study: Study,
-    pictures: Tensor | None,
+    images: Tensor | None,
     settings: Settings,
     progress: Progress,
 ) -> Task:
     phrases = study.concept.phrases
-    if pictures is None:
+    if images is None:
         sample = sampled_moments(model, phrases, settings, progress)
     else:
-        sample = pictured_moments(model, phrases, pictures, settings, progress)
+        sample = image_moments(model, phrases, images, settings, progress)
     # A layer of zeros has no scale to learn at; no prompt does anything there, and it stays.
     weights = {name: weight for name, weight in model.denoiser.stored_weights() if weight.any()}
     shift = settings.start * study.space.shift
@@ -200,7 +200,7 @@ def _additive(
     }
     up, exponents = additive_factors({n: u for found in ups.values() for n, u in found.items()})
     start, end = outcome.correlation
-    measured = Measured(
+    measured = Measurements(
         correlation_start=start,
         correlation_end=end,
         leakage=max(study.streams[stream].leakage(inner) for stream, inner in inners.items()),
@@ -234,7 +234,7 @@ def _recorded(collateral: Collateral | None) -> Recorded | None:
 
 
 def _description(
-    study: Study, method: str, settings: Settings, measured: Measured
+    study: Study, method: str, settings: Settings, measured: Measurements
 ) -> dict[str, Any]:
     """What a manifest tells of an increment whatever its kind."""
     return {

@@ -194,7 +194,7 @@ class LiveWeights:
                 raise UnsupportedError(
                     f"the model's {target} is offloaded in groups to {place}, and what is written "
                     "to it here would be lost: patch before that is enabled, or without it (group "
-                    "offloading to memory does no harm between two pictures)",
+                    "offloading to memory does no harm between two images)",
                     expected="weights in memory",
                     found=f"a copy of them in {place}",
                 )

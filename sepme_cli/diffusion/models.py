@@ -9,7 +9,7 @@ from typing import Self
 import torch
 
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
-from sepme_cli.checkpoints.reading.prediction import told_prediction
+from sepme_cli.checkpoints.reading.prediction import recorded_prediction
 from sepme_cli.checkpoints.structure.families import Prediction
 from sepme_cli.diffusion.devices import Machine
 from sepme_cli.diffusion.schedule import NoiseSchedule
@@ -54,15 +54,15 @@ class StableDiffusion:
         """The parts of an open checkpoint.
 
         device, dtype, frugal: see `Machine`. prediction: what the UNet was trained to predict;
-        told from the checkpoint if None, see `told_prediction`. tokenizer: see `TextEncoders`.
+        read from the checkpoint if None, see `recorded_prediction`. tokenizer: see `TextEncoders`.
         """
         if prediction is None:
-            told = told_prediction(checkpoint)
-            prediction = told.prediction
-            for said in told.unknown:
+            recorded = recorded_prediction(checkpoint)
+            prediction = recorded.prediction
+            for said in recorded.unknown:
                 progress.warn(f"{said}, which sepme does not know; --prediction says what it is")
-            if told.source is not None or not checkpoint.family.usually_epsilon:
-                source = told.source or "nothing says otherwise"
+            if recorded.source is not None or not checkpoint.family.usually_epsilon:
+                source = recorded.source or "nothing says otherwise"
                 progress.say(f"taken to predict {prediction} ({source}); --prediction overrides")
         machine = Machine(device, dtype, frugal)
         schedule = NoiseSchedule(checkpoint, prediction)
@@ -77,7 +77,7 @@ class StableDiffusion:
         )
 
     def load(self) -> None:
-        """Load everything that drawing needs; UnsupportedError where that is not all there."""
+        """Load everything that generating needs; UnsupportedError where that is not all there."""
         self.text.condition([""])
         _ = self.denoiser.network, self.vae.network
 

@@ -1,4 +1,4 @@
-"""The moments that SepME learns from: noisy pictures of a concept and what the original model
+"""The moments that SepME learns from: noisy images of a concept and what the original model
 predicts for them, kept from sampling instead of computed again at every step."""
 
 from collections.abc import Sequence
@@ -33,10 +33,10 @@ def sampled_moments(
     progress: Progress = SILENT,
     batch: int = 24,
 ) -> Sample:
-    """Draw settings.pictures of the phrases in turn, keeping every step's x_t and predictions.
+    """Generate settings.pictures of the phrases in turn, keeping every step's x_t and predictions.
 
-    Every second picture is drawn with its phrase's counterpart instead: an edited model passes
-    through pictures that no longer show the concept, and must not be drawn to it from there.
+    Every second image is generated with its phrase's counterpart instead: an edited model passes
+    through images that no longer show the concept, and must not be drawn to it from there.
     Guidance already needs eps(x_t, c) and eps(x_t, blank); the counterpart is the one pass more.
     """
     count = settings.pictures
@@ -69,15 +69,15 @@ def sampled_moments(
 
 
 @torch.no_grad()
-def pictured_moments(
+def image_moments(
     model: StableDiffusion,
     phrases: Sequence[Phrase],
-    pictures: Tensor,
+    images: Tensor,
     settings: Settings,
     progress: Progress = SILENT,
 ) -> Sample:
-    """Noise given pictures [n, 3, H, W] of the concept to settings.sampling_steps levels each."""
-    latents = model.vae.encode(pictures)
+    """Noise given images [n, 3, H, W] of the concept to settings.sampling_steps levels each."""
+    latents = model.vae.encode(images)
     context = model.text.condition([p.text for p in phrases])
     without = model.text.condition([p.without for p in phrases])
     generator = torch.Generator().manual_seed(settings.seed)

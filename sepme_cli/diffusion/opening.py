@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from sepme_cli.arguments import as_path, as_places
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint, open_checkpoint
 from sepme_cli.checkpoints.reading.lent import lend_text_encoders
-from sepme_cli.diffusion.devices import DTYPES, Work, computing
+from sepme_cli.diffusion.devices import DTYPES, Work, choose_device
 from sepme_cli.diffusion.loading import unet_parameters
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.options import ModelOptions
@@ -18,7 +18,7 @@ from sepme_cli.progress import SILENT, Progress
 def opened_model(
     model: Place,
     options: ModelOptions = ModelOptions(),
-    work: Work = "drawing",
+    work: Work = "sampling",
     *,
     images: int = 1,
     check: Callable[[Checkpoint], None] = lambda checkpoint: None,
@@ -35,8 +35,8 @@ def opened_model(
         checkpoint = stack.enter_context(open_checkpoint(model, progress))
         check(checkpoint)
         lend_text_encoders(checkpoint, as_places(options.text_encoders), stack)
-        on = computing(
-            work, options, unet=unet_parameters(checkpoint), pictures=images, progress=progress
+        on = choose_device(
+            work, options, unet=unet_parameters(checkpoint), images=images, progress=progress
         )
         yield StableDiffusion.of(
             checkpoint,

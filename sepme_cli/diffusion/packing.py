@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackedTexts:
     """Texts in rows.
 
     ids: the token of each node [rows, width]. depths: how many tokens its text has before it
@@ -32,7 +32,7 @@ class Packed:
         return zip(*parts, strict=True)
 
 
-def pack(ids: Tensor, lengths: Tensor, room: int) -> Packed:
+def pack(ids: Tensor, lengths: Tensor, room: int) -> PackedTexts:
     """Texts of token ids [texts, positions], of which each needs its first lengths [texts].
 
     room: nodes in a row, at least the longest text. Behind what a text needs, its last position
@@ -64,7 +64,7 @@ def pack(ids: Tensor, lengths: Tensor, room: int) -> Packed:
     filled = torch.arange(width) < torch.tensor([len(row) for row in rows]).reshape(-1, 1)
     total = ids.shape[1]
     places = [paths[text] + paths[text][-1:] * (total - len(text)) for text in wanted]
-    return Packed(
+    return PackedTexts(
         both[..., 0],
         both[..., 1],
         filled,
@@ -76,7 +76,7 @@ def sees(depths: Tensor) -> Tensor:
     """Which nodes each node may look at: bool [rows, width, width], the looking ones first.
 
     Itself and those it comes after in its text. Depth first, the nodes under one are all that
-    follow it until the next that is not deeper. depths: of `Packed`.
+    follow it until the next that is not deeper. depths: of `PackedTexts`.
     """
     width = depths.shape[-1]
     behind = torch.ones(width, width, dtype=torch.bool, device=depths.device).tril()

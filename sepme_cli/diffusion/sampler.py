@@ -1,4 +1,4 @@
-"""Drawing pictures: DDIM with classifier-free guidance."""
+"""Generating images: DDIM with classifier-free guidance."""
 
 from collections.abc import Callable, Sequence
 
@@ -17,7 +17,7 @@ def initial_noise(shape: tuple[int, int, int], seeds: Sequence[int]) -> Tensor:
 
 
 @torch.no_grad()
-def draw_latents(
+def sample_latents(
     model: StableDiffusion,
     context: Conditioning,
     noise: Tensor,
@@ -42,7 +42,7 @@ def draw_latents(
     return x
 
 
-def draw_pictures(
+def generate_images(
     model: StableDiffusion,
     prompts: Sequence[str],
     seeds: Sequence[int],
@@ -53,15 +53,15 @@ def draw_pictures(
     batch: int = 32,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Tensor:
-    """One picture for each prompt with its seed: [n, 3, H, W] in [0, 1], on the CPU."""
+    """One image for each prompt with its seed: [n, 3, H, W] in [0, 1], on the CPU."""
     context = model.text.condition(list(prompts))
     blank = model.text.condition([""])
     noise = initial_noise(model.latent_shape(size), seeds)
-    pictures = []
+    images = []
     for part in torch.arange(len(prompts)).split(model.machine.at_once(batch)):
-        latents = draw_latents(
+        latents = sample_latents(
             model, context[part], noise[part], blank=blank, steps=steps, guidance=guidance
         )
-        pictures.append(model.vae.decode(latents))
+        images.append(model.vae.decode(latents))
         advance(len(part))
-    return torch.cat(pictures)
+    return torch.cat(images)

@@ -16,7 +16,7 @@ from sepme_cli.diffusion.configs import SCHEDULE
 
 @dataclass(frozen=True)
 class Trajectory:
-    """The steps of a drawing by DDIM (Song et al. 2021, eq. 12, eta 0), from noise to an image.
+    """The steps of sampling by DDIM (Song et al. 2021, eq. 12, eta 0), from noise to an image.
 
     times: t of each step, the noisiest first.
     """
@@ -58,7 +58,7 @@ class NoiseSchedule:
         return DDIMScheduler(**betas, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
 
     def trajectory(self, steps: int) -> Trajectory:
-        """A drawing in so many steps."""
+        """Sampling in so many steps."""
         ddim = self._ddim()
         ddim.set_timesteps(steps)
         return Trajectory(tuple(ddim.timesteps.tolist()), ddim)

@@ -1,7 +1,6 @@
 """Looking at concepts on a loaded model, before any increment is made."""
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from types import MappingProxyType
@@ -15,6 +14,7 @@ from patch_spec.increment import Increment
 from patch_spec.streams import Stream, stream_of
 from patch_spec.text import unique_slug
 from sepme_cli.diffusion.models import StableDiffusion
+from sepme_cli.diffusion.protection import Attempt, Strength, choose_protection
 from sepme_cli.erasure.background import VERSION, Background
 from sepme_cli.erasure.collateral import Bystanders, Collateral
 from sepme_cli.erasure.concept import Concept, Lexicon, Protected, describe
@@ -22,7 +22,6 @@ from sepme_cli.erasure.increment import (
     BLANK,
     GOOD_SEPARABILITY,
     LEAST_SEPARABILITY,
-    USEFUL_SEPARABILITY,
     Admissible,
     Witnesses,
     admissible,
@@ -44,11 +43,6 @@ _PROMPTS = 600
 encoded in seconds; but each has some."""
 _FEWEST = 6
 
-
-#: How much more than its setting protection may cost, step by step, until the collateral holds.
-_PRICES = (1.0, 3.0, 10.0, 30.0, 100.0)
-_HALVINGS = 2
-"""How often the way from a price that is too low to one that is high enough is halved."""
 _PROTECTED = 200
 """About how many prompts of neighbours and named words are protected, beside the background."""
 
@@ -68,7 +62,7 @@ class Study:
     space: Admissible
     collateral: Collateral | None
     slug: str
-    shared: "Shared" = field(repr=False)
+    shared: "SharedStudy" = field(repr=False)
     beside: "Study | None" = field(default=None, repr=False)
 
     @property
@@ -131,25 +125,7 @@ class Study:
 
 
 @dataclass(frozen=True)
-class Strength:
-    """One price of protection, and what came of it.
-
-    protection: see `Weighing`. separability: the least of any concept's. collateral: of all
-    increments together.
-    """
-
-    protection: float
-    separability: float
-    collateral: Collateral | None
-
-    @property
-    def moves(self) -> float:
-        """By which share keys and values of held-out captions move, the 95th percentile."""
-        return 0.0 if self.collateral is None else self.collateral.p95
-
-
-@dataclass(frozen=True)
-class Shared:
+class SharedStudy:
     """What all concepts of a study have in common.
 
     separable: prompts outside of the patch that none of them changes. protected: prompts that they
@@ -224,30 +200,30 @@ def study_concepts(
     dear = tuple(prompt for prompt in kept.prompts(_PROTECTED) if prompt not in taken)
     answers = (prompt for concept in concepts for prompt in concept.answers)
     words = Lexicon(encoder, chain(apart, dear, answers))
-    wanted = [words.wanted(concept) for concept in concepts]
+    pairs = [words.embedding_pairs(concept) for concept in concepts]
     moment = energy(words.rows(dear))
     if background is not None:
         moment += settings.background * background.moment
     gram = _gram(model, stream)
     bystanders = None if background is None else Bystanders.of(background, gram)
 
-    def attempt(protection: float) -> _Attempt:
+    def attempt(protection: float) -> Attempt:
         ground = Ground.of(
             encoder.encode([BLANK])[0].cpu(),
-            [one.concept for one in wanted] + [words.rows(prompts) for prompts in known],
+            [one.concept for one in pairs] + [words.rows(prompts) for prompts in known],
             moment,
             replace(settings, protection=protection),
         )
         spaces = [
             admissible(concept.name, one, ground, settings, alone=len(concepts) == 1)
-            for concept, one in zip(concepts, wanted, strict=True)
+            for concept, one in zip(concepts, pairs, strict=True)
         ]
         collateral = None if bystanders is None else _collateral(spaces, concepts, bystanders, gram)
         worst = min(space.separability for space in spaces)
-        return _Attempt(ground, spaces, Strength(protection, worst, collateral))
+        return Attempt(ground, spaces, Strength(protection, worst, collateral))
 
-    chosen, attempts = _climb(attempt, settings, thorough)
-    shared = Shared(
+    chosen, attempts = choose_protection(attempt, settings, thorough)
+    shared = SharedStudy(
         separable=_all([BLANK], *known),
         protected=dear,
         ground=chosen.ground,
@@ -277,52 +253,6 @@ def _slugs(concepts: Sequence[Concept]) -> list[str]:
     for concept in concepts:
         taken.append(unique_slug(concept.name, taken))
     return taken
-
-
-@dataclass(frozen=True)
-class _Attempt:
-    ground: Ground
-    spaces: list[Admissible]
-    strength: Strength
-
-
-def _climb(
-    attempt: Callable[[float], _Attempt], settings: Settings, thorough: bool
-) -> tuple[_Attempt, list[_Attempt]]:
-    """Raise the price of protection until the collateral holds, and no further than concepts can
-    still be told from what must stay. Returns the one that is meant and all that were looked at,
-    the least protection first."""
-    found = [attempt(settings.protection)]
-    low, chosen = None, found[0]
-    for price in _PRICES[1:]:
-        holds = _excess(chosen, settings) <= 0
-        if holds and not thorough:
-            break
-        try:
-            dearer = attempt(price * settings.protection)
-        except RefusedError:
-            break
-        found.append(dearer)
-        if not holds and dearer.strength.separability >= USEFUL_SEPARABILITY:
-            low, chosen = chosen, dearer
-        elif not thorough:
-            break
-    for _ in range(_HALVINGS):
-        if low is None or _excess(chosen, settings) > 0:
-            break
-        prices = (one.strength.protection for one in (low, chosen))
-        between = attempt(float(f"{math.sqrt(math.prod(prices)):.2g}"))
-        found.append(between)
-        if _excess(between, settings) <= 0:
-            chosen = between
-        else:
-            low = between
-    return chosen, sorted(found, key=lambda one: one.strength.protection)
-
-
-def _excess(one: _Attempt, settings: Settings) -> float:
-    """By how much the collateral is above what it may be."""
-    return one.strength.moves - settings.collateral
 
 
 def _collateral(

@@ -51,7 +51,7 @@ class TextEncoders:
         if network is None:
             raise UnsupportedError(
                 f"{self.checkpoint.path} does not hold its text encoder ({stream.name}), which "
-                "erasing and drawing need; name a model that does with --text-encoder",
+                "erasing and generating need; name a model that does with --text-encoder",
                 file=self.checkpoint.path,
                 expected=f"a text encoder ({stream.name})",
                 found=self.checkpoint.title,

@@ -13,7 +13,7 @@ from transformers.activations import ACT2FN
 
 from sepme_cli.checkpoints.reading.networks import Network
 from sepme_cli.diffusion.devices import Machine
-from sepme_cli.diffusion.packing import Packed, pack, sees
+from sepme_cli.diffusion.packing import PackedTexts, pack, sees
 from sepme_cli.diffusion.tokenizer import END, tokenize, unread
 from sepme_cli.diffusion.weights import clip_shapes, clip_tensors, count_layers
 from sepme_cli.errors import UnsupportedError
@@ -137,7 +137,7 @@ class TextEncoder:
         whole = self.tokens(prompts)
         ids = whole[:, :positions]
         if positions is None and paddings is None:
-            # Pictures depend on every bit of these, and those on the way they are computed.
+            # Images depend on every bit of these, and those on the way they are computed.
             read = [(*self._read(part), _ends(part)) for part in ids.to(self.device).split(_BATCH)]
             parts = [(states, last[range(len(at)), at]) for states, last, at in read]
             states, ends = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -174,7 +174,7 @@ class TextEncoder:
         last: Tensor = read.last_hidden_state
         return read.hidden_states[-2] if self.penultimate else last, last
 
-    def _read_packed(self, packed: Packed) -> tuple[Tensor, Tensor]:
+    def _read_packed(self, packed: PackedTexts) -> tuple[Tensor, Tensor]:
         """The same of every node [nodes, width]."""
         parts = []
         for ids, depths, filled in packed.batches(_ROWS):

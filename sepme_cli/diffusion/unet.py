@@ -90,7 +90,7 @@ class UNet:
             return (torch.ones_like(noisy[:, :1]), self._grey.expand_as(noisy))
         raise UnsupportedError(
             f"{self.checkpoint.path}: the UNet wants {count} channels beside the noise, which "
-            "sepme does not know to fill; --method closed-form needs no picture",
+            "sepme does not know to fill; --method closed-form needs no image",
             file=self.checkpoint.path,
             expected="none, or those of an inpainting or editing model",
             found=count,

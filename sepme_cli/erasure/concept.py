@@ -118,15 +118,15 @@ class Concept:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What is to become of a concept's embeddings.
+class EmbeddingPairs:
+    """A concept's embeddings, and those of its anchor.
 
-    concept, instead: C and C* [n, d], float64: distinct embeddings, and row for row what they
+    concept, anchor: C and C* [n, d], float64: distinct embeddings, and row for row what they
     should act like.
     """
 
     concept: Tensor
-    instead: Tensor
+    anchor: Tensor
 
 
 def describe(item: Item, protected: Protected, most: int | None = None) -> Concept:
@@ -180,12 +180,12 @@ class Lexicon:
         """Every distinct embedding of prompts: [n, d], float64; n is 0 without prompts."""
         return torch.unique(self.states(prompts).flatten(0, 1), dim=0).double()
 
-    def wanted(self, concept: Concept) -> Wanted:
+    def embedding_pairs(self, concept: Concept) -> EmbeddingPairs:
         """The concept's embeddings, and those of what it should act like."""
         answers = self._answers(self.tokens(concept.prompts), concept.answers)
         states = self.states(concept.prompts)
         both = torch.cat([states, answers], -1).flatten(0, 1)
-        return Wanted(*torch.unique(both, dim=0).double().chunk(2, 1))
+        return EmbeddingPairs(*torch.unique(both, dim=0).double().chunk(2, 1))
 
     def _answers(self, ids: Tensor, prompts: Sequence[str]) -> Tensor:
         """The embeddings of prompts, rearranged to answer the tokens of ids [n, positions]."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from patch_spec.grid import split_shift, split_up, to_grid
 from sepme_cli.erasure.closed_form import reduce, solve
-from sepme_cli.erasure.concept import Wanted
+from sepme_cli.erasure.concept import EmbeddingPairs
 from sepme_cli.erasure.settings import Settings
 from sepme_cli.erasure.subspace import Ground, energy
 from sepme_cli.errors import RefusedError
@@ -41,7 +41,7 @@ class Admissible:
 
 
 def admissible(
-    name: str, wanted: Wanted, ground: Ground, settings: Settings, *, alone: bool
+    name: str, pairs: EmbeddingPairs, ground: Ground, settings: Settings, *, alone: bool
 ) -> Admissible:
     """Solve for a concept on the directions that it may use.
 
@@ -49,16 +49,16 @@ def admissible(
     Raises RefusedError where the concept lies in what must stay: nothing is left to erase with.
     Among others that is no reason to erase none of them; its separability tells.
     """
-    concept, instead = wanted.concept, wanted.instead
+    concept, anchor = pairs.concept, pairs.anchor
     if not len(ground.null):
         raise _nothing_left(name, 0.0)
-    left, right = solve(concept, instead, ground, settings.insistence)
+    left, right = solve(concept, anchor, ground, settings.insistence)
     shift, basis = reduce(left, right, concept, settings.rank)
     if not len(basis):
         raise _nothing_left(name, 0.0)
     basis = torch.from_numpy(to_grid(basis.numpy()).astype(np.float64))
     seen = concept @ basis.T
-    way = instead - concept
+    way = anchor - concept
     missed = float((seen @ shift.T - way).pow(2).sum())
     separability = 1 - missed / float(way.pow(2).sum().clamp(min=1e-30))
     if separability < LEAST_SEPARABILITY and alone:

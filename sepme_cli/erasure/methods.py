@@ -11,9 +11,9 @@ class Method:
 
     name: what users and patches call it. home: "module:function" that makes them, imported when it
     is used; called with the networks, the studies of concepts that are made together, settings,
-    images of the concept or None, and progress, it gives a `Made` for each study. learns: whether
-    it learns through the UNet, which takes its memory and time. images: whether it uses images of
-    the concept; only such a method can make increments together.
+    images of the concept or None, and progress, it gives a `ComputedIncrement` for each study.
+    learns: whether it learns through the UNet, which takes its memory and time. images: whether it
+    uses images of the concept; only such a method can make increments together.
     """
 
     name: str

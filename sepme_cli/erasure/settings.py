@@ -21,7 +21,7 @@ _MOST = {"rank": limits.RANK}
 
 
 @dataclass(frozen=True)
-class Allowed:
+class AllowedValues:
     """What a hyper-parameter may be. least, most: of a number; choices: of a text, if not any."""
 
     kind: type
@@ -31,7 +31,7 @@ class Allowed:
 
 
 @dataclass(frozen=True)
-class Weighing:
+class CostWeights:
     """What acting on a direction costs, beside the concept's own energy there.
 
     insistence: for the energy of each other concept. protection: for that of what is protected.
@@ -45,11 +45,11 @@ class Weighing:
 
 
 @dataclass(frozen=True)
-class Settings(Weighing):
+class Settings(CostWeights):
     """Hyper-parameters of the method; the paper is SepME, arXiv 2402.05947.
 
     Attributes:
-        insistence: Weight of the other concepts; see `Weighing`.
+        insistence: Weight of the other concepts; see `CostWeights`.
         protection: Weight of what is protected.
         ridge: Weight of every direction.
         steps: Maximum number of optimisation steps per concept.
@@ -95,10 +95,10 @@ class Settings(Weighing):
         return replace(cls(), **dict[str, Any](said))
 
     @classmethod
-    def allowed(cls) -> Mapping[str, Allowed]:
+    def allowed(cls) -> Mapping[str, AllowedValues]:
         """What each of them may be."""
         return {
-            name: Allowed(
+            name: AllowedValues(
                 type(default),
                 _LEAST.get(name, -limits.SAFE_INTEGER),
                 _MOST.get(name, limits.SAFE_INTEGER),

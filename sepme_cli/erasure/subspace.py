@@ -23,7 +23,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from sepme_cli.erasure.settings import Weighing
+from sepme_cli.erasure.settings import CostWeights
 
 #: What is below this share of the largest singular value is rounding, in float64.
 _EXACT = 1e-9
@@ -60,7 +60,7 @@ class Ground:
 
     @classmethod
     def of(
-        cls, blank: Tensor, concepts: Sequence[Tensor], protected: Tensor, weighing: Weighing
+        cls, blank: Tensor, concepts: Sequence[Tensor], protected: Tensor, weights: CostWeights
     ) -> "Ground":
         """blank: rows [b, d]. concepts: each one's rows [n, d]. protected: the energy of all that
         is protected, [d, d]; see `energy`."""
@@ -70,8 +70,8 @@ class Ground:
         for rows in concepts:
             apart += energy(rows)
         own = float(apart.trace()) / max(len(concepts), 1) / len(apart)
-        ridge = weighing.ridge * own
-        cost = weighing.insistence * apart + weighing.protection * protected
+        ridge = weights.ridge * own
+        cost = weights.insistence * apart + weights.protection * protected
         cost += ridge * torch.eye(len(cost), dtype=torch.float64)
         inside = null @ cost @ null.T
         return cls(null, cost, torch.linalg.cholesky(inside), own, ridge)

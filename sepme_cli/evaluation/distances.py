@@ -1,4 +1,4 @@
-"""How far sets of pictures are apart, by the measures that papers report."""
+"""How far sets of images are apart, by the measures that papers report."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,18 +8,18 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from sepme_cli.diffusion.pictures import load_pictures
+from sepme_cli.diffusion.images import load_images
 from sepme_cli.errors import SystemFailure, UnsupportedError, UsageError
 from sepme_cli.evaluation.results import Reference
 
 Features = Callable[[Tensor], Tensor]
-"""Pictures [n, 3, H, W] in [0, 1] to what a vision model sees in them [n, d], fp64."""
+"""Images [n, 3, H, W] in [0, 1] to what a vision model sees in them [n, d], fp64."""
 
 
 @dataclass(frozen=True)
 class Measures:
-    """What is measured beside the judge. perceptual: LPIPS between pictures of both weights.
-    features, folder: what a vision model sees, and the reference pictures."""
+    """What is measured beside the judge. perceptual: LPIPS between images of both weights.
+    features, folder: what a vision model sees, and the reference images."""
 
     perceptual: Callable[[Tensor, Tensor], float] | None = None
     features: Features | None = None
@@ -44,20 +44,20 @@ class Measures:
         return cls(perceptual, vision_features(features, device), folder)
 
     def compare(self, before: Tensor, after: Tensor) -> Reference | None:
-        """Pictures of both weights [n, 3, H, W] against the references; None without any.
+        """Images of both weights [n, 3, H, W] against the references; None without any.
 
         Raises UsageError for fewer than two of either, of which no distance can be told.
         """
         if self.folder is None or self.features is None:
             return None
-        references = load_pictures(self.folder, before.shape[-1])
+        references = load_images(self.folder, before.shape[-1])
         if min(len(before), len(references)) < 2:
             raise UsageError(
                 "FID and KID need images of a retained concept, and reference images",
                 expected="at least two of each",
                 found=f"{len(before)} images, {len(references)} reference images",
             )
-        real, old, new = (self.features(pictures) for pictures in (references, before, after))
+        real, old, new = (self.features(images) for images in (references, before, after))
         return Reference(
             frechet_distance(old, real),
             frechet_distance(new, real),
@@ -82,7 +82,7 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 
 def kernel_distance(a: Tensor, b: Tensor) -> float:
     """KID (Binkowski et al. 2018, eq. 4): the unbiased squared MMD of features [n, d] and [m, d]
-    under the kernel (x . y / d + 1)^3. Unlike FID it does not depend on the number of pictures;
+    under the kernel (x . y / d + 1)^3. Unlike FID it does not depend on the number of images;
     it may be negative."""
 
     def kernel(x: Tensor, y: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ def kernel_distance(a: Tensor, b: Tensor) -> float:
 
 
 def perceptual_distance() -> Callable[[Tensor, Tensor], float]:
-    """LPIPS (Zhang et al. 2018, AlexNet) between pictures [n, 3, H, W] in [0, 1], on average.
+    """LPIPS (Zhang et al. 2018, AlexNet) between images [n, 3, H, W] in [0, 1], on average.
 
     Raises UnsupportedError where the package `lpips` or its weights are not there: they are never
     fetched in the middle of the work.

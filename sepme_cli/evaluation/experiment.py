@@ -1,4 +1,4 @@
-"""Which pictures are drawn under which weights, and what they show."""
+"""Which images are generated under which weights, and what they show."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
 from sepme_cli.diffusion.weights import patched_weights
 from sepme_cli.erasure.prompts import other
 from sepme_cli.erasure.words import same_name
-from sepme_cli.evaluation.figures import Looked, album
+from sepme_cli.evaluation.figures import EvaluatedConcept, album
 from sepme_cli.evaluation.gallery import BATCH, Gallery, State
 from sepme_cli.evaluation.judges import Judge
 from sepme_cli.evaluation.protocol import Question, Subject, questions
@@ -19,12 +19,12 @@ Questions = tuple[Question, ...]
 
 _ORIGINAL = State("original", dict)
 _LONG = 60.0
-"""Seconds of drawing that are announced."""
+"""Seconds of generating that are announced."""
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """The images of an evaluation, to be drawn and looked at.
+    """The images of an evaluation, to be generated and judged.
 
     subjects: with the questions that each is asked for by. back: the erased ones that are put
     back, each alone while the others stay out.
@@ -43,20 +43,20 @@ class Experiment:
         subjects: Sequence[Subject],
     ) -> "Experiment":
         """Ask for each subject beside the retained ones of the other kind."""
-        drawing = gallery.drawing
+        sampling = gallery.sampling
         stay = [subject for subject in subjects if subject.role == "retained"]
         asked = {}
         for number, subject in enumerate(subjects):
             beside = [s.name for s in stay if s.kind == other(subject.kind)]
-            # Each starts with another companion: two of them rarely ask for the same picture.
+            # Each starts with another companion: two of them rarely ask for the same image.
             start = number % len(beside) if beside else 0
             beside = beside[start:] + beside[:start]
-            asked[subject] = questions(subject, beside, drawing.pictures, drawing.seed)
+            asked[subject] = questions(subject, beside, sampling.images, sampling.seed)
         gone = [subject for subject in subjects if subject.role == "erased"]
-        return cls(gallery, increments, asked, gone[: drawing.restore])
+        return cls(gallery, increments, asked, gone[: sampling.restore])
 
-    def draw(self, progress: Progress) -> int:
-        """Draw what is missing; returns how many pictures that was."""
+    def generate(self, progress: Progress) -> int:
+        """Generate what is missing; returns how many images that was."""
         missing: dict[State, dict[Questions, None]] = {}
         for state, asked in self._work():
             missing.setdefault(state, {}).update(dict.fromkeys(self.gallery.missing(state, asked)))
@@ -64,41 +64,39 @@ class Experiment:
         if not count:
             return 0
         progress.stage("preparing to generate images")
-        seconds = self.gallery.seconds_a_picture() * count
+        seconds = self.gallery.seconds_per_image() * count
         if seconds > _LONG:
             progress.say(
                 f"generating {count} images will take up to about {_minutes(seconds)}; fewer "
                 "--pictures or --steps, or a faster --device, make it shorter. It can be "
                 "interrupted: the same command continues it"
             )
-        progress.stage("drawing", count)
+        progress.stage("generating images", count)
         for state, batches in missing.items():
             if batches:
-                self.gallery.draw(state, list(batches), progress.advance)
+                self.gallery.generate(state, list(batches), progress.advance)
         return count
 
-    def look(self, judge: Judge, progress: Progress) -> tuple[Looked, ...]:
-        """What was drawn of each subject, and what the judge takes it for."""
+    def judged(self, judge: Judge, progress: Progress) -> tuple[EvaluatedConcept, ...]:
+        """What was generated of each subject, and what the judge takes it for."""
         progress.stage("judging", len(self.subjects))
         found = []
         for subject, asked in self.subjects.items():
             before, after = (
-                album(judge, self.gallery.pictures(state, asked))
+                album(judge, self.gallery.images(state, asked))
                 for state in (_ORIGINAL, self._without())
             )
             restored = None
             if subject in self.back:
-                restored = album(judge, self.gallery.pictures(self._without(subject), asked))
-            found.append(Looked(subject, asked, before, after, restored))
+                restored = album(judge, self.gallery.images(self._without(subject), asked))
+            found.append(EvaluatedConcept(subject, asked, before, after, restored))
             progress.advance()
         return tuple(found)
 
-    def restores_pictures(self) -> bool:
-        """Whether weights composed without the increments draw the original's pictures."""
+    def restores_images(self) -> bool:
+        """Whether weights composed without the increments generate the original's images."""
         return all(
-            self.gallery.pictures(_ORIGINAL, asked).equal(
-                self.gallery.pictures(self._nothing(), asked)
-            )
+            self.gallery.images(_ORIGINAL, asked).equal(self.gallery.images(self._nothing(), asked))
             for asked in self._checked()
         )
 
@@ -111,7 +109,7 @@ class Experiment:
         ]
 
     def _checked(self) -> list[Questions]:
-        """What is drawn again with everything restored: whole batches, as the original's were."""
+        """What is generated again with all restored: whole batches, as the original's were."""
         subjects = self.back or list(self.subjects)[:1]
         return [self.subjects[subject][:BATCH] for subject in subjects]
 

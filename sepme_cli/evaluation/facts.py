@@ -1,4 +1,4 @@
-"""What a report's figures hold for, and what decides its pictures."""
+"""What a report's figures hold for, and what decides its images."""
 
 import json
 from collections.abc import Sequence
@@ -10,27 +10,31 @@ import torch
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
 from sepme_cli.checkpoints.reading.patches import PatchFile
 from sepme_cli.diffusion.models import StableDiffusion
-from sepme_cli.evaluation.protocol import Drawing
+from sepme_cli.evaluation.protocol import SamplingOptions
 from sepme_cli.version import __version__
 
 
 def facts_of(
-    model: str, network: StableDiffusion, judge: str, files: Sequence[PatchFile], drawing: Drawing
+    model: str,
+    network: StableDiffusion,
+    judge: str,
+    files: Sequence[PatchFile],
+    sampling: SamplingOptions,
 ) -> tuple[tuple[str, str], ...]:
     """What the figures hold for."""
     checkpoint = network.checkpoint
-    last = drawing.seed + drawing.pictures - 1
-    on, size = network.machine, drawing.size or network.image_size
+    last = sampling.seed + sampling.images - 1
+    on, size = network.machine, sampling.size or network.image_size
     few = ", few at once" if on.frugal else ""
     return (
         ("model", f"{model}, {checkpoint.title}"),
         ("sha-256 of its weights", _digest(checkpoint)),
         *((f"patch {Path(file.name).name}", f"sha-256 {file.digest}") for file in files),
         ("judge", judge),
-        ("pictures", f"{drawing.pictures} of each concept, seeds {drawing.seed} to {last}"),
+        ("images", f"{sampling.images} of each concept, seeds {sampling.seed} to {last}"),
         (
             "sampler",
-            f"DDIM, {drawing.steps} steps, guidance {drawing.guidance:g}, {size} pixels, "
+            f"DDIM, {sampling.steps} steps, guidance {sampling.guidance:g}, {size} pixels, "
             f"predicting {network.schedule.prediction}",
         ),
         ("computed on", f"{on.device.type}, {on.dtype}{few}".replace("torch.", "")),
@@ -53,7 +57,7 @@ def _digest(checkpoint: Checkpoint) -> str:
 
 
 def key_of(network: StableDiffusion, facts: Sequence[tuple[str, str]]) -> str:
-    """All that decides a picture beside the drawing, the increments, the prompt and the seed."""
+    """All that decides an image beside sampling options, increments, prompt and seed."""
     decisive = dict(facts)
     said = [decisive[name] for name in ("sha-256 of its weights", "computed on", "with")]
     words = network.text.encoders[0].tokens(["a picture by Monet, 1899"]).tolist()

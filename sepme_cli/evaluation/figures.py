@@ -10,23 +10,23 @@ from sepme_cli.erasure.prompts import Kind, kinds, other
 from sepme_cli.evaluation.intervals import Proportion
 from sepme_cli.evaluation.judges import Judge, knows
 from sepme_cli.evaluation.protocol import Question, Subject
-from sepme_cli.evaluation.results import ConceptFigures, Figure, Restored, Summary
+from sepme_cli.evaluation.results import ConceptFigures, Figure, RestoredFigure, Summary
 
 
 @dataclass(frozen=True)
 class Album:
-    """One concept's pictures [n, 3, H, W] under some weights, in the order of its questions.
+    """One concept's images [n, 3, H, W] under some weights, in the order of its questions.
 
-    recognised: of each kind that is judged, the label of every picture.
+    recognised: of each kind that is judged, the label of every image.
     """
 
-    pictures: Tensor = field(repr=False)
+    images: Tensor = field(repr=False)
     recognised: Mapping[Kind, Sequence[str]]
 
 
 @dataclass(frozen=True)
-class Looked:
-    """A concept, what was asked, and what was drawn. restored: with only this concept put back."""
+class EvaluatedConcept:
+    """A concept, its prompts and their images. restored: with only this concept put back."""
 
     subject: Subject
     questions: Sequence[Question]
@@ -35,21 +35,21 @@ class Looked:
     restored: Album | None
 
 
-def album(judge: Judge, pictures: Tensor) -> Album:
-    """Pictures with what the judge takes them for."""
+def album(judge: Judge, images: Tensor) -> Album:
+    """Images with what the judge takes them for."""
     judged = [kind for kind in kinds("any") if judge.labels(kind)]
-    return Album(pictures, {kind: tuple(judge.recognise(pictures, kind)) for kind in judged})
+    return Album(images, {kind: tuple(judge.recognise(images, kind)) for kind in judged})
 
 
 def concept_figures(
-    looked: Looked,
+    concept: EvaluatedConcept,
     judge: Judge,
     latents: Callable[[Tensor], Tensor],
     perceptual: Callable[[Tensor, Tensor], float] | None = None,
 ) -> ConceptFigures:
-    """What became of one concept. latents: of pictures. perceptual: LPIPS of two sets of them."""
-    subject, before, after = looked.subject, looked.before, looked.after
-    whole = _figure([looked], [subject.kind], judge)
+    """What became of one concept. latents: of images. perceptual: LPIPS of two sets of them."""
+    subject, before, after = concept.subject, concept.before, concept.after
+    whole = _figure([concept], [subject.kind], judge)
     return ConceptFigures(
         kind=subject.kind,
         role=subject.role,
@@ -57,32 +57,34 @@ def concept_figures(
         after=whole.after,
         n=whole.n,
         interval=whole.interval,
-        unseen=_figure([looked], [subject.kind], judge, unseen=True),
+        unseen=_figure([concept], [subject.kind], judge, unseen=True),
         erased=is_erased(whole) if subject.role == "erased" else None,
-        pixel_distance=255 * distance(before.pictures, after.pictures),
-        latent_distance=distance(latents(before.pictures), latents(after.pictures)),
-        perceptual_distance=perceptual(before.pictures, after.pictures) if perceptual else None,
-        restored=_restored(looked, judge),
+        pixel_distance=255 * distance(before.images, after.images),
+        latent_distance=distance(latents(before.images), latents(after.images)),
+        perceptual_distance=perceptual(before.images, after.images) if perceptual else None,
+        restored=_restored(concept, judge),
     )
 
 
 def is_erased(figure: Figure) -> bool | None:
     """Whether a concept is recognised less than half as often as before, at 95% confidence.
 
-    That is, the interval of after lies below one half of before. None of no pictures.
+    That is, the interval of after lies below one half of before. None of no images.
     """
     if figure.before is None or figure.interval is None:
         return None
     return figure.interval[1] < figure.before / 2
 
 
-def summary(everything: Sequence[Looked], judge: Judge) -> Summary:
-    """The figures of all concepts together, each picture counting once for each kind erased."""
-    erased = [looked for looked in everything if looked.subject.role == "erased"]
-    retained = [looked for looked in everything if looked.subject.role == "retained"]
-    same = tuple(dict.fromkeys(looked.subject.kind for looked in erased))
-    gone = _pooled([_figure_rows(looked, looked.subject.kind, judge) for looked in erased])
-    beside = _pooled([_figure_rows(looked, other(looked.subject.kind), judge) for looked in erased])
+def summary(evaluated: Sequence[EvaluatedConcept], judge: Judge) -> Summary:
+    """The figures of all concepts together, each image counting once for each kind erased."""
+    erased = [concept for concept in evaluated if concept.subject.role == "erased"]
+    retained = [concept for concept in evaluated if concept.subject.role == "retained"]
+    same = tuple(dict.fromkeys(concept.subject.kind for concept in erased))
+    gone = _pooled([_figure_rows(concept, concept.subject.kind, judge) for concept in erased])
+    beside = _pooled(
+        [_figure_rows(concept, other(concept.subject.kind), judge) for concept in erased]
+    )
     in_domain = _figure(retained, same, judge)
     cross_domain = _figure(retained, [other(kind) for kind in same], judge)
     ua = None if gone.after is None else 1 - gone.after
@@ -112,36 +114,45 @@ def distance(a: Tensor, b: Tensor) -> float:
 
 
 Rows = dict[tuple[str, int, Kind], tuple[bool, bool]]
-"""For each prompt, seed and kind, whether its word was recognised before and after: a picture that
+"""For each prompt, seed and kind, whether its word was recognised before and after: an image that
 two concepts ask for counts once."""
 
 
 def _figure(
-    looked: Sequence[Looked], asked: Sequence[Kind], judge: Judge, *, unseen: bool = False
+    evaluated: Sequence[EvaluatedConcept],
+    asked: Sequence[Kind],
+    judge: Judge,
+    *,
+    unseen: bool = False,
 ) -> Figure:
     return _pooled(
-        [_figure_rows(one, kind, judge, unseen=unseen) for one in looked for kind in asked]
+        [_figure_rows(one, kind, judge, unseen=unseen) for one in evaluated for kind in asked]
     )
 
 
-def _figure_rows(looked: Looked, kind: Kind, judge: Judge, *, unseen: bool = False) -> Rows:
-    old, new = right(looked, looked.before, kind, judge), right(looked, looked.after, kind, judge)
+def _figure_rows(
+    concept: EvaluatedConcept, kind: Kind, judge: Judge, *, unseen: bool = False
+) -> Rows:
+    old, new = (
+        right(concept, concept.before, kind, judge),
+        right(concept, concept.after, kind, judge),
+    )
     return {
         (question.prompt, question.seed, kind): (was, now)
-        for question, was, now in zip(looked.questions, old, new, strict=True)
+        for question, was, now in zip(concept.questions, old, new, strict=True)
         if was is not None and now is not None and (question.unseen or not unseen)
     }
 
 
-def right(looked: Looked, album: Album, kind: Kind, judge: Judge) -> list[bool | None]:
-    """Whether each picture shows what it was asked to; None where the judge cannot tell."""
+def right(concept: EvaluatedConcept, album: Album, kind: Kind, judge: Judge) -> list[bool | None]:
+    """Whether each image shows what it was asked to; None where the judge cannot tell."""
     labels = album.recognised.get(kind)
     if labels is None:
-        return [None] * len(looked.questions)
-    words = {word: knows(judge, word, kind) for word in {q.word(kind) for q in looked.questions}}
+        return [None] * len(concept.questions)
+    words = {word: knows(judge, word, kind) for word in {q.word(kind) for q in concept.questions}}
     return [
         slugify(question.word(kind)) == slugify(label) if words[question.word(kind)] else None
-        for question, label in zip(looked.questions, labels, strict=True)
+        for question, label in zip(concept.questions, labels, strict=True)
     ]
 
 
@@ -154,15 +165,15 @@ def _pooled(parts: Sequence[Rows]) -> Figure:
     return Figure(before.share, after.share, after.n, after.interval)
 
 
-def _restored(looked: Looked, judge: Judge) -> Restored | None:
-    if looked.restored is None:
+def _restored(concept: EvaluatedConcept, judge: Judge) -> RestoredFigure | None:
+    if concept.restored is None:
         return None
-    found = right(looked, looked.restored, looked.subject.kind, judge)
+    found = right(concept, concept.restored, concept.subject.kind, judge)
     known = [value for value in found if value is not None]
     hits = Proportion(sum(known), len(known)) if known else None
-    return Restored(
+    return RestoredFigure(
         hits.share if hits else None,
         len(known),
         hits.interval if hits else None,
-        255 * distance(looked.before.pictures, looked.restored.pictures),
+        255 * distance(concept.before.images, concept.restored.images),
     )

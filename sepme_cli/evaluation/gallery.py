@@ -1,8 +1,8 @@
-"""Pictures of a model under different weights, drawn once and kept.
+"""Images of a model under different weights, generated once and kept.
 
-A picture's name is made of everything that decides it, so that a run that was cut short goes on
-where it stopped, and one with other settings draws anew. Pictures are always drawn in the same
-batches, for how many are drawn together shows in the last bits of each.
+An image's name is made of everything that decides it, so that a run that was cut short goes on
+where it stopped, and one with other settings starts anew. Batches are always the same, for how
+many images are generated together shows in the last bits of each.
 """
 
 import io
@@ -20,15 +20,15 @@ from torch import Tensor
 
 from sepme_cli.checkpoints.disk.files import write_file
 from sepme_cli.diffusion.models import StableDiffusion
-from sepme_cli.diffusion.sampler import draw_latents, draw_pictures, initial_noise
-from sepme_cli.evaluation.protocol import Drawing, Question
+from sepme_cli.diffusion.sampler import generate_images, initial_noise, sample_latents
+from sepme_cli.evaluation.protocol import Question, SamplingOptions
 
 BATCH = 8
 
 
 @dataclass(frozen=True)
 class State:
-    """Weights that pictures are drawn with. name: what decides them. weights: makes those that
+    """Weights that images are generated with. name: what decides them. weights: makes those that
     are replaced, by target."""
 
     name: str
@@ -37,12 +37,12 @@ class State:
 
 @dataclass(frozen=True)
 class Gallery:
-    """A folder of pictures. settings: what decides them, beside what the drawing says and
+    """A folder of images. settings: what decides them, beside the sampling options and
     weights, prompt and seed."""
 
     folder: Path
     model: StableDiffusion = field(repr=False)
-    drawing: Drawing
+    sampling: SamplingOptions
     settings: str
 
     def missing(self, state: State, questions: Sequence[Question]) -> list[tuple[Question, ...]]:
@@ -54,62 +54,62 @@ class Gallery:
             if any(_load(self.path(state, question)) is None for question in batch)
         ]
 
-    def draw(
+    def generate(
         self, state: State, batches: Sequence[Sequence[Question]], advance: Callable[[int], None]
     ) -> None:
-        """Draw and keep one picture for each question."""
+        """Generate and keep one image for each question."""
         with self.model.denoiser.with_weights(state.weights()):
             for batch in batches:
-                drawn = draw_pictures(
+                drawn = generate_images(
                     self.model,
                     [question.prompt for question in batch],
                     [question.seed for question in batch],
-                    steps=self.drawing.steps,
-                    guidance=self.drawing.guidance,
-                    size=self.drawing.size,
+                    steps=self.sampling.steps,
+                    guidance=self.sampling.guidance,
+                    size=self.sampling.size,
                     batch=BATCH,
                 )
-                for question, picture in zip(batch, drawn, strict=True):
-                    _save(picture, self.path(state, question))
+                for question, image in zip(batch, drawn, strict=True):
+                    _save(image, self.path(state, question))
                 advance(len(batch))
 
-    def pictures(self, state: State, questions: Sequence[Question]) -> Tensor:
-        """One picture for each question [n, 3, H, W] in [0, 1], as PNG keeps it: 8 bits."""
+    def images(self, state: State, questions: Sequence[Question]) -> Tensor:
+        """One image for each question [n, 3, H, W] in [0, 1], as PNG keeps it: 8 bits."""
         found = [_load(self.path(state, question)) for question in questions]
-        return torch.stack([picture for picture in found if picture is not None])
+        return torch.stack([image for image in found if image is not None])
 
     def path(self, state: State, question: Question) -> Path:
         """The file of a picture."""
-        drawing = (self.drawing.steps, self.drawing.guidance, self.drawing.size)
-        said = [self.settings, *drawing, state.name, question.prompt, question.seed]
+        sampling = (self.sampling.steps, self.sampling.guidance, self.sampling.size)
+        said = [self.settings, *sampling, state.name, question.prompt, question.seed]
         return self.folder / f"{sha256(json.dumps(said).encode()).hexdigest()[:24]}.png"
 
-    def seconds_a_picture(self) -> float:
+    def seconds_per_image(self) -> float:
         """About how long one takes, from one step and one decoding after a first to warm up."""
         asked = self.model.text.condition(["a picture"])
-        noise = initial_noise(self.model.latent_shape(self.drawing.size), [0])
+        noise = initial_noise(self.model.latent_shape(self.sampling.size), [0])
         for _ in range(2):
             started = time.monotonic()
-            latents = draw_latents(self.model, asked, noise, blank=asked, steps=1)
+            latents = sample_latents(self.model, asked, noise, blank=asked, steps=1)
             drawn = time.monotonic()
         self.model.vae.decode(latents)
-        return (drawn - started) * self.drawing.steps + time.monotonic() - drawn
+        return (drawn - started) * self.sampling.steps + time.monotonic() - drawn
 
 
-def _save(picture: Tensor, path: Path) -> None:
+def _save(image: Tensor, path: Path) -> None:
     memory = io.BytesIO()
-    pixels = (picture.permute(1, 2, 0) * 255).round().byte().numpy()
+    pixels = (image.permute(1, 2, 0) * 255).round().byte().numpy()
     Image.fromarray(pixels).save(memory, format="PNG")
     write_file(path, memory.getvalue(), force=True)
 
 
 def _load(path: Path) -> Tensor | None:
-    """The picture of a file; None if it is not there, or not whole."""
+    """The image of a file; None if it is not there, or not whole."""
     try:
-        with Image.open(path) as picture:
-            picture.verify()  # the checksums; a picture that was verified must be opened anew
-        with Image.open(path) as picture:
-            pixels = np.asarray(picture.convert("RGB")).copy()
+        with Image.open(path) as image:
+            image.verify()  # the checksums; an image that was verified must be opened anew
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("RGB")).copy()
     except (OSError, SyntaxError, ValueError):
         return None
     return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255

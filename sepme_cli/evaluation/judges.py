@@ -22,8 +22,8 @@ class Judge(Protocol):
         """What it can tell of that kind; nothing if it does not judge it."""
         ...
 
-    def recognise(self, pictures: Tensor, kind: Kind) -> Sequence[str]:
-        """For each picture [n, 3, H, W] in [0, 1], the label it shows most."""
+    def recognise(self, images: Tensor, kind: Kind) -> Sequence[str]:
+        """For each image [n, 3, H, W] in [0, 1], the label it shows most."""
         ...
 
 
@@ -67,7 +67,7 @@ def _from_python(module: str, factory: str) -> Judge:
     if not isinstance(judge, Judge):
         raise UsageError(
             f"--judge {module}:{factory} does not return a judge",
-            expected="an object with labels(kind) and recognise(pictures, kind)",
+            expected="an object with labels(kind) and recognise(images, kind)",
             found=type(judge).__name__,
         )
     return judge

@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing else: pictures are in it, no script, no font.
+"""The report as one HTML page that needs nothing else: images are in it, no script, no font.
 
 `templates/` says how it looks; here is what the template cannot tell by itself.
 """
@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from patch_spec.text import slugify
-from sepme_cli.evaluation.figures import Looked
+from sepme_cli.evaluation.figures import EvaluatedConcept
 from sepme_cli.evaluation.intervals import percent
 from sepme_cli.evaluation.protocol import Question
 from sepme_cli.evaluation.report import Report
@@ -25,11 +25,11 @@ _SIDE = 256
 
 @dataclass(frozen=True)
 class Cell:
-    """A picture of an erased concept. labels: what the judge takes it for, kind by kind. right:
+    """An image of an erased concept. labels: what the judge takes it for, kind by kind. right:
     whether that is what it was asked to show."""
 
     question: Question
-    picture: Tensor
+    image: Tensor
     labels: Sequence[str]
     right: bool
 
@@ -48,8 +48,8 @@ def page(report: Report) -> str:
         report=report,
         result=report.result,
         verdict=verdict(report.result.concepts),
-        gone=[looked for looked in report.looked if looked.subject.role == "erased"],
-        kept=[looked for looked in report.looked if looked.subject.role == "retained"],
+        gone=[concept for concept in report.concepts if concept.subject.role == "erased"],
+        kept=[concept for concept in report.concepts if concept.subject.role == "retained"],
     )
 
 
@@ -66,7 +66,7 @@ def verdict(concepts: Mapping[str, ConceptFigures]) -> str:
 
 
 def interval(figure: Figure, *, inverted: bool = False) -> str:
-    """How sure a figure is. inverted: of the pictures that are not recognised."""
+    """How sure a figure is. inverted: of the images that are not recognised."""
     if figure.interval is None:
         return "not judged"
     low, high = figure.interval
@@ -75,10 +75,10 @@ def interval(figure: Figure, *, inverted: bool = False) -> str:
     return f"{percent(low)} to {percent(high)}, n = {figure.n}"
 
 
-def rows(looked: Looked) -> Iterator[tuple[str, list[Cell]]]:
-    """The pictures of an erased concept, and what each row is called."""
-    kind = looked.subject.kind
-    albums = {"before": looked.before, "after": looked.after, "restored": looked.restored}
+def rows(concept: EvaluatedConcept) -> Iterator[tuple[str, list[Cell]]]:
+    """The images of an erased concept, and what each row is called."""
+    kind = concept.subject.kind
+    albums = {"before": concept.before, "after": concept.after, "restored": concept.restored}
     for label, album in albums.items():
         if album is None:
             continue
@@ -89,18 +89,18 @@ def rows(looked: Looked) -> Iterator[tuple[str, list[Cell]]]:
             [
                 Cell(
                     question,
-                    album.pictures[i],
+                    album.images[i],
                     [labels[i] for labels in recognised],
                     judged is not None and slugify(judged[i]) == slugify(question.word(kind)),
                 )
-                for i, question in enumerate(looked.questions)
+                for i, question in enumerate(concept.questions)
             ],
         )
 
 
-def data_uri(picture: Tensor) -> str:
-    """A picture [3, H, W] in [0, 1]: a small one as PNG, a large one made smaller, as JPEG."""
-    drawn = Image.fromarray((picture.permute(1, 2, 0) * 255).round().byte().numpy())
+def data_uri(image: Tensor) -> str:
+    """An image [3, H, W] in [0, 1]: a small one as PNG, a large one made smaller, as JPEG."""
+    drawn = Image.fromarray((image.permute(1, 2, 0) * 255).round().byte().numpy())
     kind = "PNG" if max(drawn.size) <= _SIDE // 2 else "JPEG"
     drawn.thumbnail((_SIDE, _SIDE))
     memory = io.BytesIO()

@@ -17,11 +17,11 @@ UNSEEN = ("a {o} drawn in {s}", "a small {s} drawing of a {o}", "the {o} as {s} 
 
 
 @dataclass(frozen=True)
-class Drawing:
+class SamplingOptions:
     """How images are generated, with DDIM.
 
     Attributes:
-        pictures: Number of images per concept (of `evaluate`) or prompt (of `sample`).
+        images: Number of images per concept (of `evaluate`) or prompt (of `sample`).
         seed: Random seed of the first image; each further image has the next number.
         steps: Number of sampling steps.
         guidance: Scale of classifier-free guidance; 1 is none.
@@ -29,7 +29,7 @@ class Drawing:
         restore: Maximum number of concepts that `evaluate` restores, one at a time.
     """
 
-    pictures: int = 12
+    images: int = 12
     seed: int = 0
     steps: int = 20
     guidance: float = 7.5

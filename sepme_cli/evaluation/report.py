@@ -1,4 +1,4 @@
-"""A report as a folder: a page, the same as JSON and CSV, contact sheets, the pictures."""
+"""A report as a folder: a page, the same as JSON and CSV, contact sheets, the images."""
 
 import csv
 import io
@@ -13,7 +13,7 @@ from patch_spec.text import unique_slug
 from sepme_cli.checkpoints.disk.failures import writing
 from sepme_cli.checkpoints.disk.files import resolved, write_file
 from sepme_cli.errors import SystemFailure
-from sepme_cli.evaluation.figures import Looked
+from sepme_cli.evaluation.figures import EvaluatedConcept
 from sepme_cli.evaluation.results import JSON, EvaluateResult
 from sepme_cli.evaluation.sheets import contact_sheet
 
@@ -25,11 +25,11 @@ _OURS = {PICTURES, _SHEETS, PAGE, JSON, "concepts.csv", "pictures.csv"}
 
 @dataclass(frozen=True)
 class Report:
-    """What was found, and what it was found on. facts: what the figures hold for, name and
-    value."""
+    """The figures, and the images that they were counted on. facts: what the figures hold for, by
+    name."""
 
     result: EvaluateResult
-    looked: Sequence[Looked]
+    concepts: Sequence[EvaluatedConcept]
     facts: Sequence[tuple[str, str]]
 
 
@@ -59,7 +59,7 @@ def check_folder(folder: Path, *, force: bool) -> None:
 
 
 def make_folder(folder: Path) -> Path:
-    """Make the folder and those inside; returns the one for pictures."""
+    """Make the folder and those inside; returns the one for images."""
     with writing(folder):
         folder.mkdir(exist_ok=True)
         for name in (PICTURES, _SHEETS):
@@ -72,25 +72,25 @@ def write_report(folder: Path, report: Report, page: str) -> None:
     for old in (folder / _SHEETS).glob("*.png"):
         old.unlink()
     slugs: dict[str, list[str]] = {}
-    for looked in report.looked:
-        taken = slugs.setdefault(looked.subject.role, [])
-        taken.append(unique_slug(looked.subject.name, taken))
-        name = f"{looked.subject.role}-{taken[-1]}.png"
-        write_file(folder / _SHEETS / name, _sheet(looked), force=True)
+    for concept in report.concepts:
+        taken = slugs.setdefault(concept.subject.role, [])
+        taken.append(unique_slug(concept.subject.name, taken))
+        name = f"{concept.subject.role}-{taken[-1]}.png"
+        write_file(folder / _SHEETS / name, _sheet(concept), force=True)
     write_file(folder / "concepts.csv", _table(_concept_rows(report)), force=True)
-    write_file(folder / "pictures.csv", _table(_picture_rows(report.looked)), force=True)
+    write_file(folder / "pictures.csv", _table(_image_rows(report.concepts)), force=True)
     text = json.dumps(asdict(report.result), allow_nan=False, indent=2)
     write_file(folder / JSON, f"{text}\n".encode(), force=True)
     write_file(folder / PAGE, page.encode(), force=True)
 
 
-def _sheet(looked: Looked) -> bytes:
+def _sheet(concept: EvaluatedConcept) -> bytes:
     """Rows: before, after, and restored where it was."""
-    rows = {"before": looked.before, "after": looked.after}
-    if looked.restored is not None:
-        rows["restored"] = looked.restored
+    rows = {"before": concept.before, "after": concept.after}
+    if concept.restored is not None:
+        rows["restored"] = concept.restored
     file = io.BytesIO()
-    contact_sheet(torch.stack([album.pictures for album in rows.values()]), file, rows=list(rows))
+    contact_sheet(torch.stack([album.images for album in rows.values()]), file, rows=list(rows))
     return file.getvalue()
 
 
@@ -118,16 +118,16 @@ def _concept_rows(report: Report) -> Iterable[dict[str, object]]:
         }
 
 
-def _picture_rows(everything: Sequence[Looked]) -> Iterable[dict[str, object]]:
-    """A row for each picture: what was asked, and what the judge took it for."""
-    for looked in everything:
-        states = {"before": looked.before, "after": looked.after, "restored": looked.restored}
+def _image_rows(evaluated: Sequence[EvaluatedConcept]) -> Iterable[dict[str, object]]:
+    """A row for each image: what was asked, and what the judge took it for."""
+    for concept in evaluated:
+        states = {"before": concept.before, "after": concept.after, "restored": concept.restored}
         for state, album in states.items():
-            for i, question in enumerate(looked.questions if album is not None else ()):
+            for i, question in enumerate(concept.questions if album is not None else ()):
                 seen = album.recognised if album is not None else {}
                 yield {
-                    "concept": looked.subject.name,
-                    "role": looked.subject.role,
+                    "concept": concept.subject.name,
+                    "role": concept.subject.role,
                     "weights": state,
                     "prompt": question.prompt,
                     "seed": question.seed,

@@ -1,7 +1,7 @@
 """What an evaluation found, by the field's names; also read back from its report.
 
 UA, IRA and CRA are UnlearnCanvas' (Zhang et al. 2024), each 1 at best: unlearning accuracy, the
-share of pictures asked for with an erased concept in which it is not recognised; in-domain
+share of images asked for with an erased concept in which it is not recognised; in-domain
 retention, the share of those asked for without one whose word of the same kind is recognised; and
 cross-domain retention, of the other kind.
 """
@@ -23,7 +23,7 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Figure:
-    """How often something is recognised, of n pictures under each weights; None of no pictures.
+    """How often something is recognised, of n images under each weights; None of no images.
 
     before, after: with the original and with the patched weights. interval: of after, 95% Wilson.
     """
@@ -35,8 +35,8 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Restored:
-    """One concept put back while the others stay out: as `Figure`, and how far its pictures are
+class RestoredFigure:
+    """One concept put back while the others stay out: as `Figure`, and how far its images are
     from the original's (mean |difference| of 255)."""
 
     after: float | None
@@ -47,9 +47,9 @@ class Restored:
 
 @dataclass(frozen=True)
 class ConceptFigures:
-    """One concept, asked for in n pictures; see `Figure` for before, after, n and interval.
+    """One concept, asked for in n images; see `Figure` for before, after, n and interval.
 
-    unseen: of the pictures asked for in phrasings that erasing never sees. erased: whether it is;
+    unseen: of the images asked for in phrasings that erasing never sees. erased: whether it is;
     None where it was not meant to be, or cannot be judged. pixel_distance: mean |after - before|
     of 255. latent_distance: the same of the VAE's latents. perceptual_distance: LPIPS.
     restored: None where that was not tried.
@@ -66,12 +66,12 @@ class ConceptFigures:
     pixel_distance: float
     latent_distance: float
     perceptual_distance: float | None
-    restored: Restored | None
+    restored: RestoredFigure | None
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The retained concepts' pictures against a folder of reference pictures.
+    """The retained concepts' images against a folder of reference images.
 
     fid, kid: with the original and with the patched weights, on the features of the model given;
     they compare with each other, and with figures on the same features only.
@@ -95,7 +95,7 @@ class Summary:
     """All concepts together; see the module.
 
     erased, retained_same_domain, retained_other_domain: accuracies, of which UA, IRA and CRA are
-    made. drawn_with_erased: the other kind, in pictures asked for with an erased concept.
+    made. drawn_with_erased: the other kind, in images asked for with an erased concept.
     harmonic_mean: of UA, IRA and CRA, of those there are.
     """
 
@@ -153,8 +153,8 @@ class EvaluateResult(Summary):
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Of a report on disk, what others tell of it.
+class ReportFigures:
+    """Of a report on disk, what a model card tells of it.
 
     concepts: role and figure by name. restored_identical: see `EvaluateResult`.
     """
@@ -163,7 +163,7 @@ class Measured:
     restored_identical: bool
 
 
-def read_measured(path: Path) -> Measured:
+def read_report(path: Path) -> ReportFigures:
     """From what `evaluate` left: its folder or its report.json.
 
     Raises MalformedError for what is no report, SystemFailure if it cannot be read.
@@ -174,7 +174,7 @@ def read_measured(path: Path) -> Measured:
     try:
         found = json.loads(text)
         concepts = {str(name): _concept(one) for name, one in found["concepts"].items()}
-        return Measured(concepts, bool(found["restored_identical"]))
+        return ReportFigures(concepts, bool(found["restored_identical"]))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise MalformedError(
             f"{path} is not a report of sepme evaluate", file=path, expected="its report.json"

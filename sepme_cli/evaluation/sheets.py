@@ -1,4 +1,4 @@
-"""Contact sheets: pictures in labelled rows and columns, as one PNG."""
+"""Contact sheets: images in labelled rows and columns, as one PNG."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def contact_sheet(
-    pictures: Tensor,
+    images: Tensor,
     file: Path | BinaryIO,
     *,
     rows: Sequence[str] = (),
@@ -17,12 +17,12 @@ def contact_sheet(
     scale: int = 1,
     gap: int = 2,
 ) -> None:
-    """Write pictures [rows, columns, 3, H, W] in [0, 1] to a PNG, enlarged by a whole factor.
+    """Write images [rows, columns, 3, H, W] in [0, 1] to a PNG, enlarged by a whole factor.
 
     rows, columns: labels, or none.
     """
-    across, down = pictures.shape[1], pictures.shape[0]
-    height, width = pictures.shape[3] * scale, pictures.shape[4] * scale
+    across, down = images.shape[1], images.shape[0]
+    height, width = images.shape[3] * scale, images.shape[4] * scale
     size = max(11, min(width // 6, 18))
     font = ImageFont.load_default(size=size)
     left = max((int(font.getlength(label)) for label in rows), default=0) + (8 if rows else 0)
@@ -36,9 +36,9 @@ def contact_sheet(
     for j, label in enumerate(columns):
         centre = left + j * (width + gap) + width // 2
         pen.text((centre, top // 2), label, fill="black", font=font, anchor="mm")
-    for i, row in enumerate(pictures):
-        for j, picture in enumerate(row):
-            pixels = (picture.permute(1, 2, 0) * 255).round().byte().numpy()
+    for i, row in enumerate(images):
+        for j, image in enumerate(row):
+            pixels = (image.permute(1, 2, 0) * 255).round().byte().numpy()
             tile = Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)
             sheet.paste(tile, (left + j * (width + gap), top + i * (height + gap)))
     sheet.save(file, format="PNG")

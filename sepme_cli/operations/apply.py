@@ -24,7 +24,7 @@ from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
 from sepme_cli.checkpoints.reading.original import Original
 from sepme_cli.checkpoints.reading.patches import Patches, PatchFile, read_patch_files, select
 from sepme_cli.checkpoints.structure.dtypes import CASTS, header_dtype
-from sepme_cli.checkpoints.writing.companions import Kept
+from sepme_cli.checkpoints.writing.companions import Companions
 from sepme_cli.checkpoints.writing.destination import Destination
 from sepme_cli.composing.composition import (
     TOOL,
@@ -80,7 +80,7 @@ class ApplyResult:
     statement: str | None = None
 
 
-class ApplyWishes(TypedDict, total=False):
+class ApplyOptions(TypedDict, total=False):
     """Options of `apply`, beside the model, the patches and the output.
 
     Attributes:
@@ -126,41 +126,41 @@ class ApplyRequest:
         model: PlaceLike,
         patches: Patches,
         output: FilePath | BinaryIO | None,
-        **wishes: Unpack[ApplyWishes],
+        **options: Unpack[ApplyOptions],
     ) -> Self:
         """Settle what is asked for, and read the patches. Raises UsageError, and what that does."""
-        check_known(wishes, ApplyWishes)
+        check_known(options, ApplyOptions)
         destination = Destination(
             as_place(model),
             as_path(output),
-            wishes.get("in_place", False),
-            wishes.get("force", False),
-            dry=wishes.get("check", False),
-            read=(*several(patches), wishes.get("base")),
+            options.get("in_place", False),
+            options.get("force", False),
+            dry=options.get("check", False),
+            read=(*several(patches), options.get("base")),
         )
-        statement = as_path(wishes.get("statement"))
+        statement = as_path(options.get("statement"))
         if statement is not None:
             written = None if destination.dry else destination.path
             check_statement(statement, written, force=destination.force)
             check_output(statement, (destination.model, *destination.read), force=destination.force)
         if not several(patches):
             raise UsageError("name at least one patch")
-        scale, dtype = _checked(wishes)
+        scale, dtype = _checked(options)
         files = read_patch_files(patches)
         return cls(
             destination=destination,
             files=files,
-            chosen=select(files, wishes.get("only", ())),
+            chosen=select(files, options.get("only", ())),
             scale=scale,
-            base=as_place(wishes.get("base")),
+            base=as_place(options.get("base")),
             dtype=dtype,
             statement=statement,
         )
 
 
-def _checked(wishes: ApplyWishes) -> tuple[float, str | None]:
+def _checked(options: ApplyOptions) -> tuple[float, str | None]:
     """The scale, and the dtype as safetensors calls it. Raises UsageError."""
-    scale, dtype = wishes.get("scale", 1.0), wishes.get("dtype")
+    scale, dtype = options.get("scale", 1.0), options.get("dtype")
     if not 0 < abs(scale) <= limits.SAFE_INTEGER:  # which is not so of a NaN either
         raise UsageError(
             "a scale must be a number other than 0",
@@ -170,7 +170,7 @@ def _checked(wishes: ApplyWishes) -> tuple[float, str | None]:
     wanted = None if dtype is None else header_dtype(dtype)
     if dtype is not None and wanted is None:
         raise UsageError("unknown dtype", expected=" or ".join(CASTS.values()), found=dtype)
-    if wanted is not None and wishes.get("in_place", False):
+    if wanted is not None and options.get("in_place", False):
         raise UsageError("another dtype moves every tensor: write to another file, not in place")
     return scale, wanted
 
@@ -180,7 +180,7 @@ class _Plan:
     """What will be done, and what there is to say of it."""
 
     composition: Composition
-    kept: Kept
+    companions: Companions
     new: tuple[Increment, ...]
     base_match: BaseMatch
     exact: bool
@@ -192,7 +192,7 @@ def apply(
     output: FilePath | BinaryIO | None = None,
     *,
     progress: Progress = SILENT,
-    **wishes: Unpack[ApplyWishes],
+    **options: Unpack[ApplyOptions],
 ) -> ApplyResult:
     """Write a checkpoint without the concepts of patches.
 
@@ -201,7 +201,7 @@ def apply(
         patches: Patches: files, places on the hub, or binary streams.
         output: File, folder or binary stream to write; None with `in_place` or `check`.
         progress: Receives progress and warnings.
-        **wishes: More options; see `ApplyWishes`.
+        **options: More options; see `ApplyOptions`.
 
     Returns:
         What was written; with `check`, what would be.
@@ -215,14 +215,14 @@ def apply(
         SystemFailure: A file cannot be read or written.
     """
     started, progress = time.monotonic(), Collector(progress)
-    request = ApplyRequest.of(model, patches, output, **wishes)
+    request = ApplyRequest.of(model, patches, output, **options)
     destination, statement = request.destination, request.statement
     with ExitStack() as stack:
         target = stack.enter_context(destination.opened(progress))
         _check_dtype(target.checkpoint, request.dtype)
         plan = stack.enter_context(_planned(target.checkpoint, request, progress))
-        target.write(plan.composition.rewrites(), plan.kept)
-        if late := plan.composition.drowning.warning:
+        target.write(plan.composition.rewrites(), plan.companions)
+        if late := plan.composition.rounding_loss.warning:
             progress.warn(late)
         if statement is not None and (written := destination.path) is not None:
             record = plan.composition.record
@@ -286,7 +286,9 @@ def _plan(
         request.dtype,
     )
     assert compared.match is not None  # which comparing gives
-    return _Plan(composition, Kept(record, sources.holding(entries)), new, compared.match, exact)
+    return _Plan(
+        composition, Companions(record, sources.holding(entries)), new, compared.match, exact
+    )
 
 
 def _check_dtype(checkpoint: Checkpoint, dtype: str | None) -> None:
@@ -302,7 +304,7 @@ def _check_dtype(checkpoint: Checkpoint, dtype: str | None) -> None:
 
 
 def _result(plan: _Plan, destination: Destination, seconds: float) -> ApplyResult:
-    checkpoint, record = plan.composition.checkpoint, plan.kept.record
+    checkpoint, record = plan.composition.checkpoint, plan.companions.record
     changed = [
         len(target.copies)
         for target in checkpoint.targets

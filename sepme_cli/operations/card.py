@@ -16,7 +16,7 @@ from sepme_cli.checkpoints.structure.families import FAMILIES
 from sepme_cli.composing.matching import check_patched
 from sepme_cli.errors import UsageError
 from sepme_cli.evaluation.intervals import percent
-from sepme_cli.evaluation.results import Measured, read_measured
+from sepme_cli.evaluation.results import ReportFigures, read_report
 from sepme_cli.progress import SILENT, Progress
 
 _LIMITS = """\
@@ -100,7 +100,7 @@ def card(
             *_taken_out(rows, patches),
             *_from(family, base, base_model),
             *_collateral(rows),
-            *(_measured(read_measured(as_path(report))) if report is not None else _not_measured()),
+            *(_measured(read_report(as_path(report))) if report is not None else _not_measured()),
             *_commands(models, base_model),
             _LIMITS,
         ]
@@ -172,10 +172,10 @@ def _not_measured() -> Iterator[str]:
     yield "Nothing was: `sepme evaluate` does, and `--report` puts it here."
 
 
-def _measured(report: Measured) -> Iterator[str]:
+def _measured(report: ReportFigures) -> Iterator[str]:
     yield "\n## What was measured\n"
     yield "How often a judge recognises what was asked for, before and after:\n"
-    yield "| concept | meant to be | before | after | 95% interval | pictures |"
+    yield "| concept | meant to be | before | after | 95% interval | images |"
     yield "|---|---|---|---|---|---|"
     for name, (role, found) in report.concepts.items():
         low, high = (percent(end) for end in found.interval or (None, None))

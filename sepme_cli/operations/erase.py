@@ -17,15 +17,15 @@ from sepme_cli.checkpoints.disk.output import (
     write_output,
 )
 from sepme_cli.checkpoints.hub.cache import check_publishable, publish
-from sepme_cli.diffusion.eraser import Made
-from sepme_cli.diffusion.pictures import load_pictures
+from sepme_cli.diffusion.eraser import ComputedIncrement
+from sepme_cli.diffusion.images import load_images
 from sepme_cli.diffusion.study import Study
 from sepme_cli.erasure.collateral import Collateral
 from sepme_cli.erasure.prompts import AsKind
 from sepme_cli.errors import SystemFailure
 from sepme_cli.operations.apply import apply
 from sepme_cli.places import HubPlace
-from sepme_cli.planning.request import EraseRequest, Wishes
+from sepme_cli.planning.request import EraseOptions, EraseRequest
 from sepme_cli.planning.survey import BaseSummary, Survey, surveyed
 from sepme_cli.progress import SILENT, Collector, Progress
 from sepme_cli.version import __version__
@@ -121,7 +121,7 @@ def erase(
     force_collateral: bool = False,
     force: bool = False,
     progress: Progress = SILENT,
-    **wishes: Unpack[Wishes],
+    **options: Unpack[EraseOptions],
 ) -> EraseResult:
     """Make a patch with one increment for each concept. The model is only read.
 
@@ -138,7 +138,7 @@ def erase(
         force_collateral: Make the patch even if it changes other prompts too much.
         force: Overwrite existing outputs.
         progress: Receives progress and warnings.
-        **wishes: More options; see `Wishes`.
+        **options: More options; see `EraseOptions`.
 
     Returns:
         What was written and measured.
@@ -153,20 +153,20 @@ def erase(
         SystemFailure: A file cannot be read or written.
     """
     started, progress = time.monotonic(), Collector(progress)
-    request = EraseRequest.of(model, concepts, **wishes)
+    request = EraseRequest.of(model, concepts, **options)
     target = as_output(output) or Path(f"{request.name}.sepme")
     if isinstance(target, HubPlace):
         check_publishable(target, force=force)
     for path in (target, as_path(apply_to)):
-        check_output(path, (model, *request.read, wishes.get("recipe")), force=force)
+        check_output(path, (model, *request.read, options.get("recipe")), force=force)
     with surveyed(request, progress=progress) as survey:
         if survey.wrecks is not None and not force_collateral:
             raise survey.wrecks
-        made = _made(survey, progress)
+        computed = _computed(survey, progress)
     shared = survey.studies[0].worst.shared
     patch = Patch(
         base=survey.base,
-        increments=tuple(m.increment for m in made),
+        increments=tuple(one.increment for one in computed),
         separable_from=shared.separable,
         protected=shared.protected,
         tool=f"sepme {__version__}",
@@ -187,8 +187,8 @@ def erase(
         base=survey.summary,
         recipe=patch.recipe,
         increments=tuple(
-            _summary(m, study, survey.around.neighbours.get(study.concept.name, ()))
-            for m, study in zip(made, survey.studies, strict=True)
+            _summary(one, study, survey.around.neighbours.get(study.concept.name, ()))
+            for one, study in zip(computed, survey.studies, strict=True)
         ),
         collateral=shared.strength.collateral,
         protection=shared.strength.protection,
@@ -198,16 +198,18 @@ def erase(
     )
 
 
-def _made(survey: Survey, progress: Progress) -> list[Made]:
+def _computed(survey: Survey, progress: Progress) -> list[ComputedIncrement]:
     request, network = survey.request, survey.network
     images = None
     if request.images is not None:
-        images = load_pictures(request.images, network.image_size)
+        images = load_images(request.images, network.image_size)
     groups = [survey.studies] if request.joint else [(study,) for study in survey.studies]
     return [
-        made
+        computed
         for group in groups
-        for made in request.method.increments(network, group, request.settings, images, progress)
+        for computed in request.method.increments(
+            network, group, request.settings, images, progress
+        )
     ]
 
 
@@ -229,8 +231,10 @@ def _publish(
         ) from error
 
 
-def _summary(made: Made, study: Study, neighbours: tuple[str, ...]) -> IncrementSummary:
-    increment, measured = made.increment, made.increment.measured
+def _summary(
+    computed: ComputedIncrement, study: Study, neighbours: tuple[str, ...]
+) -> IncrementSummary:
+    increment, measured = computed.increment, computed.increment.measured
     return IncrementSummary(
         concept=increment.concept,
         taken_for=study.concept.kind,
@@ -246,6 +250,6 @@ def _summary(made: Made, study: Study, neighbours: tuple[str, ...]) -> Increment
         leakage=measured.leakage,
         separability=measured.separability,
         collateral=study.collateral,
-        like=made.like,
-        seconds=made.seconds,
+        like=computed.like,
+        seconds=computed.seconds,
     )

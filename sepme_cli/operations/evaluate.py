@@ -30,11 +30,11 @@ from sepme_cli.erasure.words import given_word, parse_word, same_name
 from sepme_cli.evaluation.distances import Measures
 from sepme_cli.evaluation.experiment import Experiment, restores_weights
 from sepme_cli.evaluation.facts import facts_of, key_of
-from sepme_cli.evaluation.figures import Looked, concept_figures, summary
+from sepme_cli.evaluation.figures import EvaluatedConcept, concept_figures, summary
 from sepme_cli.evaluation.gallery import BATCH, Gallery
 from sepme_cli.evaluation.judges import load_judge
 from sepme_cli.evaluation.page import page
-from sepme_cli.evaluation.protocol import Drawing, Subject
+from sepme_cli.evaluation.protocol import SamplingOptions, Subject
 from sepme_cli.evaluation.report import PAGE, Report, check_folder, make_folder, write_report
 from sepme_cli.evaluation.results import ConceptFigures, EvaluateResult
 from sepme_cli.evaluation.subjects import Word, choose_subjects
@@ -74,7 +74,7 @@ def evaluate(
     *,
     judge: str,
     report: FilePath,
-    drawing: Drawing = Drawing(),
+    sampling: SamplingOptions = SamplingOptions(),
     options: ModelOptions = ModelOptions(),
     command: str = "",
     force: bool = False,
@@ -93,7 +93,7 @@ def evaluate(
         judge: Classifier: a transformers image classifier or CLIP model (a folder, or the hub id of
             a downloaded model), or "package.module:function", which returns a judge.
         report: Folder for the report.
-        drawing: How images are generated.
+        sampling: How images are generated.
         options: How to open the model, and what to compute on.
         command: Command line to show in the report.
         force: Replace an existing report.
@@ -139,39 +139,39 @@ def evaluate(
         network.load()
         fetched = fetched_from(place, checkpoint.path)
         named = fetched if isinstance(place, HubPlace) else checkpoint.path.name
-        facts = facts_of(named, network, judge, files, drawing)
+        facts = facts_of(named, network, judge, files, sampling)
         same_weights = restores_weights(checkpoint)
         stack.enter_context(only_writer(report, progress))
-        gallery = Gallery(make_folder(report), network, drawing, key_of(network, facts))
+        gallery = Gallery(make_folder(report), network, sampling, key_of(network, facts))
         experiment = Experiment.plan(gallery, chosen, subjects)
         longest = [
             max((one.prompt for one in asked), key=len) for asked in experiment.subjects.values()
         ]
         progress.warn_all(misread_prompts(network.text, longest))
-        drawn = experiment.draw(progress)
-        looked = experiment.look(jury, progress)
-        names = _names([one.subject for one in looked])
+        drawn = experiment.generate(progress)
+        evaluated = experiment.judged(jury, progress)
+        names = _names([one.subject for one in evaluated])
         concepts = {
             name: concept_figures(one, jury, network.vae.encode, measures.perceptual)
-            for name, one in zip(names, looked, strict=True)
+            for name, one in zip(names, evaluated, strict=True)
         }
         progress.warn_all(_weak(concepts))
         result = EvaluateResult(
-            **vars(summary(looked, jury)),
+            **vars(summary(evaluated, jury)),
             report=str(report),
             page=str(report / PAGE),
             model=str(place),
             patches=tuple(file.name for file in files),
             concepts=concepts,
             all_erased=all(c.erased is True for c in concepts.values() if c.role == "erased"),
-            restored_identical=same_weights and experiment.restores_pictures(),
-            reference=measures.compare(*_retained(looked)),
+            restored_identical=same_weights and experiment.restores_images(),
+            reference=measures.compare(*_retained(evaluated)),
             command=command,
             drawn=drawn,
             seconds=time.monotonic() - started,
             warnings=progress.warnings,
         )
-        told = Report(result, looked, facts)
+        told = Report(result, evaluated, facts)
         write_report(report, told, page(told))
     return result
 
@@ -203,11 +203,11 @@ def _names(subjects: Sequence[Subject]) -> list[str]:
     return [s.name if count[s.name] == 1 else f"{s.kind}:{s.name}" for s in subjects]
 
 
-def _retained(looked: Sequence[Looked]) -> tuple[Tensor, Tensor]:
-    """The retained concepts' pictures, before and after."""
-    kept = [one for one in looked if one.subject.role == "retained"]
+def _retained(evaluated: Sequence[EvaluatedConcept]) -> tuple[Tensor, Tensor]:
+    """The retained concepts' images, before and after."""
+    kept = [one for one in evaluated if one.subject.role == "retained"]
     before, after = (
-        [getattr(one, when).pictures for one in kept] or [torch.zeros(0, 3, 1, 1)]
+        [getattr(one, when).images for one in kept] or [torch.zeros(0, 3, 1, 1)]
         for when in ("before", "after")
     )
     return torch.cat(before), torch.cat(after)

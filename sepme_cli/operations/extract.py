@@ -13,7 +13,7 @@ from patch_spec.provenance import Setting
 from patch_spec.streams import stream_of
 from sepme_cli.arguments import FilePath, PlaceLike, as_path, as_place
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint, open_checkpoint
-from sepme_cli.checkpoints.reading.edited import Edited, open_edited
+from sepme_cli.checkpoints.reading.edited import EditedWeights, open_edited
 from sepme_cli.checkpoints.reading.targets import Target
 from sepme_cli.checkpoints.reading.tensors import Stored
 from sepme_cli.checkpoints.structure.dtypes import NAMES, numpy_dtype, readable
@@ -118,7 +118,7 @@ def extract(
     )
 
 
-def _check_edited(before: Checkpoint, after: Edited) -> None:
+def _check_edited(before: Checkpoint, after: EditedWeights) -> None:
     """RefusedError where the two are one model in two dtypes: what is between them is rounding."""
     pairs = [(t.copies[0], after.targets[t.name].copies[0]) for t in _compared(before)]
     if all(a.dtype == b.dtype for a, b in pairs):
@@ -199,7 +199,7 @@ def _left_out(
     return left_out, warnings
 
 
-def _others_left_out(before: Checkpoint, after: Edited) -> tuple[list[LeftOut], list[str]]:
+def _others_left_out(before: Checkpoint, after: EditedWeights) -> tuple[list[LeftOut], list[str]]:
     """The same of a file that holds some weights alone."""
     denoiser = before.network("denoiser")
     ours = denoiser.tensors if denoiser is not None else {}

@@ -9,13 +9,14 @@ from typing import Unpack
 from patch_spec.increment import Increment
 from sepme_cli.arguments import PlaceLike, Words
 from sepme_cli.diffusion.eraser import closed_form_increment, expected_seconds
-from sepme_cli.diffusion.pictures import load_pictures
-from sepme_cli.diffusion.study import Strength, Study
+from sepme_cli.diffusion.images import load_images
+from sepme_cli.diffusion.protection import Strength
+from sepme_cli.diffusion.study import Study
 from sepme_cli.erasure.collateral import Collateral
 from sepme_cli.erasure.prompts import AsKind, Kind
 from sepme_cli.increments import interferences
-from sepme_cli.planning.neighbourhood import Near
-from sepme_cli.planning.request import EraseRequest, Wishes
+from sepme_cli.planning.neighbourhood import NearWord
+from sepme_cli.planning.request import EraseOptions, EraseRequest
 from sepme_cli.planning.survey import BaseSummary, Survey, surveyed
 from sepme_cli.planning.vocabulary import vocabulary
 from sepme_cli.progress import SILENT, Collector, Progress
@@ -26,7 +27,7 @@ _SHOWN = 5
 
 
 @dataclass(frozen=True)
-class Dragged:
+class WordChange:
     """A word that is not protected, and how much its keys and values would change, of 1."""
 
     word: str
@@ -65,13 +66,13 @@ class PlannedConcept:
     taken: int
     neighbours: tuple[str, ...]
     aliases: tuple[str, ...]
-    nearly: tuple[Near, ...]
-    drags: tuple[Dragged, ...]
+    nearly: tuple[NearWord, ...]
+    drags: tuple[WordChange, ...]
     collateral: Collateral | None
 
 
 @dataclass(frozen=True)
-class Crowding:
+class PairInterference:
     """How much of what one concept's increment reads lies where the other's acts; see
     `sepme_cli.increments.interference`."""
 
@@ -104,7 +105,7 @@ class ErasePlan:
     recipe: str | None
     width: int
     concepts: tuple[PlannedConcept, ...]
-    crowded: tuple[Crowding, ...]
+    crowded: tuple[PairInterference, ...]
     interference: Mapping[str, Mapping[str, float]]
     collateral: Collateral | None
     protection: float
@@ -119,7 +120,7 @@ def plan_erasure(
     concepts: Words = (),
     *,
     progress: Progress = SILENT,
-    **wishes: Unpack[Wishes],
+    **options: Unpack[EraseOptions],
 ) -> ErasePlan:
     """Show what `erase` would do with the same arguments, and write nothing.
 
@@ -127,7 +128,7 @@ def plan_erasure(
         model: Checkpoint: a file, a folder, or a place on the hub.
         concepts: Names of the concepts, as prompts have them; empty with a recipe.
         progress: Receives progress and warnings.
-        **wishes: More options; see `Wishes`.
+        **options: More options; see `EraseOptions`.
 
     Returns:
         What would be done, and what it would change.
@@ -141,7 +142,7 @@ def plan_erasure(
         UnsupportedError: The model is of a kind that is not supported.
         SystemFailure: A file cannot be read.
     """
-    return plan(EraseRequest.of(model, concepts, **wishes), progress)
+    return plan(EraseRequest.of(model, concepts, **options), progress)
 
 
 def plan(request: EraseRequest, progress: Progress) -> ErasePlan:
@@ -156,7 +157,7 @@ def plan(request: EraseRequest, progress: Progress) -> ErasePlan:
         parts = [closed_form_increment(s, request.settings).increment for s in survey.studies]
         seconds = time.monotonic() - started
         if request.images is not None:  # which the run would fail on
-            load_pictures(request.images, survey.network.image_size)
+            load_images(request.images, survey.network.image_size)
         if request.method.learns:
             seconds += expected_seconds(survey.network, len(parts), request.settings)
     shared = survey.studies[0].worst.shared
@@ -198,14 +199,16 @@ def _planned(survey: Survey, part: Increment, study: Study) -> PlannedConcept:
         aliases=study.concept.names[1:],
         nearly=survey.around.aliases[part.concept],
         drags=tuple(
-            Dragged(word, "style" if word in styles else "object", change) for word, change in worst
+            WordChange(word, "style" if word in styles else "object", change)
+            for word, change in worst
         ),
         collateral=study.collateral,
     )
 
 
-def _crowded(between: Mapping[str, Mapping[str, float]]) -> tuple[Crowding, ...]:
+def _crowded(between: Mapping[str, Mapping[str, float]]) -> tuple[PairInterference, ...]:
     pairs = (
-        Crowding((a, b), max(between[a][b], between[b][a])) for a, b in combinations(between, 2)
+        PairInterference((a, b), max(between[a][b], between[b][a]))
+        for a, b in combinations(between, 2)
     )
     return tuple(sorted(pairs, key=lambda pair: -pair.interference)[:_SHOWN])

@@ -21,7 +21,7 @@ from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
 from sepme_cli.checkpoints.reading.original import Original
 from sepme_cli.checkpoints.reading.patches import Patches, PatchFile, named, read_patch_files
 from sepme_cli.checkpoints.structure.dtypes import numpy_dtype
-from sepme_cli.checkpoints.writing.companions import Kept
+from sepme_cli.checkpoints.writing.companions import Companions
 from sepme_cli.checkpoints.writing.destination import Destination
 from sepme_cli.checkpoints.writing.writer import Rewrite
 from sepme_cli.composing.composition import (
@@ -64,7 +64,7 @@ class RevertResult:
     seconds: float
 
 
-class RevertWishes(TypedDict, total=False):
+class RevertOptions(TypedDict, total=False):
     """Options of `revert`, beside the model and the patches.
 
     Attributes:
@@ -99,26 +99,26 @@ class RevertRequest:
     exact: bool
 
     @classmethod
-    def of(cls, model: PlaceLike, patches: Patches, **wishes: Unpack[RevertWishes]) -> Self:
+    def of(cls, model: PlaceLike, patches: Patches, **options: Unpack[RevertOptions]) -> Self:
         """Settle what is asked for, and read the patches. Raises UsageError, and what that does."""
-        check_known(wishes, RevertWishes)
-        base, undo = as_place(wishes.get("base")), as_path(wishes.get("undo"))
+        check_known(options, RevertOptions)
+        base, undo = as_place(options.get("base")), as_path(options.get("undo"))
         if base is not None and undo is not None:
             raise UsageError("give the base or an undo journal, not both")
         destination = Destination(
             as_place(model),
-            as_path(wishes.get("output")),
-            wishes.get("in_place", False),
-            wishes.get("force", False),
+            as_path(options.get("output")),
+            options.get("in_place", False),
+            options.get("force", False),
             read=(*several(patches), base, undo),
         )
         return cls(
             destination=destination,
             files=read_patch_files(patches),
-            concepts=several(wishes.get("concepts", ())),
+            concepts=several(options.get("concepts", ())),
             base=base,
             undo=undo,
-            exact=wishes.get("exact", False),
+            exact=options.get("exact", False),
         )
 
 
@@ -127,7 +127,7 @@ class _Plan:
     """What will be done. why_not_exact: "" if the result is. error is filled in by doing it."""
 
     rewrites: tuple[Rewrite, ...]
-    kept: Kept
+    companions: Companions
     taken: tuple[StackEntry, ...]
     remaining: tuple[StackEntry, ...]
     why_not_exact: str
@@ -139,7 +139,7 @@ def revert(
     patches: Patches = (),
     *,
     progress: Progress = SILENT,
-    **wishes: Unpack[RevertWishes],
+    **options: Unpack[RevertOptions],
 ) -> RevertResult:
     """Write a patched checkpoint with concepts restored.
 
@@ -150,7 +150,7 @@ def revert(
         model: Patched checkpoint: a file, a folder, or a place on the hub.
         patches: Patches whose concepts to restore; also those of what stays erased.
         progress: Receives progress and warnings.
-        **wishes: More options; see `RevertWishes`.
+        **options: More options; see `RevertOptions`.
 
     Returns:
         What was restored, and how exactly.
@@ -164,7 +164,7 @@ def revert(
         SystemFailure: A file cannot be read or written.
     """
     started, progress = time.monotonic(), Collector(progress)
-    request = RevertRequest.of(model, patches, **wishes)
+    request = RevertRequest.of(model, patches, **options)
     with ExitStack() as stack:
         target = stack.enter_context(request.destination.opened(progress))
         checkpoint = target.checkpoint
@@ -176,7 +176,7 @@ def revert(
         plan = _plan(checkpoint, record, request, taken, original)
         if plan.why_not_exact:
             progress.warn(f"not exact: {plan.why_not_exact}")
-        target.write(plan.rewrites, plan.kept)
+        target.write(plan.rewrites, plan.companions)
     return RevertResult(
         output=request.destination.name,
         family=checkpoint.family.name,
@@ -247,8 +247,8 @@ def _plan(
         )
     else:
         rewrites = subtraction(checkpoint, sources, taken, remaining, after, error)
-    kept = Kept(after, sources.holding(remaining))
-    return _Plan(rewrites, kept, taken, remaining, why, error)
+    companions = Companions(after, sources.holding(remaining))
+    return _Plan(rewrites, companions, taken, remaining, why, error)
 
 
 def _record_after(

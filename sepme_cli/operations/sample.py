@@ -1,4 +1,4 @@
-"""Draw pictures with a checkpoint, with and without patches."""
+"""Generate images with a checkpoint, with and without patches."""
 
 import io
 import time
@@ -16,15 +16,15 @@ from sepme_cli.checkpoints.reading.patches import Patches, PatchFile, read_patch
 from sepme_cli.composing.matching import ROUNDS_TWICE, applied_already, both_act, fit, split_applied
 from sepme_cli.diffusion.opening import opened_model
 from sepme_cli.diffusion.options import ModelOptions
-from sepme_cli.diffusion.sampler import draw_pictures
+from sepme_cli.diffusion.sampler import generate_images
 from sepme_cli.diffusion.weights import patched_weights
-from sepme_cli.evaluation.protocol import Drawing
+from sepme_cli.evaluation.protocol import SamplingOptions
 from sepme_cli.evaluation.sheets import contact_sheet
 from sepme_cli.planning.misread import misread_prompts
 from sepme_cli.progress import SILENT, Collector, Progress
 
 _BATCH = 8
-"""Pictures drawn at once."""
+"""Images generated at once."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def sample(
     *,
     patches: Patches = (),
     output: FilePath,
-    drawing: Drawing = Drawing(pictures=1),
+    sampling: SamplingOptions = SamplingOptions(images=1),
     scale: float = 1.0,
     only: Words = (),
     options: ModelOptions = ModelOptions(),
@@ -69,7 +69,7 @@ def sample(
         prompts: One or more prompts.
         patches: Patches: files, places on the hub, or binary streams.
         output: Image to write.
-        drawing: How images are generated.
+        sampling: How images are generated.
         scale: Strength of the patches; 1 is full.
         only: Use only these concepts or slugs.
         options: How to open the model, and what to compute on.
@@ -97,28 +97,28 @@ def sample(
             _check(checkpoint, files, chosen, progress)
         patched = patched_weights(checkpoint, [(part, scale) for part in chosen]) if chosen else {}
         progress.warn_all(misread_prompts(network.text, prompts))
-        count = drawing.pictures
+        count = sampling.images
         asked = [prompt for prompt in prompts for _ in range(count)]
-        seeds = [drawing.seed + i for _ in prompts for i in range(count)]
-        progress.stage("drawing", len(asked) * (2 if chosen else 1))
+        seeds = [sampling.seed + i for _ in prompts for i in range(count)]
+        progress.stage("generating images", len(asked) * (2 if chosen else 1))
 
-        def draw() -> torch.Tensor:
-            pictures = draw_pictures(
+        def generate() -> torch.Tensor:
+            images = generate_images(
                 network,
                 asked,
                 seeds,
-                steps=drawing.steps,
-                guidance=drawing.guidance,
-                size=drawing.size,
+                steps=sampling.steps,
+                guidance=sampling.guidance,
+                size=sampling.size,
                 batch=_BATCH,
                 advance=progress.advance,
             )
-            return pictures.view(len(prompts), count, *pictures.shape[1:])
+            return images.view(len(prompts), count, *images.shape[1:])
 
-        sheets = [draw()]
+        sheets = [generate()]
         if chosen:
             with network.denoiser.with_weights(patched):
-                sheets.append(draw())
+                sheets.append(generate())
     labels = [label for p in prompts for label in ([p, "  patched"] if chosen else [p])]
     rows = torch.stack(sheets, 1).flatten(0, 1)
     _write(rows, labels, output, force, progress)

@@ -19,7 +19,7 @@ from sepme_cli.signing.statement import is_statement, read_statement
 
 
 @dataclass(frozen=True)
-class Signed:
+class SignedFile:
     """file: what was signed. signature: the file with the signature. key: type and fingerprint."""
 
     file: str
@@ -36,7 +36,7 @@ class SignResult:
         seconds: Duration.
     """
 
-    signatures: tuple[Signed, ...]
+    signatures: tuple[SignedFile, ...]
     seconds: float
 
 
@@ -72,14 +72,14 @@ def sign(
     return SignResult(signatures, time.monotonic() - started)
 
 
-def _sign(file: Path, key: Path, force: bool, progress: Progress) -> Signed:
+def _sign(file: Path, key: Path, force: bool, progress: Progress) -> SignedFile:
     # No stage: its bar would be drawn over ssh-keygen's question for the passphrase.
     progress.say(f"signing {file} with {key}")
     with reading(file), file.open("rb") as opened:
         signature = openssh.sign(opened, key, progress.say)
     path = sidecar(file)
     write_output(path, signature.data, force=force, progress=progress)
-    return Signed(str(file), str(path), signature.key)
+    return SignedFile(str(file), str(path), signature.key)
 
 
 def _check(file: Path, progress: Progress) -> None:

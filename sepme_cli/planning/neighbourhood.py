@@ -18,7 +18,7 @@ _MOST_ALIASES = 8
 
 
 @dataclass(frozen=True)
-class Near:
+class NearWord:
     """A word that is nearly a concept's name, and the cosine of the two."""
 
     word: str
@@ -35,7 +35,7 @@ class Neighbourhood:
     concepts: tuple[Item, ...]
     protected: Protected
     neighbours: Mapping[str, tuple[str, ...]]
-    aliases: Mapping[str, tuple[Near, ...]]
+    aliases: Mapping[str, tuple[NearWord, ...]]
     warnings: tuple[str, ...]
 
 
@@ -104,7 +104,7 @@ def _related(item: Item) -> list[str]:
 
 def _aliases(
     item: Item, nearness: Nearness, free: Sequence[str], others: Sequence[str]
-) -> tuple[Near, ...]:
+) -> tuple[NearWord, ...]:
     """The words of the concept's kind that can hardly be told from it, and those of its related
     words that the encoder has near it, too; the nearest first.
 
@@ -116,14 +116,14 @@ def _aliases(
         others = ()
     words = [*(word for word in free if word in alike), *(w for w in others if w not in alike)]
     near = [
-        Near(word, max(nearness.between(word, name) for name in item.names))
+        NearWord(word, max(nearness.between(word, name) for name in item.names))
         for word in nearness.nearest(item.names, words)
     ]
     enough = [one for one in near if one.word in alike or one.nearness >= nearness.related_from]
     return tuple(enough[:_MOST_ALIASES])
 
 
-def _each_once(aliases: Mapping[str, Sequence[Near]]) -> dict[str, tuple[Near, ...]]:
+def _each_once(aliases: Mapping[str, Sequence[NearWord]]) -> dict[str, tuple[NearWord, ...]]:
     """The same, a word that is near to several concepts with the one it is nearest to."""
     owner: dict[str, tuple[float, str]] = {}
     for name, found in aliases.items():
@@ -136,7 +136,7 @@ def _each_once(aliases: Mapping[str, Sequence[Near]]) -> dict[str, tuple[Near, .
     }
 
 
-def _with_aliases(item: Item, found: Sequence[Near]) -> Item:
+def _with_aliases(item: Item, found: Sequence[NearWord]) -> Item:
     return replace(item, aliases=(*item.aliases, *(near.word for near in found)))
 
 

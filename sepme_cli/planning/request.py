@@ -35,7 +35,7 @@ Aliases = Literal["none", "auto"]
 Streams = Literal["all", "tokens", "pooled"]
 
 
-class Wishes(TypedDict, total=False):
+class EraseOptions(TypedDict, total=False):
     """Options of an erasure, beside the model and the concepts.
 
     Attributes:
@@ -75,7 +75,7 @@ class Wishes(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class EraseRequest:
-    """An erasure as the command line, a recipe and Python ask for it alike; see `Wishes`.
+    """An erasure as the command line, a recipe and Python ask for it alike; see `EraseOptions`.
 
     recipe: what to erase and what is protected, also where no file says it. digest: of the file.
     name: of the patch, where nobody names it. settings: with the recipe's.
@@ -101,15 +101,15 @@ class EraseRequest:
         return *self.known, *several(self.options.text_encoders)
 
     @classmethod
-    def of(cls, model: PlaceLike, concepts: Words = (), **wishes: Unpack[Wishes]) -> Self:
+    def of(cls, model: PlaceLike, concepts: Words = (), **options: Unpack[EraseOptions]) -> Self:
         """Settle what is asked for. Raises UsageError, and what reading a recipe raises."""
-        check_known(wishes, Wishes)
-        given = wishes.get("recipe")
+        check_known(options, EraseOptions)
+        given = options.get("recipe")
         policy = None if given is None else as_recipe(given)
-        recipe = _recipe(several(concepts), policy, wishes)
-        images, joint = as_path(wishes.get("images")), wishes.get("joint", False)
-        settings, options = _settings(recipe, wishes)
-        method = _method(wishes.get("method"), recipe, images, joint=joint)
+        recipe = _recipe(several(concepts), policy, options)
+        images, joint = as_path(options.get("images")), options.get("joint", False)
+        settings, model_options = _settings(recipe, options)
+        method = _method(options.get("method"), recipe, images, joint=joint)
         return cls(
             model=as_place(model),
             recipe=recipe,
@@ -117,13 +117,13 @@ class EraseRequest:
             name=recipe.concepts[0].slug if isinstance(given, Recipe | None) else Path(given).stem,
             method=method,
             settings=settings,
-            options=options,
-            known=as_places(wishes.get("known", ())),
+            options=model_options,
+            known=as_places(options.get("known", ())),
             images=images,
             joint=joint,
-            aliases=wishes.get("aliases", "none"),
-            cache=wishes.get("cache", True),
-            streams=_streams(wishes.get("streams", "all"), method),
+            aliases=options.get("aliases", "none"),
+            cache=options.get("cache", True),
+            streams=_streams(options.get("streams", "all"), method),
         )
 
     def streams_of(self, base: Base) -> tuple[Stream, ...]:
@@ -152,10 +152,10 @@ def _streams(streams: Streams, method: Method) -> Streams:
     return streams
 
 
-def _recipe(concepts: Sequence[str], policy: Recipe | None, wishes: Wishes) -> Recipe:
+def _recipe(concepts: Sequence[str], policy: Recipe | None, options: EraseOptions) -> Recipe:
     """The recipe, or one that says what the caller does. Raises UsageError for both."""
-    kind, to = wishes.get("kind", "any"), wishes.get("to")
-    protect = several(wishes.get("protect", ()))
+    kind, to = options.get("kind", "any"), options.get("to")
+    protect = several(options.get("protect", ()))
     if policy is not None and (concepts or protect or to is not None or kind != "any"):
         raise UsageError(
             "the recipe gives the concepts and what to protect: leave out --concept, --as, "
@@ -199,9 +199,9 @@ def _method(name: str | None, recipe: Recipe, images: Path | None, *, joint: boo
     return method
 
 
-def _settings(recipe: Recipe, wishes: Wishes) -> tuple[Settings, ModelOptions]:
+def _settings(recipe: Recipe, options: EraseOptions) -> tuple[Settings, ModelOptions]:
     """What the caller says, over what the recipe says, over the defaults: field by field."""
-    said, options = wishes.get("settings"), wishes.get("options", ModelOptions())
+    said, model_options = options.get("settings"), options.get("options", ModelOptions())
     if not isinstance(said, Settings):
         said = Settings.of({**recipe.hyperparameters, **(said or {})})
-    return said, replace(options, dtype=options.dtype or recipe.dtype)
+    return said, replace(model_options, dtype=model_options.dtype or recipe.dtype)

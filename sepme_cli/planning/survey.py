@@ -11,7 +11,8 @@ from sepme_cli.checkpoints.reading.patches import read_patch_file
 from sepme_cli.composing.matching import check_unpatched
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.opening import opened_model
-from sepme_cli.diffusion.study import Strength, Study, study
+from sepme_cli.diffusion.protection import Strength
+from sepme_cli.diffusion.study import Study, study
 from sepme_cli.errors import MismatchError, RefusedError, UnsupportedError
 from sepme_cli.places import Place
 from sepme_cli.planning.background import background_of

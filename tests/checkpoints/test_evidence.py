@@ -10,7 +10,7 @@ import pytest
 
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint, open_checkpoint
 from sepme_cli.checkpoints.reading.copies import unpatched_copies
-from sepme_cli.checkpoints.reading.prediction import told_prediction
+from sepme_cli.checkpoints.reading.prediction import recorded_prediction
 from sepme_cli.checkpoints.structure.families import detect
 from sepme_cli.checkpoints.structure.folders import model_folder
 from tests.checkpoints.test_families import FULL, REFINER, SD2, SMALL, XL, entries, unet_only
@@ -194,7 +194,7 @@ MODELS: dict[str, tuple[Callable[[Path], Path], str, str | None]] = {
 }
 
 
-def told(path: Path, look: Callable[[Checkpoint], Any] = told_prediction) -> Any:
+def told(path: Path, look: Callable[[Checkpoint], Any] = recorded_prediction) -> Any:
     with open_checkpoint(path) as checkpoint:
         return look(checkpoint)
 

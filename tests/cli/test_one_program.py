@@ -24,7 +24,7 @@ settings: {rank: 2, ridge: 0.001, dtype: fp32}
 """
 #: A report of `sepme evaluate` as far as a card reads it.
 REPORT = '{"concepts": {}, "restored_identical": true}'
-DRAWING = sepme.Drawing(pictures=2, steps=1, restore=0, guidance=3.0)
+SAMPLING = sepme.SamplingOptions(images=2, steps=1, restore=0, guidance=3.0)
 QUICK = {"steps": 2, "pictures": 2, "sampling_steps": 2, "batch_size": 2}
 
 #: What a user types, and the same in Python. `small` is a model that can be run, `model` is not.
@@ -97,7 +97,7 @@ CASES: dict[str, tuple[str, Callable[[], Any]]] = {
             "a pond",
             patches="small.sepme",
             output="o.png",
-            drawing=sepme.Drawing(pictures=1, steps=1),
+            sampling=sepme.SamplingOptions(images=1, steps=1),
         ),
     ),
     "evaluate": (
@@ -108,7 +108,7 @@ CASES: dict[str, tuple[str, Callable[[], Any]]] = {
             "small.sepme",
             judge="tests.small_judge:judge",
             report="report",
-            drawing=DRAWING,
+            sampling=SAMPLING,
         ),
     ),
     "card": (

@@ -18,7 +18,7 @@ from patch_spec.base import Base
 from patch_spec.container import patch_bytes
 from patch_spec.increment import Increment
 from patch_spec.manifest import Patch
-from patch_spec.provenance import Measured, Method
+from patch_spec.provenance import Measurements, Method
 from sepme_cli import __version__
 from sepme_cli.app import run
 from sepme_cli.checkpoints.journals.pending import pending_path
@@ -117,7 +117,7 @@ def _every_field(base: Base, recipe: Path) -> Patch:
     told = {
         "prompts": ("café", "a picture of a café"),
         "method": Method("closed-form", settings),
-        "measured": Measured(1.0, 0.125, 1e-7, 0.5, 17, "threshold"),
+        "measured": Measurements(1.0, 0.125, 1e-7, 0.5, 17, "threshold"),
     }
     parts = [
         operator(base, "café", seed=4),

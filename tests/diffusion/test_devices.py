@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
-from sepme_cli.diffusion.devices import Computing, Machine, Unit, Work, choose, units
+from sepme_cli.diffusion.devices import DeviceChoice, Machine, Unit, Work, choose, units
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.options import ModelOptions
 from sepme_cli.diffusion.predictor import EditedPredictor
-from sepme_cli.diffusion.sampler import draw_pictures
+from sepme_cli.diffusion.sampler import generate_images
 from sepme_cli.errors import UsageError
 
 GIB = 2**30
@@ -25,23 +25,23 @@ APPLE = Unit("mps", "Apple GPU", 12 * GIB, "fp16")
 
 
 def chosen(
-    here: tuple[Unit, ...], work: Work, pictures: int = 1, **said: Any
+    here: tuple[Unit, ...], work: Work, images: int = 1, **said: Any
 ) -> tuple[str, str, bool]:
-    found: Computing = choose(here, work, ModelOptions(**said), unet=UNET, pictures=pictures)
+    found: DeviceChoice = choose(here, work, ModelOptions(**said), unet=UNET, images=images)
     assert (", with little memory" in found.why) == found.frugal
     return (str(found.device), found.dtype, found.frugal)
 
 
 @pytest.mark.parametrize(
-    ("here", "work", "pictures", "expected"),
+    ("here", "work", "images", "expected"),
     [
         # The closed form makes the same patch everywhere.
         ((NEW, CPU), "closed form", 32, ("cuda", "fp32", False)),
         ((CPU,), "closed form", 32, ("cpu", "fp32", False)),
-        ((NEW, CPU), "drawing", 8, ("cuda", "bf16", False)),
-        ((OLD, CPU), "drawing", 8, ("cuda", "fp16", False)),
-        ((APPLE, CPU), "drawing", 8, ("mps", "fp16", False)),
-        ((CPU,), "drawing", 8, ("cpu", "fp32", False)),
+        ((NEW, CPU), "sampling", 8, ("cuda", "bf16", False)),
+        ((OLD, CPU), "sampling", 8, ("cuda", "fp16", False)),
+        ((APPLE, CPU), "sampling", 8, ("mps", "fp16", False)),
+        ((CPU,), "sampling", 8, ("cpu", "fp32", False)),
         # Gradients need more range than fp16 has.
         ((NEW, CPU), "learning", 8, ("cuda", "bf16", False)),
         ((OLD, CPU), "learning", 32, ("cuda", "fp32", True)),
@@ -50,22 +50,22 @@ def chosen(
     ],
 )
 def test_what_is_chosen(
-    here: tuple[Unit, ...], work: Work, pictures: int, expected: tuple[str, str, bool]
+    here: tuple[Unit, ...], work: Work, images: int, expected: tuple[str, str, bool]
 ) -> None:
-    assert chosen(here, work, pictures=pictures) == expected
+    assert chosen(here, work, images=images) == expected
 
 
 def test_what_is_said_holds() -> None:
     assert chosen((NEW, CPU), "learning", device="cpu") == ("cpu", "fp32", False)
     assert chosen((NEW, CPU), "closed form", dtype="fp16") == ("cuda", "fp16", False)
     assert chosen((CPU,), "learning", low_memory=True) == ("cpu", "fp32", True)
-    assert "8.0 free" in choose((OLD, CPU), "learning", unet=UNET, pictures=32).why
+    assert "8.0 free" in choose((OLD, CPU), "learning", unet=UNET, images=32).why
 
 
 @pytest.mark.parametrize("device", ["cuda", "abacus", "mps:1", "cpu:7", "cpu:x"])
 def test_a_device_that_is_not_there_says_what_is(device: str) -> None:
     with pytest.raises(UsageError) as caught:
-        choose((APPLE, CPU), "drawing", ModelOptions(device=device))
+        choose((APPLE, CPU), "sampling", ModelOptions(device=device))
     assert caught.value.expected == "mps (Apple GPU) or cpu (a processor)"
 
 
@@ -140,7 +140,7 @@ def test_few_pictures_at_a_time_are_the_same_pictures(small_model: Path) -> None
     for frugal in (False, True):
         with open_checkpoint(small_model) as checkpoint:
             model = StableDiffusion.of(checkpoint, torch.device("cpu"), frugal=frugal)
-            drawn.append(draw_pictures(model, ["a cat"] * 5, range(5), steps=3, size=16))
+            drawn.append(generate_images(model, ["a cat"] * 5, range(5), steps=3, size=16))
     torch.testing.assert_close(drawn[1], drawn[0], rtol=1e-4, atol=1e-4)
 
 
@@ -153,5 +153,5 @@ def test_text_is_encoded_in_full_precision_whatever_the_unet_computes_in(
             StableDiffusion.of(checkpoint, torch.device("cpu"), d) for d in (torch.float32, dtype)
         )
         assert half.text.encode(["a cat"]).equal(full.text.encode(["a cat"]))
-        pictures = draw_pictures(half, ["a cat"], [0], steps=2, size=16)
+        pictures = generate_images(half, ["a cat"], [0], steps=2, size=16)
         assert pictures.isfinite().all()

@@ -14,7 +14,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
 from sepme_cli.checkpoints.reading.lent import lend_text_encoders
 from sepme_cli.diffusion.models import StableDiffusion
-from sepme_cli.diffusion.sampler import draw_pictures
+from sepme_cli.diffusion.sampler import generate_images
 from sepme_cli.diffusion.tokenizer import END, tokenize
 from sepme_cli.errors import UnsupportedError
 from tests.small_model import (
@@ -149,7 +149,7 @@ def test_predictions_are_the_libraries(name: str, both: Any, shelf: Any) -> None
 
 @pytest.mark.parametrize("name", SMALL)
 def test_everything_draws(name: str, both: Any) -> None:
-    pictures = draw_pictures(both(name), ["a cat", ""], [1, 2], steps=2, size=16)
+    pictures = generate_images(both(name), ["a cat", ""], [1, 2], steps=2, size=16)
     assert pictures.shape == (2, 3, 16, 16)
     assert torch.isfinite(pictures).all()
 

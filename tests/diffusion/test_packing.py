@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
 from sepme_cli.diffusion.models import StableDiffusion
-from sepme_cli.diffusion.packing import Packed, pack, sees
+from sepme_cli.diffusion.packing import PackedTexts, pack, sees
 from sepme_cli.erasure.concept import Lexicon
 from tests.small_model import POSITIONS, SMALL, small_parts, small_text, write_single_file
 
@@ -38,7 +38,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], 
         yield opened
 
 
-def seen(packed: Packed) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+def seen(packed: PackedTexts) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """The tokens and the depths that each node sees, its own the last."""
     return [
         (tuple(ids[mask].tolist()), tuple(depths[mask].tolist()))

@@ -6,8 +6,8 @@ import torch
 
 from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
 from sepme_cli.diffusion.models import StableDiffusion
-from sepme_cli.diffusion.moments import pictured_moments, sampled_moments
-from sepme_cli.diffusion.sampler import draw_latents, draw_pictures, initial_noise
+from sepme_cli.diffusion.moments import image_moments, sampled_moments
+from sepme_cli.diffusion.sampler import generate_images, initial_noise, sample_latents
 from sepme_cli.erasure.prompts import Phrase
 from sepme_cli.erasure.representation import Sample
 from sepme_cli.erasure.settings import Settings
@@ -29,7 +29,7 @@ def test_noise_depends_on_its_seed_alone() -> None:
 
 
 def test_the_same_seed_draws_the_same_picture(model: StableDiffusion) -> None:
-    first, second = (draw_pictures(model, ["ink", "cat"], [1, 2], steps=3) for _ in range(2))
+    first, second = (generate_images(model, ["ink", "cat"], [1, 2], steps=3) for _ in range(2))
     assert first.shape == (2, 3, 16, 16)
     assert torch.equal(first, second)
 
@@ -41,7 +41,7 @@ def test_drawing_is_ddim_with_guidance(model: StableDiffusion, steps: int, guida
     w eps(x_t, c); without the text at guidance 0, on it alone at 1."""
     context, blank = model.text.condition(["ink"]), model.text.condition([""])
     x = noise = initial_noise((4, 8, 8), [0])
-    found = draw_latents(model, context, noise, blank=blank, steps=steps, guidance=guidance)
+    found = sample_latents(model, context, noise, blank=blank, steps=steps, guidance=guidance)
     times = list(model.schedule.trajectory(steps).times)
     alphas = [model.schedule.alphas[t] for t in times]
     for t, alpha, after in zip(times, alphas, [*alphas[1:], model.schedule.alphas[0]], strict=True):
@@ -73,7 +73,7 @@ def check_predictions(model: StableDiffusion, sample: Sample) -> None:
 def test_given_pictures_are_noised_to_every_level(model: StableDiffusion) -> None:
     """x_t = sqrt(alpha_t) x_0 + sqrt(1 - alpha_t) noise, and what the model predicts there."""
     pictures = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    sample = pictured_moments(model, PHRASES, pictures, SETTINGS)
+    sample = image_moments(model, PHRASES, pictures, SETTINGS)
     assert len(sample) == 2 * 4
     times = sample.steps.tolist()
     assert sorted(set(times)) == times[::2] == times[1::2]

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from patch_spec.grid import GRID
-from sepme_cli.erasure.concept import Wanted
+from sepme_cli.erasure.concept import EmbeddingPairs
 from sepme_cli.erasure.increment import (
     Admissible,
     Witnesses,
@@ -14,25 +14,25 @@ from sepme_cli.erasure.increment import (
     operator_factors,
 )
 from sepme_cli.erasure.settings import Settings
-from sepme_cli.erasure.subspace import Ground, Weighing, energy
+from sepme_cli.erasure.subspace import CostWeights, Ground, energy
 from sepme_cli.errors import RefusedError
 from tests.erasure.test_subspace import rows, unit
 
 SETTINGS = Settings(rank=3, insistence=2.0, erase_scale=1.5)
-WANTED = Wanted(rows(5, 12, 0), rows(5, 12, 1))
+PAIRS = EmbeddingPairs(rows(5, 12, 0), rows(5, 12, 1))
 BLANK = rows(2, 12, 2)
 
 
-def ground_of(wanted: Wanted, protected: torch.Tensor | None = None) -> Ground:
+def ground_of(pairs: EmbeddingPairs, protected: torch.Tensor | None = None) -> Ground:
     kept = energy(rows(3, 12, 3)) if protected is None else protected
-    weighing = Weighing(SETTINGS.insistence, protection=1.0)
-    return Ground.of(BLANK, [wanted.concept], kept, weighing)
+    weights = CostWeights(SETTINGS.insistence, protection=1.0)
+    return Ground.of(BLANK, [pairs.concept], kept, weights)
 
 
 def found(
-    wanted: Wanted = WANTED, ground: Ground | None = None, *, alone: bool = True
+    pairs: EmbeddingPairs = PAIRS, ground: Ground | None = None, *, alone: bool = True
 ) -> Admissible:
-    return admissible("ink", wanted, ground or ground_of(wanted), SETTINGS, alone=alone)
+    return admissible("ink", pairs, ground or ground_of(pairs), SETTINGS, alone=alone)
 
 
 def test_a_basis_is_orthonormal_on_the_grid_and_leaves_the_blank_alone() -> None:
@@ -46,29 +46,29 @@ def test_a_basis_is_orthonormal_on_the_grid_and_leaves_the_blank_alone() -> None
 
 def test_separability_is_the_share_of_the_way_that_is_covered() -> None:
     space = found()
-    way = WANTED.instead - WANTED.concept
-    covered = WANTED.concept @ space.basis.T @ (space.shift / SETTINGS.erase_scale).T
+    way = PAIRS.anchor - PAIRS.concept
+    covered = PAIRS.concept @ space.basis.T @ (space.shift / SETTINGS.erase_scale).T
     left = (covered - way).pow(2).sum() / way.pow(2).sum()
     assert space.separability == pytest.approx(1 - float(left))
     assert 0.1 < space.separability < 1
 
 
 def test_the_cost_is_that_of_everything_but_the_concept() -> None:
-    ground, space = ground_of(WANTED), found()
-    others = ground.cost - SETTINGS.insistence * energy(WANTED.concept)
+    ground, space = ground_of(PAIRS), found()
+    others = ground.cost - SETTINGS.insistence * energy(PAIRS.concept)
     torch.testing.assert_close(space.cost, space.basis @ others @ space.basis.T)
 
 
 def test_more_is_moved_in_proportion() -> None:
     plain = admissible(
-        "ink", WANTED, ground_of(WANTED), replace(SETTINGS, erase_scale=1.0), alone=True
+        "ink", PAIRS, ground_of(PAIRS), replace(SETTINGS, erase_scale=1.0), alone=True
     )
     torch.testing.assert_close(found().shift, 1.5 * plain.shift)
     assert found().separability == plain.separability
 
 
 def test_what_lies_in_what_must_stay_is_refused_unless_others_can_go() -> None:
-    ground = ground_of(WANTED, 1e6 * energy(WANTED.concept))
+    ground = ground_of(PAIRS, 1e6 * energy(PAIRS.concept))
     with pytest.raises(RefusedError, match="'ink' cannot be separated") as caught:
         found(ground=ground)
     assert caught.value.expected == "separability of at least 0.1"
@@ -78,17 +78,17 @@ def test_what_lies_in_what_must_stay_is_refused_unless_others_can_go() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "blank"),
-    [(WANTED, unit(*range(12), width=12)), (replace(WANTED, instead=WANTED.concept), BLANK)],
+    ("pairs", "blank"),
+    [(PAIRS, unit(*range(12), width=12)), (replace(PAIRS, anchor=PAIRS.concept), BLANK)],
     ids=["no direction is free", "it acts like what it should already"],
 )
 @pytest.mark.parametrize("alone", [True, False])
 def test_where_there_is_nothing_to_do_is_refused(
-    wanted: Wanted, blank: torch.Tensor, alone: bool
+    pairs: EmbeddingPairs, blank: torch.Tensor, alone: bool
 ) -> None:
-    ground = Ground.of(blank, [wanted.concept], energy(rows(0, 12, 0)), Weighing())
+    ground = Ground.of(blank, [pairs.concept], energy(rows(0, 12, 0)), CostWeights())
     with pytest.raises(RefusedError, match="nothing is left") as caught:
-        found(wanted, ground, alone=alone)
+        found(pairs, ground, alone=alone)
     assert caught.value.found == "0.000"
 
 

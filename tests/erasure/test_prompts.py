@@ -157,17 +157,17 @@ class Letters:
 
 def test_every_embedding_of_a_concept_has_its_answer() -> None:
     concept = Concept("a", ("a",), "style", (Phrase("a", ""),), "c", ("c",))
-    wanted = Lexicon(Letters(), "ac").wanted(concept)
-    assert wanted.concept.flatten().tolist() == [0, 1, ord("a"), 999]
-    assert wanted.instead.flatten().tolist() == [0, 1, ord("c"), 999]
+    found = Lexicon(Letters(), "ac").embedding_pairs(concept)
+    assert found.concept.flatten().tolist() == [0, 1, ord("a"), 999]
+    assert found.anchor.flatten().tolist() == [0, 1, ord("c"), 999]
 
 
 def test_embeddings_that_are_one_count_once_for_each_of_their_answers() -> None:
     concept = Concept(
         "a", ("a",), "any", tuple(Phrase(p, "") for p in ("a", "aa")), "c", ("c", "cd")
     )
-    wanted = Lexicon(Letters(), ["a", "aa", "c", "cd"]).wanted(concept)
-    pairs = torch.cat([wanted.concept, wanted.instead], 1).tolist()
+    found = Lexicon(Letters(), ["a", "aa", "c", "cd"]).embedding_pairs(concept)
+    pairs = torch.cat([found.concept, found.anchor], 1).tolist()
     assert pairs == [[0, 0], [1, 1], [97, 99], [97, 100], [999, 999]]
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sepme_cli.evaluation.figures import (
-    Looked,
+    EvaluatedConcept,
     album,
     concept_figures,
     harmonic_mean,
@@ -41,9 +41,11 @@ def showing(*pairs: tuple[str, str]) -> Tensor:
     return pictures
 
 
-def looked(subject: Subject, asked: Sequence[Question], before: Tensor, after: Tensor) -> Looked:
+def evaluated(
+    subject: Subject, asked: Sequence[Question], before: Tensor, after: Tensor
+) -> EvaluatedConcept:
     judge = Reader()
-    return Looked(subject, asked, album(judge, before), album(judge, after), None)
+    return EvaluatedConcept(subject, asked, album(judge, before), album(judge, after), None)
 
 
 INK, NOTO = Subject("ink", "style", "erased"), Subject("noto", "style", "retained")
@@ -60,8 +62,8 @@ def test_ua_ira_and_cra_are_those_of_the_field() -> None:
     before = showing(("ink", "cat"), ("ink", "dog"), ("ink", "cat"), ("ink", "dog"))
     after = showing(("noto", "cat"), ("noto", "cat"), ("ink", "cat"), ("noto", "dog"))
     kept = showing(("noto", "cat"), ("noto", "dog")), showing(("ink", "cat"), ("noto", "cat"))
-    everything = [looked(INK, ink, before, after), looked(NOTO, noto, *kept)]
-    found = summary(everything, Reader())
+    concepts = [evaluated(INK, ink, before, after), evaluated(NOTO, noto, *kept)]
+    found = summary(concepts, Reader())
     assert found.erased == Figure(1.0, 0.25, 4, Proportion(1, 4).interval)
     assert found.ua == 0.75
     assert found.ira == 0.5  # one of two is still noto
@@ -69,19 +71,19 @@ def test_ua_ira_and_cra_are_those_of_the_field() -> None:
     assert found.drawn_with_erased.after == 0.75  # a dog became a cat
     assert found.harmonic_mean == pytest.approx(3 / (1 / 0.75 + 2 + 2))
 
-    ink_figures = concept_figures(everything[0], Reader(), lambda pictures: 2 * pictures)
+    ink_figures = concept_figures(concepts[0], Reader(), lambda pictures: 2 * pictures)
     assert (ink_figures.before, ink_figures.after, ink_figures.n) == (1.0, 0.25, 4)
     assert ink_figures.unseen == Figure(1.0, 0.5, 2, Proportion(1, 2).interval)
     change = float((before - after).abs().mean())
     assert ink_figures.pixel_distance == pytest.approx(255 * change)
     assert ink_figures.latent_distance == pytest.approx(2 * change)
-    assert concept_figures(everything[1], Reader(), lambda p: p).erased is None
+    assert concept_figures(concepts[1], Reader(), lambda p: p).erased is None
 
 
 def test_what_the_judge_does_not_know_is_not_counted() -> None:
     monet = Subject("Monet", "style", "erased")
     asked = [pair(monet, "cat")]
-    one = looked(monet, asked, showing(("ink", "cat")), showing(("ink", "dog")))
+    one = evaluated(monet, asked, showing(("ink", "cat")), showing(("ink", "dog")))
     found = concept_figures(one, Reader(), lambda p: p)
     assert (found.before, found.after, found.n, found.erased) == (None, None, 0, None)
     assert summary([one], Reader()).ua is None
@@ -143,7 +145,7 @@ def test_a_picture_that_two_concepts_ask_for_counts_once() -> None:
     cat = Subject("cat", "object", "retained")
     asked = [pair(NOTO, "cat")]
     same = showing(("noto", "cat")), showing(("noto", "dog"))
-    gone = looked(INK, [pair(INK, "cat")], showing(("ink", "cat")), showing(("noto", "cat")))
-    found = summary([gone, looked(NOTO, asked, *same), looked(cat, asked, *same)], Reader())
+    gone = evaluated(INK, [pair(INK, "cat")], showing(("ink", "cat")), showing(("noto", "cat")))
+    found = summary([gone, evaluated(NOTO, asked, *same), evaluated(cat, asked, *same)], Reader())
     assert (found.retained_same_domain.n, found.retained_other_domain.n) == (1, 1)
     assert (found.ira, found.cra) == (1.0, 0.0)

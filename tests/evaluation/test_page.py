@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sepme_cli.erasure.prompts import Kind
-from sepme_cli.evaluation.figures import Album, Looked
+from sepme_cli.evaluation.figures import Album, EvaluatedConcept
 from sepme_cli.evaluation.page import page, verdict
 from sepme_cli.evaluation.protocol import Question, Role, Subject
 from sepme_cli.evaluation.report import Report
@@ -19,7 +19,7 @@ from sepme_cli.evaluation.results import (
     EvaluateResult,
     Figure,
     Reference,
-    Restored,
+    RestoredFigure,
 )
 
 HOSTILE = "<script>console.error('ink')</script> & \"co\""
@@ -29,7 +29,7 @@ VOID = {"meta", "img"}
 browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")
 
 
-def looked(name: str, kind: Kind, role: Role, *, restored: bool = False) -> Looked:
+def evaluated(name: str, kind: Kind, role: Role, *, restored: bool = False) -> EvaluatedConcept:
     """Twelve pictures of noise under each weights; half are recognised."""
     noise = torch.Generator().manual_seed(len(name))
     questions = [Question(f"a picture of {name} {i}", i, name, name, i % 2 == 1) for i in range(12)]
@@ -40,7 +40,7 @@ def looked(name: str, kind: Kind, role: Role, *, restored: bool = False) -> Look
             torch.rand(12, 3, 16, 16, generator=noise), {"style": labels, "object": labels}
         )
 
-    return Looked(
+    return EvaluatedConcept(
         Subject(name, kind, role), questions, album(), album(), album() if restored else None
     )
 
@@ -60,7 +60,7 @@ def concept(kind: Kind, role: Role, after: float | None, erased: bool | None) ->
         pixel_distance=12.34,
         latent_distance=0.1234,
         perceptual_distance=None,
-        restored=Restored(0.8, 12, (0.5, 0.9), 0.0) if role == "erased" else None,
+        restored=RestoredFigure(0.8, 12, (0.5, 0.9), 0.0) if role == "erased" else None,
     )
 
 
@@ -96,11 +96,11 @@ def report() -> Report:
     )
     return Report(
         result=result,
-        looked=[
-            looked(HOSTILE, "style", "erased", restored=True),
-            looked("a pond with a long name", "object", "erased", restored=True),
-            looked("frog", "object", "retained"),
-            looked("unknown", "object", "retained"),
+        concepts=[
+            evaluated(HOSTILE, "style", "erased", restored=True),
+            evaluated("a pond with a long name", "object", "erased", restored=True),
+            evaluated("frog", "object", "retained"),
+            evaluated("unknown", "object", "retained"),
         ],
         facts=[("model", "m" * 90), ("judge", HOSTILE)],
     )
@@ -142,12 +142,12 @@ def test_the_page_is_whole_and_what_texts_hold_stays_text(report: Report) -> Non
 
 def test_what_is_not_there_is_not_on_the_page(report: Report) -> None:
     """No neighbours, nothing put back, no reference, no command, no judge."""
-    first = replace(report.looked[0], restored=None)
+    first = replace(report.concepts[0], restored=None)
     unjudged = replace(concept("style", "erased", None, None), restored=None)
     result = replace(
         report.result, concepts={"ink": unjudged}, reference=None, warnings=(), command=""
     )
-    bare = replace(report, result=result, looked=[first])
+    bare = replace(report, result=result, concepts=[first])
     text = Strict(page(bare)).text
     assert verdict(result.concepts) == "it is unclear whether ink is erased"
     for word in (

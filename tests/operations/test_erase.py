@@ -28,7 +28,7 @@ from sepme_cli.errors import (
     UnsupportedError,
     UsageError,
 )
-from sepme_cli.evaluation.protocol import Drawing
+from sepme_cli.evaluation.protocol import SamplingOptions
 from sepme_cli.exit_status import ExitStatus
 from sepme_cli.operations.apply import apply
 from sepme_cli.operations.erase import EraseResult, erase
@@ -224,7 +224,11 @@ def test_a_patched_model_draws_otherwise_and_an_unknown_prompt_hardly(
     patch, sheet = tmp_path / "ink.sepme", tmp_path / "sheet.png"
     erase(small_model, ["ink"], output=patch, method="closed-form", kind="style")
     result = sample(
-        small_model, ["ink", ""], patches=[patch], output=sheet, drawing=Drawing(2, steps=3)
+        small_model,
+        ["ink", ""],
+        patches=[patch],
+        output=sheet,
+        sampling=SamplingOptions(2, steps=3),
     )
     assert result.images == 8
     rows = np.asarray(Image.open(sheet))[:, -34:].astype(int)
@@ -256,9 +260,9 @@ def test_samples_say_what_applying_would(small_model: Path, tmp_path: Path) -> N
     def sampled(model: Path, patch: Path) -> tuple[str, ...]:
         """The warnings, which are heard as well."""
         heard, sheet = Heard(), tmp_path / "sheet.png"
-        drawing = Drawing(1, steps=1)
+        sampling = SamplingOptions(1, steps=1)
         result = sample(
-            model, "ink", patches=patch, output=sheet, drawing=drawing, force=True, progress=heard
+            model, "ink", patches=patch, output=sheet, sampling=sampling, force=True, progress=heard
         )
         assert result.warnings == tuple(heard.warnings)
         return result.warnings

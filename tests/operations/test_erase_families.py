@@ -14,7 +14,7 @@ from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.options import ModelOptions
 from sepme_cli.erasure.settings import Settings
 from sepme_cli.errors import UnsupportedError
-from sepme_cli.evaluation.protocol import Drawing
+from sepme_cli.evaluation.protocol import SamplingOptions
 from sepme_cli.operations.apply import apply
 from sepme_cli.operations.erase import erase
 from sepme_cli.operations.sample import sample
@@ -131,7 +131,7 @@ def test_samples_are_drawn(name: str, shelf: dict[str, tuple[Path, Path]], tmp_p
         ["a pond by Monet"],
         patches=[tmp_path / "m.sepme"],
         output=tmp_path / "grid.png",
-        drawing=Drawing(1, steps=2, size=16),
+        sampling=SamplingOptions(1, steps=2, size=16),
     )
     assert result.images == 2
     assert (tmp_path / "grid.png").stat().st_size > 100

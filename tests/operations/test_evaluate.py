@@ -22,7 +22,7 @@ from sepme_cli.erasure.words import Item
 from sepme_cli.errors import SystemFailure
 from sepme_cli.evaluation.distances import frechet_distance, kernel_distance
 from sepme_cli.evaluation.page import data_uri
-from sepme_cli.evaluation.protocol import Drawing
+from sepme_cli.evaluation.protocol import SamplingOptions
 from sepme_cli.evaluation.results import EvaluateResult
 from sepme_cli.operations.apply import apply
 from sepme_cli.operations.erase import erase
@@ -34,7 +34,7 @@ from tests.evaluation import random_lpips
 from tests.evaluation.test_judges import save_classifier
 from tests.small_model import save_small_model
 
-DRAWING = Drawing(pictures=3, steps=2, guidance=3.0)
+SAMPLING = SamplingOptions(images=3, steps=2, guidance=3.0)
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +53,15 @@ def patches(model: Path) -> list[Path]:
     return paths
 
 
-def run(model: Path, patches: list[Path], report: Path, drawing: Drawing = DRAWING, **options):
+def run(
+    model: Path, patches: list[Path], report: Path, sampling: SamplingOptions = SAMPLING, **options
+):
     return evaluate(
         model,
         patches,
         judge="tests.small_judge:judge",
         report=report,
-        drawing=drawing,
+        sampling=sampling,
         options=ModelOptions(device="cpu"),
         command="sepme evaluate m.safetensors 'two words.sepme'",
         **options,
@@ -74,12 +76,12 @@ def first(model: Path, patches: list[Path]) -> EvaluateResult:
 def test_prompts_that_are_cut_are_told_once_a_concept(
     model: Path, patches: list[Path], tmp_path: Path
 ) -> None:
-    drawing = Drawing(pictures=2, steps=1, restore=0)
+    sampling = SamplingOptions(images=2, steps=1, restore=0)
     long = "cat " + "red " * 14
-    found = run(model, patches[:1], tmp_path / "r", drawing, retain=[f"object:{long}"])
+    found = run(model, patches[:1], tmp_path / "r", sampling, retain=[f"object:{long}"])
     cut = [warning for warning in found.warnings if "longer than the 14 tokens" in warning]
     assert 1 <= len(cut) <= 2 and all("red" in warning for warning in cut)
-    found = run(model, patches[:1], tmp_path / "s", drawing, retain=["object:cat"])
+    found = run(model, patches[:1], tmp_path / "s", sampling, retain=["object:cat"])
     assert not any("longer than" in warning for warning in found.warnings)
 
 
@@ -168,7 +170,7 @@ def test_a_rerun_draws_what_is_missing_or_damaged_and_says_the_same(
         before
     )
     assert (folder / "report.html").read_text() == page
-    assert run(model, patches, folder, replace(DRAWING, steps=1), force=True).drawn == first.drawn
+    assert run(model, patches, folder, replace(SAMPLING, steps=1), force=True).drawn == first.drawn
 
 
 def test_an_interrupted_run_is_gone_on_with(
@@ -203,7 +205,7 @@ def test_after_is_what_the_patched_checkpoint_draws(
         )
     sheet = tmp_path / "sheet.png"
     seed = int(asked["seed"])
-    sample(clean, [asked["prompt"]], output=sheet, drawing=Drawing(1, seed, 2, 3.0))
+    sample(clean, [asked["prompt"]], output=sheet, sampling=SamplingOptions(1, seed, 2, 3.0))
     drawn = np.asarray(Image.open(sheet).convert("RGB"))[:16, -18:-2].astype(int)
     kept = [
         np.asarray(Image.open(path)).astype(int)

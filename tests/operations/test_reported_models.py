@@ -21,7 +21,7 @@ from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.tokenizer import END
 from sepme_cli.erasure.settings import Settings
 from sepme_cli.errors import MismatchError, RefusedError, SepmeError, UnsupportedError, UsageError
-from sepme_cli.evaluation.protocol import Drawing
+from sepme_cli.evaluation.protocol import SamplingOptions
 from sepme_cli.operations.apply import apply
 from sepme_cli.operations.erase import erase
 from sepme_cli.operations.sample import sample
@@ -45,8 +45,8 @@ def save(path: Path, tensors: Tensors, metadata: dict[str, str] | None = None) -
 
 
 def drawn(model: Path, output: Path, **more: Any) -> bytes:
-    drawing = Drawing(pictures=1, steps=1, size=16)
-    sample(model, ["a pond"], output=output, drawing=drawing, **more)
+    sampling = SamplingOptions(images=1, steps=1, size=16)
+    sample(model, ["a pond"], output=output, sampling=sampling, **more)
     return output.read_bytes()
 
 

@@ -30,7 +30,7 @@ from patch_spec.errors import FormatError
 from patch_spec.grid import GRID
 from patch_spec.increment import KINDS, Increment, Summary
 from patch_spec.manifest import Manifest, Patch
-from patch_spec.provenance import Measured, Method
+from patch_spec.provenance import Measurements, Method
 from patch_spec.stack import StackEntry, StackRecord
 from patch_spec.text import unique_slug
 from tests.patch_spec.strategies import digests, texts
@@ -63,7 +63,7 @@ def increments(draw, slug, concept):
         rank=rank,
         prompts=tuple(draw(st.lists(texts, min_size=1, max_size=2))),
         method=Method(draw(texts), draw(some_settings)),
-        measured=Measured(
+        measured=Measurements(
             *(draw(maybe) for _ in range(4)),
             steps=draw(st.none() | st.integers(0, 2**53 - 1)),
             stopped=draw(st.none() | texts),
@@ -112,7 +112,7 @@ def test_what_is_written_is_read(made):
         summary = increment.summary()
         assert Summary.from_json(summary.to_json(), "here") == summary
         assert Method.from_json(increment.method.to_json(), "here") == increment.method
-        assert Measured.from_json(increment.measured.to_json(), "here") == increment.measured
+        assert Measurements.from_json(increment.measured.to_json(), "here") == increment.measured
 
 
 @settings(max_examples=300)
@@ -157,7 +157,7 @@ def test_a_digest_covers_everything_but_the_slug():
         {"rank": 3},
         {"prompts": ("Manet",)},
         {"method": replace(one.method, name="other")},
-        {"measured": Measured()},
+        {"measured": Measurements()},
         {"exponents": dict.fromkeys(one.exponents, 0)},
         {"basis": -one.basis},
         {"up": up},
@@ -191,7 +191,7 @@ def test_a_base_is_the_same_with_and_without_text_encoders():
         ({"concept": "Rene\u0301"}, "J5"),
         ({"slug": "../x"}, "H12"),
         ({"slug": "Monet"}, "P2"),
-        ({"measured": Measured(leakage=float("nan"))}, "J6"),
+        ({"measured": Measurements(leakage=float("nan"))}, "J6"),
         ({"method": Method("m", {"lr": float("inf")})}, "J6"),
         ({"method": Method("m", {"lr": [1]})}, "J4"),
         ({"prompts": ("\ud800",)}, "J6"),

@@ -14,7 +14,7 @@ from typing import Any
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class _PutOff:
+class _DeferredSignals:
     """Stands in for the handlers of the signals, and keeps what has come."""
 
     def __init__(self) -> None:
@@ -49,28 +49,28 @@ def uninterrupted() -> Iterator[None]:
     if _present() is not None or threading.current_thread() is not threading.main_thread():
         yield
         return
-    putting_off = _PutOff()
-    putting_off.begin()
+    deferred = _DeferredSignals()
+    deferred.begin()
     try:
         yield
     finally:
-        putting_off.end()
+        deferred.end()
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Within `uninterrupted`, a part that signals come through to, however deep it lies."""
-    putting_off = _present()
-    if putting_off is None or threading.current_thread() is not threading.main_thread():
+    deferred = _present()
+    if deferred is None or threading.current_thread() is not threading.main_thread():
         yield
         return
     try:
-        putting_off.end()
+        deferred.end()
         yield
     finally:
-        putting_off.begin()
+        deferred.begin()
 
 
-def _present() -> _PutOff | None:
+def _present() -> _DeferredSignals | None:
     handler = signal.getsignal(signal.SIGINT)
-    return handler if isinstance(handler, _PutOff) else None
+    return handler if isinstance(handler, _DeferredSignals) else None

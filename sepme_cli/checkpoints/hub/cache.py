@@ -25,7 +25,7 @@ _PARTS = (
     "text_encoder", "text_encoder_2", "text_encoder_3",
     "tokenizer", "tokenizer_2", "tokenizer_3",
 )  # fmt: skip
-"""The folders that erasing and drawing read."""
+"""The folders that erasing and sampling read."""
 _INDEX = "model_index.json"
 
 

@@ -18,7 +18,7 @@ from sepme_cli.progress import SILENT, Progress
 
 
 @dataclass(frozen=True)
-class Edited:
+class EditedWeights:
     """targets: the base's, by name, as they are after the edit; the base's own where a file of
     weights alone does not have them. whole: the checkpoint, None for such a file. others: what else
     such a file holds, by its names there."""
@@ -37,7 +37,9 @@ class Edited:
 
 
 @contextmanager
-def open_edited(place: Place, base: Checkpoint, progress: Progress = SILENT) -> Iterator[Edited]:
+def open_edited(
+    place: Place, base: Checkpoint, progress: Progress = SILENT
+) -> Iterator[EditedWeights]:
     """Open what another method made of `base`: a checkpoint, or a file with some of its weights.
 
     Such files are what UCE and ESD save: keys and values of the cross-attention, or all of it, in
@@ -48,7 +50,7 @@ def open_edited(place: Place, base: Checkpoint, progress: Progress = SILENT) -> 
         yield _opened(place, base, stack, progress)
 
 
-def _opened(place: Place, base: Checkpoint, stack: ExitStack, progress: Progress) -> Edited:
+def _opened(place: Place, base: Checkpoint, stack: ExitStack, progress: Progress) -> EditedWeights:
     try:
         whole = stack.enter_context(open_checkpoint(place, progress))
     except UnsupportedError:
@@ -57,7 +59,7 @@ def _opened(place: Place, base: Checkpoint, stack: ExitStack, progress: Progress
             raise
         return alone
     _check_alike(base, whole)
-    return Edited(whole.path, base, whole.by_name, whole)
+    return EditedWeights(whole.path, base, whole.by_name, whole)
 
 
 def _check_alike(before: Checkpoint, after: Checkpoint) -> None:
@@ -74,7 +76,7 @@ def _check_alike(before: Checkpoint, after: Checkpoint) -> None:
         )
 
 
-def _weights_alone(path: Path, base: Checkpoint, stack: ExitStack) -> Edited | None:
+def _weights_alone(path: Path, base: Checkpoint, stack: ExitStack) -> EditedWeights | None:
     """A file that holds some of the base's targets and no UNet; None where it holds none."""
     if path.is_dir():
         return None
@@ -99,7 +101,7 @@ def _weights_alone(path: Path, base: Checkpoint, stack: ExitStack) -> Edited | N
             found[target] = _target(target, stored, base, path)
     if not found:
         return None
-    return Edited(path, base, {**base.by_name, **found}, None, others)
+    return EditedWeights(path, base, {**base.by_name, **found}, None, others)
 
 
 def _target(name: str, stored: Stored, base: Checkpoint, path: Path) -> Target:

@@ -25,13 +25,15 @@ def check_cost(pickle: BinaryIO | bytes) -> None:
     pickle: at its beginning; a stream is left behind its end.
     """
     machine = _Machine()
-    stream = cast(BinaryIO, _Sparing(io.BytesIO(pickle) if isinstance(pickle, bytes) else pickle))
+    stream = cast(
+        BinaryIO, _BoundedReader(io.BytesIO(pickle) if isinstance(pickle, bytes) else pickle)
+    )
     for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
         if count > _OPCODES or machine.step(opcode, argument) > _TUPLE:
             raise ValueError(_TOO_MUCH)
 
 
-class _Sparing(io.RawIOBase):
+class _BoundedReader(io.RawIOBase):
     """A stream that takes no memory for an argument whose length lies."""
 
     def __init__(self, stream: BinaryIO) -> None:

@@ -179,7 +179,7 @@ def keep_patches(path: Path, files: Iterable[PatchFile]) -> None:
             folder.rmdir()
 
 
-class _Hashed(io.RawIOBase):
+class _HashingReader(io.RawIOBase):
     """A stream that knows the SHA-256 of what was read from it."""
 
     def __init__(self, stream: BinaryIO) -> None:
@@ -193,6 +193,6 @@ class _Hashed(io.RawIOBase):
 
 
 def _read(name: str, stream: BinaryIO) -> PatchFile:
-    hashed = _Hashed(stream)
+    hashed = _HashingReader(stream)
     patch = read_patch(cast(BinaryIO, hashed))
     return PatchFile(name, hashed.digest.hexdigest(), patch)

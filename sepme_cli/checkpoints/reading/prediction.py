@@ -48,7 +48,7 @@ _THEIRS = re.compile(r"^\s*target:\s*(ldm|sgm)\.", re.MULTILINE)
 
 
 @dataclass(frozen=True)
-class Told:
+class RecordedPrediction:
     """What a UNet predicts. source: what says so, None where nothing does. unknown: what else is
     said that sepme does not know, and was passed over."""
 
@@ -57,15 +57,15 @@ class Told:
     unknown: tuple[str, ...] = ()
 
 
-def told_prediction(checkpoint: Checkpoint) -> Told:
+def recorded_prediction(checkpoint: Checkpoint) -> RecordedPrediction:
     """What the checkpoint's UNet predicts; noise where nothing says it."""
     unknown: list[str] = []
     for said, source in _evidence(checkpoint):
         for prediction, words in _WORDS.items():
             if said.lower() in words:
-                return Told(prediction, source, tuple(unknown))
+                return RecordedPrediction(prediction, source, tuple(unknown))
         unknown.append(f"{source} says {said[:40]!r}")
-    return Told("epsilon", None, tuple(unknown))
+    return RecordedPrediction("epsilon", None, tuple(unknown))
 
 
 def _evidence(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:

@@ -17,7 +17,7 @@ from sepme_cli.errors import MalformedError
 
 
 @dataclass(frozen=True)
-class Kept:
+class Companions:
     """What stays beside a checkpoint that is written in place.
 
     record: what is in it afterwards, None for nothing. patches: those at hand of what is in it.
@@ -51,21 +51,21 @@ def put_away(checkpoint: Checkpoint) -> None:
 
 def settle(
     checkpoint: Checkpoint,
-    kept: Kept,
+    companions: Companions,
     headers: Sequence[tuple[WeightsFile, bytes]],
     *,
     was: StackRecord | None,
 ) -> None:
     """Leave beside the checkpoint what belongs to the state it is in, and nothing else."""
-    keep_patches(checkpoint.path, kept.patches)
+    keep_patches(checkpoint.path, companions.patches)
     for file, header_bytes in headers:
-        if not _has_undo(file.path, kept.record or was):
+        if not _has_undo(file.path, companions.record or was):
             continue
-        if kept.record is None:
+        if companions.record is None:
             remove(undo_path(file.path))
         elif checkpoint.stack is not None:
             # Where it is None the weights may be the new ones, and the journal is right.
-            keep_undo(checkpoint, file, kept.record, header_bytes)
+            keep_undo(checkpoint, file, companions.record, header_bytes)
 
 
 def keep_undo(

@@ -26,7 +26,7 @@ from sepme_cli.checkpoints.reading.checkpoint import Checkpoint, open_checkpoint
 from sepme_cli.checkpoints.reading.copies import unpatched_copies
 from sepme_cli.checkpoints.reading.opening import PICKLED
 from sepme_cli.checkpoints.reading.patches import keep_patches, kept_folder, kept_patches
-from sepme_cli.checkpoints.writing.companions import Kept, keep_undo, put_away, settle
+from sepme_cli.checkpoints.writing.companions import Companions, keep_undo, put_away, settle
 from sepme_cli.checkpoints.writing.folder import check_new_folder, write_folder
 from sepme_cli.checkpoints.writing.writer import Rewrite, write_copy, write_in_place, write_stream
 from sepme_cli.errors import RefusedError, SepmeError, UsageError
@@ -160,17 +160,17 @@ class Target:
     checkpoint: Checkpoint
     progress: Progress
 
-    def write(self, rewrites: Sequence[Rewrite], kept: Kept) -> None:
+    def write(self, rewrites: Sequence[Rewrite], companions: Companions) -> None:
         """Write all of the checkpoint to where it goes, or look whether it could be.
 
-        kept: what stays beside it in place.
+        companions: what stays beside it in place.
         """
         if self.destination.dry:
             self._check_space(rewrites)
             for rewrite in rewrites:
                 rewrite.rehearse(self.progress)
         elif self.destination.in_place:
-            write_over(self.checkpoint, rewrites, kept, self.progress)
+            write_over(self.checkpoint, rewrites, companions, self.progress)
         else:
             self._write_new(rewrites)
 
@@ -222,7 +222,7 @@ def is_special(path: Path) -> bool:
 
 
 def write_over(
-    checkpoint: Checkpoint, rewrites: Sequence[Rewrite], kept: Kept, progress: Progress
+    checkpoint: Checkpoint, rewrites: Sequence[Rewrite], companions: Companions, progress: Progress
 ) -> None:
     """Write over the checkpoint's files, with their undo journals and its patches beside them.
 
@@ -232,11 +232,11 @@ def write_over(
     """
     # Patches that are not in the checkpoint are removed from there: not from a folder elsewhere.
     check_own(kept_folder(checkpoint.path), checkpoint.path)
-    before = Kept(checkpoint.stack, kept_patches(checkpoint.path))
+    before = Companions(checkpoint.stack, kept_patches(checkpoint.path))
     old = [(rewrite.source, rewrite.source.header_bytes) for rewrite in rewrites]
     new = [(rewrite.source, rewrite.header_bytes) for rewrite in rewrites]
-    if checkpoint.folder is not None and kept.record is not None:
-        for path in unpatched_copies(checkpoint.folder, kept.record):
+    if checkpoint.folder is not None and companions.record is not None:
+        for path in unpatched_copies(checkpoint.folder, companions.record):
             progress.warn(
                 f"{path} holds, or may hold, a copy of the UNet's weights, and stays as it is: "
                 "what is taken out of the others lives on there"
@@ -249,19 +249,19 @@ def write_over(
             )
     with uninterrupted():
         try:
-            if kept.record is not None:
+            if companions.record is not None:
                 for rewrite in rewrites:
-                    keep_undo(checkpoint, rewrite.source, kept.record, rewrite.header_bytes)
-                keep_patches(checkpoint.path, (*kept.patches, *before.patches))
+                    keep_undo(checkpoint, rewrite.source, companions.record, rewrite.header_bytes)
+                keep_patches(checkpoint.path, (*companions.patches, *before.patches))
             _write_over(checkpoint, rewrites, progress)
         except BaseException:
             with suppress(SepmeError):
                 if _is_written(checkpoint, rewrites):
-                    settle(checkpoint, kept, new, was=checkpoint.stack)
+                    settle(checkpoint, companions, new, was=checkpoint.stack)
                 else:
-                    settle(checkpoint, before, old, was=kept.record)
+                    settle(checkpoint, before, old, was=companions.record)
             raise
-        settle(checkpoint, kept, new, was=checkpoint.stack)
+        settle(checkpoint, companions, new, was=checkpoint.stack)
 
 
 def _is_written(checkpoint: Checkpoint, rewrites: Sequence[Rewrite]) -> bool:

@@ -1,4 +1,4 @@
-"""Pictures from files."""
+"""Images from files."""
 
 from pathlib import Path
 
@@ -12,11 +12,11 @@ from sepme_cli.errors import MalformedError, SystemFailure, UsageError
 _ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
-def load_pictures(folder: Path, size: int) -> Tensor:
-    """Every picture of a folder, in the order of their names, cut to a square and scaled.
+def load_images(folder: Path, size: int) -> Tensor:
+    """Every image of a folder, in the order of their names, cut to a square and scaled.
 
     Returns [n, 3, size, size] in [0, 1]. Raises SystemFailure (no such folder), UsageError (no
-    picture in it), MalformedError (a picture that cannot be read).
+    image in it), MalformedError (an image that cannot be read).
     """
     if not folder.is_dir():
         raise SystemFailure(f"{folder}: no such folder", file=folder)
@@ -30,8 +30,8 @@ def load_pictures(folder: Path, size: int) -> Tensor:
 
 def _load(path: Path, size: int) -> Tensor:
     try:
-        with Image.open(path) as picture:
-            rgb = picture.convert("RGB")
+        with Image.open(path) as image:
+            rgb = image.convert("RGB")
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
         raise MalformedError(f"{path}: not an image that can be read", file=path) from error
     side = min(rgb.size)
