@@ -67,7 +67,7 @@ def open_set(
         for name, stored in stored_in(file).items():
             if name in tensors or (one.index is not None and one.index.get(name) != path.name):
                 raise MalformedError(
-                    f"{path} holds {name}, which the index puts elsewhere",
+                    f"{path} holds {name}, which the index lists in another shard",
                     file=path,
                     expected=None if one.index is None else one.index.get(name, "nowhere"),
                     found=path.name,
