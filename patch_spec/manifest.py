@@ -115,7 +115,7 @@ def _moment(fields: Fields, name: str) -> str:
     if moment is None or moment.strftime("%Y-%m-%dT%H:%M:%SZ") != text:
         raise FormatError(
             "J5",
-            "not a moment in UTC",
+            "not a time in UTC",
             where=fields.place(name),
             expected="YYYY-MM-DDTHH:MM:SSZ",
             found=ascii(text),

@@ -27,7 +27,8 @@ CLIP_WIDTHS = (64, 128)
 PROJECTED = (48, 96)
 """Of SD 3's two: it reads 144 pooled numbers. Flux reads the 64 of CLIP-L as they are."""
 T5_ROWS = 24
-WORDS = "a the of in by picture photo painting red cat dog car van gogh monet style".split()
+WORDS = ("a", "the", "of", "in", "by", "picture", "photo", "painting", "art", "red", "cat", "dog")
+WORDS += ("car", "van", "gogh", "monet", "style")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The page "What is read, and what is not" names a test for each row, and those tests are there."""
+"""The page of supported files names a test for each row, and those tests are there."""
 
 import ast
 import re

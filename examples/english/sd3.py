@@ -222,9 +222,8 @@ def make_transformer(width: int, pooled: int) -> SD3Transformer2DModel:
     )
     with torch.no_grad():  # each block begins by adding nothing, as diffusion transformers do
         for name, value in made.named_parameters():
-            if ".norm1.linear." in name or ".norm1_context.linear." in name:
-                value.zero_()
-            elif name.startswith(("proj_out.", "norm_out.linear.")):
+            modulates = ".norm1.linear." in name or ".norm1_context.linear." in name
+            if modulates or name.startswith(("proj_out.", "norm_out.linear.")):
                 value.zero_()
     return made
 

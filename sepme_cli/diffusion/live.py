@@ -1,12 +1,13 @@
 """What reads the text in a model in memory: its weights changed, and put back as they were.
 
-This takes torch and no diffusers: a UNet or transformer may name its layers as diffusers does or as CompVis
-does, may be compiled, as a whole or in parts, and may have PEFT's LoRA layers around its own. Every
-cross-attention in it must have its keys and values where they are looked for: one that something
-else has wrapped or quantised would keep the concept. Weights are overwritten in
+This takes torch and no diffusers: a UNet or transformer may name its layers as diffusers does or as
+its authors do, may be compiled, as a whole or in parts, and may have PEFT's LoRA layers around its
+own. Every cross-attention of a UNet must have its keys and values where they are looked for: one
+that something else has wrapped or quantised would keep the concept. Weights are overwritten in
 place, so that whatever else holds them (compiled graphs, pipelines of the same parts, offloading
 that moves whole models) sees the change. The originals are kept in main memory, bit for bit, and
-nothing more on an accelerator: in fp16 37 MiB for SD 1.x and 650 MiB for XL.
+nothing more on an accelerator: in fp16 37 MiB for SD 1.x, 650 MiB for XL, 18 MiB for SD 3.5 large and
+42 MiB for Flux.1.
 """
 
 import re

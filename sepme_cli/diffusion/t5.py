@@ -56,9 +56,11 @@ class T5Encoder:
 
     @cached_property
     def _model(self) -> T5EncoderModel:
-        tensors = {n: v for n, v in tensors_of(self.network, self._dtype, self._used).items()}
+        tensors = tensors_of(self.network, self._dtype, self._used)
         kind = (
-            (UMT5EncoderModel, UMT5Config) if self._relative_per_layer else (T5EncoderModel, T5Config)
+            (UMT5EncoderModel, UMT5Config)
+            if self._relative_per_layer
+            else (T5EncoderModel, T5Config)
         )
         with torch.device("meta"):
             model = kind[0](kind[1](**self.config))
@@ -67,7 +69,7 @@ class T5Encoder:
             model.load_state_dict(tensors, assign=True)
         except RuntimeError as error:
             raise _not_whole(self.network, str(error).splitlines()[-1].strip()) from error
-        return model.requires_grad_(False).eval()  # type: ignore[no-any-return]
+        return model.requires_grad_(False).eval()
 
     def _used(self, name: str) -> bool:
         return transformers_name("t5", name) is not None
@@ -126,15 +128,14 @@ class T5Encoder:
             more = length - len(row) if paddings is None else min(paddings, length - len(row))
             rows.append(torch.tensor(row + [PAD] * more))
         known = self.config["vocab_size"]
-        if largest := max((int(row.max()) for row in rows), default=0):
-            if largest >= known:
-                raise UnsupportedError(
-                    f"the tokenizer in {self.tokenizer} has words that the text encoder "
-                    f"({self.network.name}) does not have; name the right one with --tokenizer",
-                    file=self.tokenizer,
-                    expected=f"token ids below {known}",
-                    found=largest,
-                )
+        if (largest := max((int(row.max()) for row in rows), default=0)) >= known:
+            raise UnsupportedError(
+                f"the tokenizer in {self.tokenizer} has words that the text encoder "
+                f"({self.network.name}) does not have; name the right one with --tokenizer",
+                file=self.tokenizer,
+                expected=f"token ids below {known}",
+                found=largest,
+            )
         return rows
 
     @property
@@ -151,7 +152,9 @@ class T5Encoder:
         if len(encode(prompt)) <= room:
             return ""
         words = prompt.split()
-        read = next(n for n in range(len(words), -1, -1) if len(encode(" ".join(words[:n]))) <= room)
+        read = next(
+            n for n in range(len(words), -1, -1) if len(encode(" ".join(words[:n]))) <= room
+        )
         return " ".join(words[read:])
 
     def tokens(self, prompts: Sequence[str]) -> Tensor:
@@ -185,7 +188,9 @@ class T5Encoder:
                 seconds = (time.monotonic() - started) / done * (len(rows) - done)
                 if not told and seconds > _SAY_FROM:
                     told = True
-                    self.progress.say(f"reading with T5 takes about {seconds / 60:.0f} more minutes")
+                    self.progress.say(
+                        f"reading with T5 takes about {seconds / 60:.0f} more minutes"
+                    )
         return found
 
     def ends(self, prompts: Sequence[str]) -> Tensor:

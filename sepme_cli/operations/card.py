@@ -1,4 +1,4 @@
-"""A model card: what was taken out of a model, as people who find it on the hub should read it."""
+"""A model card: which concepts were erased from a model, for people who find it on the hub."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -22,11 +22,11 @@ from sepme_cli.progress import SILENT, Progress
 _LIMITS = """\
 ## Limits
 
-- This changes the weights, and hides nothing: whoever has the original and the model without the
-  concepts can subtract one from the other, and whoever has the patch can take it back.
-- Fine-tuning, even a little of it, or an embedding that is learnt can bring a concept back.
-- What was measured holds for the prompts, the seeds and the judge that it was measured with. Other
-  words may still ask for a concept, and neighbours that nobody looked at may have suffered.
+- Erasure changes the weights and hides nothing. Whoever has the original and the patched model
+  can subtract one from the other. Whoever has the patch can undo it.
+- Light fine-tuning or a learned embedding can bring a concept back.
+- The measurements hold for the prompts, the seeds and the judge that they were made with. Other
+  words may still generate a concept, and neighbours that were not measured may have suffered.
 """
 
 
@@ -36,7 +36,7 @@ class CardResult:
 
     Attributes:
         card: Markdown, with the front matter that the hub reads.
-        concepts: Concepts that it is about.
+        concepts: Erased concepts that it lists.
     """
 
     card: str
@@ -97,8 +97,8 @@ def card(
     text = "\n".join(
         [
             _front(base_model, patched=bool(models)),
-            *_taken_out(rows, patches),
-            *_from(family, base, base_model),
+            *_erased(rows, patches),
+            *_base_model(family, base, base_model),
             *_collateral(rows),
             *(_measured(read_report(as_path(report))) if report is not None else _not_measured()),
             *_commands(models, base_model),
@@ -124,12 +124,12 @@ def _front(base_model: str | None, *, patched: bool) -> str:
     return f"---\n{data.to_yaml()}\n---"
 
 
-def _taken_out(rows: Sequence[_Row], patches: Sequence[PatchFile]) -> Iterator[str]:
+def _erased(rows: Sequence[_Row], patches: Sequence[PatchFile]) -> Iterator[str]:
     yield f"\n# Without {', '.join(_plain(row.concept) for row in rows)}\n"
-    yield "| concept | method | rank | acts like | scale | increment (SHA-256) |"
+    yield "| concept | method | rank | anchor | scale | increment (SHA-256) |"
     yield "|---|---|---|---|---|---|"
     for row in rows:
-        method = row.part.method.name if row.part else "not at hand"
+        method = row.part.method.name if row.part else "patch not given"
         rank = row.part.rank if row.part else "-"
         like = row.part.method.settings.get("like") if row.part else None
         scale = "-" if row.scale is None else f"{row.scale:g}"
@@ -141,22 +141,22 @@ def _taken_out(rows: Sequence[_Row], patches: Sequence[PatchFile]) -> Iterator[s
         yield from (f"- `{file.digest}`" for file in patches)
 
 
-def _from(family: FamilyName, base: str, base_model: str | None) -> Iterator[str]:
-    yield "\n## From which model\n"
+def _base_model(family: FamilyName, base: str, base_model: str | None) -> Iterator[str]:
+    yield "\n## Base model\n"
     named = f", {_plain(base_model)}" if base_model else ""
     title = FAMILIES[family].title
     yield f"{title[0].upper()}{title[1:]}{named}. Digest of its cross-attention weights: `{base}`."
 
 
 def _collateral(rows: Sequence[_Row]) -> Iterator[str]:
-    """What each increment does to what nobody named, as it was measured when it was made."""
+    """What each increment changes in other captions, as it was measured when it was made."""
     known = [(row, found) for row in rows if row.part and (found := row.part.measured.collateral)]
     if not known:
         return
-    yield "\n## What else changes\n"
-    yield "How far the keys and values of captions that name no erased concept move, as a share of"
-    yield "what they are, and the words that move furthest, by each increment alone:\n"
-    yield "| concept | half of the captions | 19 in 20 | captions | words |"
+    yield "\n## Collateral\n"
+    yield "The relative change of keys and values that each increment alone makes to captions that"
+    yield "name no erased concept, and the words that change most:\n"
+    yield "| concept | median | 95th percentile | captions | words |"
     yield "|---|---|---|---|---|"
     for row, found in known:
         words = ", ".join(
@@ -168,27 +168,27 @@ def _collateral(rows: Sequence[_Row]) -> Iterator[str]:
 
 
 def _not_measured() -> Iterator[str]:
-    yield "\n## What was measured\n"
-    yield "Nothing was: `sepme evaluate` does, and `--report` puts it here."
+    yield "\n## Measurements\n"
+    yield "Not measured yet: `sepme evaluate` measures, and `--report` puts the results here."
 
 
 def _measured(report: ReportFigures) -> Iterator[str]:
-    yield "\n## What was measured\n"
-    yield "How often a judge recognises what was asked for, before and after:\n"
-    yield "| concept | meant to be | before | after | 95% interval | images |"
+    yield "\n## Measurements\n"
+    yield "How often a judge recognises a concept in images for prompts that name it:\n"
+    yield "| concept | role | before | after | 95% interval | images |"
     yield "|---|---|---|---|---|---|"
     for name, (role, found) in report.concepts.items():
         low, high = (percent(end) for end in found.interval or (None, None))
         before, after = percent(found.before), percent(found.after)
         shares = f"{before} | {after} | {low} to {high} | {found.n}"
         yield f"| {_plain(name)} | {_plain(role)} | {shares} |"
-    identical = "is" if report.restored_identical else "is NOT"
-    yield f"\nThe original {identical} had back exactly when all is put back."
+    identical = "gives" if report.restored_identical else "does NOT give"
+    yield f"\nRestoring all concepts {identical} the original weights and images exactly."
 
 
 def _commands(models: Sequence[Path], base_model: str | None) -> Iterator[str]:
     base = base_model or "ORIGINAL"
-    yield "\n## How to check it, and take it back\n"
+    yield "\n## How to verify and revert it\n"
     yield "With sepme:\n"
     if models:
         yield f"    sepme verify MODEL PATCH --base {base}"

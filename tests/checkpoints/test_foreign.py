@@ -107,8 +107,8 @@ STRANGERS: dict[str, tuple[bytes, str, str]] = {
         "unpack",
     ),
     "zip of nothing": (b"PK\x05\x06" + bytes(18), "a zip archive", "unpack"),
-    "npz": (zipped("a.npy", saved(np.ones(3))), "a numpy archive", "converted"),
-    "npy": (saved(np.ones(3)), "a numpy array", "converted"),
+    "npz": (zipped("a.npy", saved(np.ones(3))), "a numpy archive", "convert it"),
+    "npy": (saved(np.ones(3)), "a numpy array", "convert it"),
     "tar": (tarred(), "a tar archive", "unpack"),
     "gzip": (gzip.compress(b"x"), "a gzip archive", "unpack"),
     "xz": (lzma.compress(b"x"), "an xz archive", "unpack"),
@@ -116,15 +116,19 @@ STRANGERS: dict[str, tuple[bytes, str, str]] = {
     "RAR": (b"Rar!\x1a\x07\x01\0" + bytes(range(99)), "a RAR archive", "unpack"),
     "zstd": (b"\x28\xb5\x2f\xfd" + bytes(range(99)), "a zstd archive", "unpack"),
     "GGUF": (b"GGUF\3\0\0\0" + bytes(range(99)), "a GGUF file", "quantised"),
-    "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(range(99)), "an HDF5 file", "converted"),
-    "ONNX": (b"\x08\x07\x12\x07pytorch\x1a\x051.13" + bytes(range(99)), "an ONNX model", "made"),
-    "TensorRT": (b"ftrt\0\0\0\0" + bytes(range(99)), "a TensorRT engine", "made from"),
-    "TFLite": (b"\x1c\0\0\0TFL3" + bytes(range(99)), "a TensorFlow Lite model", "made from"),
-    "OpenVINO": (b'<?xml version="1.0"?>\n<net name="x">', "an OpenVINO model", "made from"),
-    "PNG": (b"\x89PNG\r\n\x1a\n" + bytes(range(99)), "a picture", "preview"),
-    "JPEG": (b"\xff\xd8\xff\xe0" + bytes(range(99)), "a picture", "preview"),
-    "WebP": (b"RIFF\x10\0\0\0WEBPVP8 " + bytes(range(99)), "a picture", "preview"),
-    "pickle": (pickle.dumps({"a": 1}, protocol=5), "a pickle", "converted"),
+    "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(range(99)), "an HDF5 file", "convert it"),
+    "ONNX": (
+        b"\x08\x07\x12\x07pytorch\x1a\x051.13" + bytes(range(99)),
+        "an ONNX model",
+        "compiled from",
+    ),
+    "TensorRT": (b"ftrt\0\0\0\0" + bytes(range(99)), "a TensorRT engine", "compiled from"),
+    "TFLite": (b"\x1c\0\0\0TFL3" + bytes(range(99)), "a TensorFlow Lite model", "compiled from"),
+    "OpenVINO": (b'<?xml version="1.0"?>\n<net name="x">', "an OpenVINO model", "compiled from"),
+    "PNG": (b"\x89PNG\r\n\x1a\n" + bytes(range(99)), "an image", "preview"),
+    "JPEG": (b"\xff\xd8\xff\xe0" + bytes(range(99)), "an image", "preview"),
+    "WebP": (b"RIFF\x10\0\0\0WEBPVP8 " + bytes(range(99)), "an image", "preview"),
+    "pickle": (pickle.dumps({"a": 1}, protocol=5), "a pickle", "convert it"),
 }
 
 
@@ -151,7 +155,7 @@ def test_a_file_is_told_by_what_it_is(name: str, ending: str, tmp_path: Path) ->
 def test_a_pickle_that_torch_has_not_saved(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "m.ckpt"
     path.write_bytes(content)
-    with pytest.raises(MalformedError, match="not a file that torch has saved") as caught:
+    with pytest.raises(MalformedError, match="not a file saved by torch") as caught:
         open_checkpoint(path)
     assert caught.value.found == "a pickle"
 
@@ -188,7 +192,9 @@ def test_an_archive_of_torch_that_is_cut_off(tmp_path: Path) -> None:
 def test_bytes_that_are_nothing_known(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     path.write_bytes(bytes([201, 7, 99, 250, 31, 5, 180, 66, 14, 200]) * 1000)
-    with pytest.raises(MalformedError, match="nor anything else that sepme knows") as caught:
+    with pytest.raises(
+        MalformedError, match="nor any other kind of file that sepme knows"
+    ) as caught:
         open_checkpoint(path)
     assert "begins with" in str(caught.value.found)
 
@@ -206,7 +212,7 @@ def test_a_model_and_a_patch_in_each_others_place(tmp_path: Path) -> None:
     model = make_checkpoint(tmp_path / "m.safetensors")
     base = base_of(model)
     patch = make_patch(tmp_path / "p.sepme", base, additive(base, "Monet", seed=1))
-    with pytest.raises(MalformedError, match="the model comes first"):
+    with pytest.raises(MalformedError, match="name the model first"):
         read_patch_file(model)
     with pytest.raises(UnsupportedError, match=r"a patch.*name the model first"):
         open_checkpoint(patch)

@@ -24,7 +24,7 @@ def survives(staged: Staged) -> str:
     looked = run(f"inspect {scene.target}", here) if old else None
     found = of(scene.target, tree(here))
     if found != of(scene.target, now):
-        assert looked is not None and "it is as it was before" in looked.err
+        assert looked is not None and "the file is restored" in looked.err
     assert found in (old, new), "neither the old files nor the new ones"
     again = run(scene.line, here)
     left = tree(here)

@@ -43,8 +43,8 @@ def refuse(staged: Staged, error: int, names: tuple[str, ...], *, lasting: bool)
         found.append(ended)
         now = tree(here)
         if any(name.endswith(".sepme-pending") for name in now):
-            assert ended.status == 5 and "the next command puts the file back" in ended.err
-            assert "it is as it was before" in run(f"inspect {scene.target}", here).err
+            assert ended.status == 5 and "the next command restores the file" in ended.err
+            assert "the file is restored" in run(f"inspect {scene.target}", here).err
             now = tree(here)
             assert of(scene.target, now) == old
         elif lasting:
@@ -102,7 +102,7 @@ def test_a_limit_on_the_size_of_files(scene: Scene, tmp_path: Path) -> None:
         assert ended.status in (0, 5), ended.err
         assert tree(here) == (staged.before if ended.status else staged.after), ended.err
         if ended.status:
-            assert "so large" in ended.err
+            assert "of this size" in ended.err
         ends.append(ended.status)
     assert ends[0] == 5 and ends[-1] == 0
 

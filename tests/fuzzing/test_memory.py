@@ -98,6 +98,6 @@ def test_sizes_that_are_only_claimed(tmp_path: Path) -> None:
             paths.append(tmp_path / f"{name}.{suffix}")
             paths[-1].write_bytes(data)
     found = inspected(paths, 64 * 2**20)
-    refused = ("[rule H", "nor anything else that sepme knows", "is cut off")
+    refused = ("[rule H", "nor any other kind of file that sepme knows", "is cut off")
     assert [told for told, _ in found if not any(words in told for words in refused)] == []
     assert found[-1][1] < 32 * 2**20

@@ -69,7 +69,7 @@ def test_the_card_of_a_patch(files: tuple[Path, Path, Path]) -> None:
     assert len(cells(made.card, r"a\|b \*c\* \<i\>")) == len(row)
     assert file.digest in made.card
     assert file.patch.base.digest in made.card
-    assert "Nothing was" in made.card
+    assert "Not measured yet" in made.card
     assert "can subtract" in made.card
 
 
@@ -79,7 +79,7 @@ def test_the_card_of_a_checkpoint_tells_what_is_in_it(files: tuple[Path, Path, P
     assert made.concepts == ("Monet",)
     assert cells(made.card, "Monet")[4] == "0.5"
     alone = card([clean])
-    assert cells(alone.card, "Monet")[1] == "not at hand"
+    assert cells(alone.card, "Monet")[1] == "patch not given"
     assert cells(alone.card, "Monet")[-1] == cells(made.card, "Monet")[-1]
     assert "base_model" not in ModelCard(made.card).data.to_dict()
 
@@ -88,7 +88,7 @@ def test_what_was_measured_stands_in_it(files: tuple[Path, Path, Path], tmp_path
     _, patch, _ = files
     (tmp_path / "report.json").write_text(json.dumps(REPORT))
     made = card([patch], report=tmp_path)
-    text = made.card.partition("What was measured")[2]
+    text = made.card.partition("## Measurements")[2]
     assert cells(text, "Monet") == ["Monet", "erased", "92%", "8%", "1% to 35%", "12"]
     assert cells(text, "cat")[0] == r"cat \| \<b\>dog\</b\>"
     assert cells(text, "cat")[3:5] == ["-", "- to -"]

@@ -81,7 +81,7 @@ def test_it_stands_in_the_result_the_manifest_and_the_card(
     assert increment.method.settings["captions"] == VERSION
     assert increment.method.settings["protection"] == EASY.protection
     text = card([output]).card
-    assert "What else changes" in text
+    assert "## Collateral" in text
     assert f"{told.p95:.0%} | {told.captions}" in text
 
 

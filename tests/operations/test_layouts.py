@@ -329,9 +329,9 @@ def test_shards_with_different_patches_in_them_are_told(
     [
         (lambda m: m | {"conv_in.weight": "../../etc/passwd"}, "no shard can be"),
         (lambda m: m | {"conv_in.weight": "other.safetensors"}, "no shard can be"),
-        (lambda m: m | {"conv_in.weight": max(m.values())}, "puts elsewhere"),
+        (lambda m: m | {"conv_in.weight": max(m.values())}, "lists in another shard"),
         (lambda m: m | {"nothing": min(m.values())}, "no shard holds"),
-        (lambda m: {k: v for k, v in m.items() if k != "conv_in.weight"}, "puts elsewhere"),
+        (lambda m: {k: v for k, v in m.items() if k != "conv_in.weight"}, "lists in another shard"),
         (lambda m: {}, "weight_map"),
     ],
 )

@@ -61,7 +61,7 @@ def test_what_a_lora_does_elsewhere(name: str, tmp_path: Path) -> None:
 
 def test_a_model_where_a_lora_should_be(tmp_path: Path) -> None:
     model = make_checkpoint(tmp_path / "model.safetensors")
-    with pytest.raises(UnsupportedError, match=r"is a model and no LoRA.*--edited"):
+    with pytest.raises(UnsupportedError, match=r"is a model and not a LoRA.*--edited"):
         import_lora(model, model, tmp_path / "x.sepme")
 
 

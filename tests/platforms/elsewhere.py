@@ -68,11 +68,11 @@ def test_in_place_it_is_written_or_refused(here: Path) -> None:
     before = set(os.listdir(here))
     if WINDOWS:
         for name, patch in (("m.safetensors", "monet.sepme"), ("model", "monet.sepme")):
-            with pytest.raises(UsageError, match="replaces no file that is open"):
+            with pytest.raises(UsageError, match="cannot replace a file that is open"):
                 apply(here / name, [here / patch], in_place=True)
         with pytest.raises(UsageError, match="would be lost"):
             apply(model, [here / "monet.sepme"], model, force=True)
-        with pytest.raises(UsageError, match="replaces no file that is open"):
+        with pytest.raises(UsageError, match="cannot replace a file that is open"):
             revert(here / "clean.safetensors", in_place=True)
     else:
         apply(model, [here / "monet.sepme"], in_place=True)

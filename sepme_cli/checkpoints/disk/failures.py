@@ -37,7 +37,7 @@ def system_failure(error: OSError, file: str | Place) -> SystemFailure:
     advice = {
         errno.ENOSPC: "the disk is full; nothing was left behind. Free some space",
         errno.EDQUOT: "the disk quota is used up; nothing was left behind",
-        errno.EFBIG: "the system does not allow a file so large; nothing was left behind",
+        errno.EFBIG: "the system does not allow a file of this size; nothing was left behind",
         errno.EIO: "the disk reports an error; check it, and keep a copy of what is on it",
         errno.EACCES: "permission denied"
         if replaces_open_files()
@@ -46,7 +46,7 @@ def system_failure(error: OSError, file: str | Place) -> SystemFailure:
         errno.EROFS: "the file system is read-only",
         errno.ENOENT: "not found",
         errno.EISDIR: "this is a folder",
-        errno.EPIPE: "whoever reads the output has gone",
+        errno.EPIPE: "the program that reads the output has ended",
     }
     reason = advice.get(error.errno or 0, error.strerror or str(error))
     return SystemFailure(f"{file}: {reason}", file=file)

@@ -47,8 +47,8 @@ def check_not_shared(path: Path) -> None:
     real = resolved(path)
     if any(_HUBS_CACHE.fullmatch(f"{one.parent.name}/{one.name}") for one in real.parents):
         raise RefusedError(
-            f"{path} lies in the hub's cache, which other models and programs share: write a file "
-            "of your own with -o",
+            f"{path} lies in the hub's cache, which other models and programs share: write to a "
+            "file of your own with -o",
             file=path,
             expected="a file of your own",
             found=real,
@@ -89,7 +89,7 @@ def check_own(path: Path, beside: Path) -> None:
         link = stat.S_ISLNK(status.st_mode)
         if link or status.st_uid not in (system.user(), beside.stat().st_uid):
             raise SystemFailure(
-                f"{path} was put there by somebody else: see what it is, and remove it",
+                f"{path} is not a file of your own: check what it is, and remove it",
                 file=path,
                 expected="a file of your own, which sepme keeps there",
                 found="a link" if link else f"a file of user {status.st_uid}",
@@ -316,8 +316,8 @@ def _copy_owner(path: Path, descriptor: int, progress: Progress) -> None:
 def warn_of_mode(path: Path, progress: Progress) -> None:
     """Say that a file there does not have the mode that it should have."""
     progress.warn(
-        f"{path.parent}: this file system does not let sepme say who may read a file, so look at "
-        "the permissions of what it writes there"
+        f"{path.parent}: this file system does not let sepme set who may read a file, so check "
+        "the permissions of the files that it writes there"
     )
 
 

@@ -46,7 +46,7 @@ def check_other(output: Path, read: Path, instead: str = "write to another file"
         if inside or output.samefile(read):
             what = f"a part of {read}" if resolved(output) != resolved(read) and inside else read
             raise UsageError(
-                f"{output}: this is {what}, which the result is made from and which would be "
+                f"{output}: this is {what}, which the result is computed from and which would be "
                 f"lost: {instead}",
                 expected="another file",
                 found=output,

@@ -97,7 +97,7 @@ def _not_there(place: HubPlace, found: str) -> SystemFailure:
 def _not_reached(place: HubPlace, error: BaseException) -> SystemFailure:
     why = str(error).partition("\n")[0] or type(error).__name__
     return SystemFailure(
-        f"{place}: the hub cannot be reached, and this is not (all) in its cache: {why}",
+        f"{place}: the hub cannot be reached, and not all of this is in its cache: {why}",
         file=place,
         expected="a connection, or files that were fetched before",
         found=type(error).__name__,
@@ -106,13 +106,13 @@ def _not_reached(place: HubPlace, error: BaseException) -> SystemFailure:
 
 def _refused(place: HubPlace, status: int) -> SystemFailure:
     why = {
-        401: "it does not know you: log in with `hf auth login`, or set HF_TOKEN",
-        403: "your token may not do this",
+        401: "not logged in, or the token is not valid: run `hf auth login`, or set HF_TOKEN",
+        403: "your token does not allow this",
         409: "somebody else has changed the repository meanwhile; nothing was written. Try again",
         412: "somebody else has changed the repository meanwhile; nothing was written. Try again",
         429: "too many requests; try again later",
     }
-    reason = why.get(status, "try again later" if status >= 500 else "it did not say why")
+    reason = why.get(status, "try again later" if status >= 500 else "no reason given")
     return SystemFailure(f"{place}: the hub answered {status}: {reason}", file=place, found=status)
 
 

@@ -71,14 +71,14 @@ def undo_interrupted(path: Path, progress: Progress) -> None:
         for part, file in opened:
             if not part.belongs_to(file):
                 raise RefusedError(
-                    f"{journal} tells of an in-place write that was cut short, but {part.path} is "
-                    "another file now; remove the journal if that is as it should be",
+                    f"{journal} belongs to an interrupted in-place write, but {part.path} is "
+                    "another file now; remove the journal if you replaced that file on purpose",
                     file=part.path,
                 )
         for part, file in opened:
             part.put("old", file)
         remove(journal)
-    progress.warn(f"{path}: writing it in place had been interrupted; it is as it was before")
+    progress.warn(f"{path}: an in-place write was interrupted; the file is restored")
 
 
 def _put_back(
@@ -89,9 +89,9 @@ def _put_back(
     except (OSError, SepmeError) as error:
         reason = because.strerror if isinstance(because, OSError) else str(because)
         raise SystemFailure(
-            f"{checkpoint}: {reason or 'interrupted'}; it is half written, and could not be put "
-            f"back at once. Leave {journal.name} where it is: once the system lets sepme write "
-            "again, the next command puts the file back",
+            f"{checkpoint}: {reason or 'interrupted'}; the file is half written and could not be "
+            f"restored. Keep {journal.name} where it is: the next command restores the file, "
+            "once the system lets sepme write again",
             file=checkpoint,
         ) from error
 

@@ -103,7 +103,7 @@ class LoraModule:
             )
         if "difference" in self.parts and {"up", "down"} & self.parts.keys():
             raise MalformedError(
-                f"{self.name} is given twice, and it is unclear which one is meant",
+                f"{self.name} has both a whole difference and up and down matrices",
                 expected="lora_up and lora_down, or diff",
                 found=", ".join(sorted(self.parts)),
             )
@@ -113,7 +113,7 @@ class LoraModule:
         up, down = (self._read(part) for part in ("up", "down"))
         if up.shape[1] != len(down) or not len(down):
             raise MalformedError(
-                f"{self.name}: the two halves do not fit together",
+                f"{self.name}: the shapes of up and down do not fit together",
                 expected=f"[{len(up)}, {len(down)}]",
                 found=list(up.shape),
             )
@@ -138,7 +138,7 @@ class LoraModule:
             return float(values.reshape(-1)[0]) / rank
         patterns = self.config.get("alpha_pattern") or {}
         if not isinstance(patterns, dict):
-            raise MalformedError(f"{self.name}: alpha_pattern is no object", found=patterns)
+            raise MalformedError(f"{self.name}: alpha_pattern is not an object", found=patterns)
         own = (x for key, x in patterns.items() if f".{self.name}".endswith(f".{key}"))
         alpha = next(own, self.config.get("lora_alpha", rank))
         if not isinstance(alpha, int | float):
@@ -173,7 +173,7 @@ def open_lora(path: Path) -> Iterator[LoraFile]:
         found = next((name for name in _IN_FOLDERS if (folder / name).exists()), None)
         if found is None:
             raise UnsupportedError(
-                f"{folder} is no folder that PEFT or diffusers saved a LoRA in; name the file",
+                f"{folder} is not a folder that PEFT or diffusers saved a LoRA in; name the file",
                 file=folder,
                 expected=" or ".join(_IN_FOLDERS[:2]),
                 found="none",
@@ -189,9 +189,10 @@ def open_lora(path: Path) -> Iterator[LoraFile]:
             names = [entry.name for entry in file.header.tensors]
             model = Layout.of(names) is not None
             raise UnsupportedError(
-                f"{path} is a model and no LoRA: sepme import --edited takes one that was edited"
+                f"{path} is a model and not a LoRA: import an edited model with sepme import "
+                "--edited"
                 if model
-                else f"{path} is no LoRA",
+                else f"{path} is not a LoRA",
                 file=path,
                 expected="tensors named ….lora_down.weight, or ….lora_A.weight",
                 found=f"{len(names)} other tensors",
@@ -250,7 +251,7 @@ def _flat(stored: Stored) -> Float64:
     """A matrix, or a convolution's kernels as one."""
     if len(stored.shape) not in (2, 4) or 0 in stored.shape:
         raise MalformedError(
-            f"{stored.name} is no matrix", expected="[out, in]", found=list(stored.shape)
+            f"{stored.name} is not a matrix", expected="[out, in]", found=list(stored.shape)
         )
     return _values(stored).reshape(stored.shape[0], -1)
 

@@ -122,7 +122,7 @@ class Checkpoint:
         return _holding(self.files, self.targets)
 
     def network(self, name: str) -> Network | None:
-        """The network "denoiser", "vae" or of a text stream ("clip_l"); None if it is not in here."""
+        """The network "denoiser", "vae" or a text encoder ("clip_l"); None if it is not in here."""
         return self.networks.find(name)
 
     def all_files(self) -> tuple[WeightsFile, ...]:
@@ -189,8 +189,8 @@ def _open(path: Path, progress: Progress) -> Checkpoint:
             progress.say(note)
         if any(getattr(file, "unmapped", False) for file in files):
             progress.warn(
-                f"{path}: this file system maps no files into memory, so all of it was read, and "
-                "takes as much memory as it is long"
+                f"{path}: this file system cannot map files into memory, so the whole file was "
+                "read into memory"
             )
         return Checkpoint(
             path,
@@ -223,11 +223,11 @@ def _stack(files: Sequence[WeightsFile]) -> StackRecord | None:
     for file, text in zip(files, records, strict=True):
         if text != records[0]:
             raise MalformedError(
-                f"{file.path} and {files[0].path} belong together, and do not have the same "
-                "patches in them",
+                f"{file.path} and {files[0].path} are files of one model, but do not have the "
+                "same patches in them",
                 file=file.path,
                 expected="one stack record in all of a model's files",
-                found="different ones",
+                found="different records",
             )
     if records[0] is None:
         return None

@@ -27,17 +27,14 @@ _START = 4096
 _SHOWN = 80
 """Characters of a stranger's text that are shown."""
 
-_CONVERT = "have it converted to safetensors first"
+_CONVERT = "convert it to safetensors first"
 _UNQUANTISED = (
     "its weights are quantised: patch the safetensors model that it was made from, and make it "
     "again from the patched one"
 )
 _UNPACK = "unpack it, and name the model that is in it"
 _AGAIN = "download it again"
-_EXPORTED = (
-    "it was compiled from a model: name the model that it was made from, and make it again from "
-    "the patched one"
-)
+_EXPORTED = "it was compiled from a model: name that model, and compile the patched one again"
 _PICTURE = "name the model, not its preview"
 
 
@@ -66,9 +63,9 @@ _MAGIC: tuple[tuple[int, bytes, Foreign], ...] = (
     (0, b"\xfd7zXZ\0", Foreign("an xz archive", _UNPACK)),
     (0, b"\x28\xb5\x2f\xfd", Foreign("a zstd archive", _UNPACK)),
     (0, b"BZh", Foreign("a bzip2 archive", _UNPACK)),
-    (0, b"\x89PNG", Foreign("a picture", _PICTURE)),
-    (0, b"\xff\xd8\xff", Foreign("a picture", _PICTURE)),
-    (8, b"WEBP", Foreign("a picture", _PICTURE)),
+    (0, b"\x89PNG", Foreign("an image", _PICTURE)),
+    (0, b"\xff\xd8\xff", Foreign("an image", _PICTURE)),
+    (8, b"WEBP", Foreign("an image", _PICTURE)),
     (0, b"%PDF", Foreign("a PDF document", _AGAIN)),
 )
 _LFS = re.compile(rb"version https://(git-lfs|hawser)\.github\.com/spec/")
@@ -129,7 +126,7 @@ def refuse(name: object, found: Foreign, wanted: str = SAFETENSORS) -> Malformed
 def cut_off(name: object, expected: object, found: object) -> MalformedError:
     """The error for a file whose end is missing."""
     return MalformedError(
-        f"{name} is cut off: its size is not what its beginning says; {_AGAIN}",
+        f"{name} is cut off: its size is less than its beginning says; {_AGAIN}",
         file=name,
         expected=expected,
         found=found,
@@ -149,7 +146,7 @@ def _refusal(path: Path, wanted: str, name: object, error: FormatError) -> Malfo
         return cut_off(name, error.expected, error.found)
     if error.rule in ("H1", "H2") and start and not begins:
         return MalformedError(
-            f"{name} is not {wanted}, nor anything else that sepme knows",
+            f"{name} is not {wanted}, nor any other kind of file that sepme knows",
             file=name,
             expected=wanted,
             found=f"a file that begins with {start[:PREFIX_BYTES]!r}",
@@ -199,8 +196,8 @@ def _page(start: bytes, size: int) -> Foreign | None:
     if _PAGE.match(text):
         return Foreign(
             "a web page",
-            "take the address of the file itself, not that of a page about it, log in where the "
-            f"site asks for it, and {_AGAIN}",
+            "use the address of the file itself, not of a page about it, log in if the site "
+            f"asks for it, and {_AGAIN}",
             _quoted(found[1]) if (found := _TITLE.search(text)) else "",
         )
     if not _XML.match(text):
@@ -238,7 +235,7 @@ def _text(start: bytes, size: int) -> Foreign | None:
 def _answer(said: bytes) -> Foreign:
     return Foreign(
         "an error that a server sent instead of the file",
-        f"log in where it asks for that (hf auth login, or in the browser), and {_AGAIN}",
+        f"log in if it asks for that (hf auth login, or in the browser), and {_AGAIN}",
         _quoted(said),
     )
 

@@ -25,8 +25,8 @@ class Network:
 
     name: "denoiser", "vae", or a text encoder's stream ("clip_l", "clip_h", "t5xxl"). naming:
     whose names its tensors have. tensors: by name, without what the file puts before all of them.
-    config: what the folder's config.json says, None in a single file. unused_layers: see `families.TextStream`. tokenizer: the folder
-    with the files of its tokenizer, if there is one.
+    config: what the folder's config.json says, None in a single file. unused_layers: see
+    `families.TextStream`. tokenizer: the folder with the files of its tokenizer, if there is one.
     """
 
     name: str
@@ -66,7 +66,7 @@ def open_set(
         for name, stored in stored_in(file).items():
             if name in tensors or (one.index is not None and one.index.get(name) != path.name):
                 raise MalformedError(
-                    f"{path} holds {name}, which the index puts elsewhere",
+                    f"{path} holds {name}, which the index lists in another shard",
                     file=path,
                     expected=None if one.index is None else one.index.get(name, "nowhere"),
                     found=path.name,

@@ -14,7 +14,7 @@ _TUPLE = 10**6
 """How many parts a tuple may have, and its parts, and theirs."""
 _ARGUMENT = 2**23
 """Bytes of one text, which in real ones is a name."""
-_TOO_MUCH = "it would take more time or memory than any weights do"
+_TOO_MUCH = "loading it would take more time or memory than weights need"
 _GET = ("GET", "BINGET", "LONG_BINGET")
 _PUT = ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE")
 

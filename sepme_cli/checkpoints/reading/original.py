@@ -88,7 +88,7 @@ def open_base(place: Place, record: StackRecord, progress: Progress = SILENT) ->
         path = checkpoint.path
         if checkpoint.stack is not None:
             raise MismatchError(
-                f"{path} is patched itself, and cannot be a base",
+                f"{path} is patched itself, so it cannot be a base",
                 file=path,
                 expected="a checkpoint as it was before any patch",
                 found=", ".join(entry.concept for entry in checkpoint.stack.entries),
@@ -119,7 +119,7 @@ def open_undo_journals(
         for journal in journals.values():
             if RECORD in journal.header.metadata:
                 raise MismatchError(
-                    f"{journal.path} keeps a state that was patched already", file=journal.path
+                    f"{journal.path} holds a checkpoint that was already patched", file=journal.path
                 )
         path = next(iter(paths.values()))
         weights = {
@@ -146,7 +146,7 @@ def _kept(copy: Stored, journals: Mapping[str, Journal]) -> Weight:
     kept = {entry.name: entry for entry in journal.touched}.get(copy.name)
     if kept is None or kept.shape != copy.entry.shape:
         raise MismatchError(
-            f"{journal.path} does not have {copy.name} as the checkpoint has it",
+            f"{journal.path} does not have {copy.name} in the checkpoint's shape",
             file=journal.path,
             expected=list(copy.entry.shape),
             found="nothing" if kept is None else list(kept.shape),

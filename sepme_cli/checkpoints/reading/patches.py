@@ -77,8 +77,8 @@ def telling_patch(path: Path, name: object) -> Iterator[None]:
         if path.suffix == ".sepme" or not _is_safetensors(path):
             raise
         raise MalformedError(
-            f"{name} is a safetensors file, and no patch: the model comes first, then the patches; "
-            "sepme import makes a patch of a LoRA",
+            f"{name} is a safetensors file and not a patch: name the model first, then the "
+            "patches; sepme import makes a patch from a LoRA",
             file=name,
             expected="a patch",
             found="a safetensors file without a patch's manifest",

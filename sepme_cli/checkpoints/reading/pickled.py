@@ -37,7 +37,7 @@ from sepme_cli.checkpoints.structure.torch_dtypes import TORCH
 from sepme_cli.errors import MalformedError
 
 _DTYPES = {theirs: name for name, theirs in TORCH.items()}
-_SAVED = "a file that torch has saved"
+_SAVED = "a file saved by torch"
 _LIST = b"PK\x05\x06"
 _LIST_WITHIN = 2**16 + 22
 """How far from its end an archive says where its list of members is."""
@@ -146,7 +146,7 @@ def open_pickled(path: Path, place: str, file: BinaryIO) -> PickledFile:
     tensors = {name: value for name, value in inner.items() if _is_weight(name, value)}
     _check_sizes(path, file, tensors)
     if not tensors:
-        raise _no_weights(path, f"{len(inner)} other things")
+        raise _no_weights(path, f"{len(inner)} other entries")
     rest = [str(name) for name in inner if name not in tensors]
     rest += [str(name) for name in outer if name != inside]
     with reading(path):
@@ -170,7 +170,8 @@ def _wrapper(path: Path, loaded: Mapping[Any, Any]) -> str | None:
     found = [name for name in _WRAPPERS if _holds_weights(loaded.get(name))]
     if len(found) > 1:
         raise MalformedError(
-            f"{path} holds several models ({', '.join(found)}); save the one that is meant alone",
+            f"{path} holds several models ({', '.join(found)}); save the one to use in a file of "
+            "its own",
             file=path,
             expected="one dictionary of tensors",
             found=", ".join(found),
@@ -228,15 +229,15 @@ def _load(path: Path, file: BinaryIO, *, archive: bool, mapped: bool) -> Any:
             raise (
                 _strange(path)
                 or MalformedError(
-                    f"{path} cannot be read as a file that torch has saved; it may be damaged",
+                    f"{path} cannot be read as a file saved by torch; it may be damaged",
                     file=path,
                     expected=_SAVED,
                     found=type(error).__name__,
                 )
             ) from error
         raise MalformedError(
-            f"{path} holds more than weights, and loading it would run code of its own; have it "
-            "converted to safetensors by someone who trusts it",
+            f"{path} holds more than weights, and loading it would run code of its own; ask "
+            "someone who trusts it to convert it to safetensors",
             file=path,
             expected="tensors",
             found=unsafe[1],
@@ -296,7 +297,7 @@ def _check_member(path: Path, member: zipfile.ZipInfo) -> None:
         )
     if not weights and member.file_size > _PICKLE_BYTES:
         raise MalformedError(
-            f"{path}: {member.filename} is too large for what it should be",
+            f"{path}: {member.filename} is too large for its kind",
             file=path,
             expected=f"at most {_PICKLE_BYTES} bytes",
             found=member.file_size,
@@ -344,7 +345,7 @@ def _entries(tensors: Mapping[str, Tensor]) -> Iterator[TensorEntry]:
 
 def _no_weights(path: Path, found: str) -> MalformedError:
     return MalformedError(
-        f"{path} holds no weights by name",
+        f"{path} holds no named weights",
         file=path,
         expected="a dictionary of tensors, or one under 'state_dict', 'model' and the like",
         found=found,

@@ -141,7 +141,7 @@ def _copies(
     for other in variants[1:]:
         if tensor not in other:
             raise MalformedError(
-                f"{path}: the variants in this folder are copies of different models: one lacks "
+                f"{path}: the variants in this folder are not copies of one model: one lacks "
                 f"{tensor}",
                 file=path,
             )

@@ -199,8 +199,8 @@ def _unknown_scale(
     file: WeightsFile, entry: TensorEntry, name: str, expected: str, found: str | None = None
 ) -> UnsupportedError:
     return UnsupportedError(
-        f"{file.path}: {name} may scale {entry.name} in a way that sepme does not know; have the "
-        "model converted to plain fp16 or bf16",
+        f"{file.path}: {name} may scale {entry.name} in a way that sepme does not know; convert "
+        "the model to plain fp16 or bf16",
         file=file.path,
         expected=expected,
         found=found or name,

@@ -143,9 +143,9 @@ def unfused(name: str, stored: Stored) -> Iterator[tuple[str, Array]]:
         return
     if values.ndim == 0 or len(values) % 3:
         raise MalformedError(
-            f"{stored.file.path}: {stored.name} is not queries, keys and values in one",
+            f"{stored.file.path}: {stored.name} is not a fused matrix of queries, keys and values",
             file=stored.file.path,
-            expected="a number of rows that three divides",
+            expected="a number of rows that is a multiple of 3",
             found=list(values.shape),
         )
     for projection, part in zip("qkv", np.split(values, 3), strict=True):

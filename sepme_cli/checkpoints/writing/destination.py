@@ -55,11 +55,11 @@ class Destination:
     def __post_init__(self) -> None:
         ways = (self.output is not None) + self.in_place
         if ways > 1 or not (ways or self.dry):
-            raise UsageError("name an output, or write in place: one of the two")
+            raise UsageError("name an output or write in place: exactly one of the two")
         if self.in_place and isinstance(self.model, HubPlace):
             raise UsageError(
-                f"{self.model}: what is on the hub cannot be written in place, and its cache on "
-                "this machine is shared with other programs; write a new one with -o",
+                f"{self.model}: a model on the hub cannot be written in place, and its cache on "
+                "this machine is shared with other programs; write to a new file with -o",
                 expected="a model of your own, or -o",
                 found=self.model,
             )
@@ -101,8 +101,8 @@ class Destination:
             check_not_shared(model)
             if not replaces_open_files():
                 raise UsageError(
-                    f"{model}: this system replaces no file that is open, so a model cannot be "
-                    "written over itself; write to another file with -o",
+                    f"{model}: this system cannot replace a file that is open, so a model cannot "
+                    "be written over itself; write to another file with -o",
                     expected="another file",
                     found=model,
                 )
@@ -126,8 +126,8 @@ class Destination:
         for file in checkpoint.files:
             if file.path.suffix.lower() in PICKLED:
                 raise UsageError(
-                    f"{file.path}: a pickle cannot be written in place; write a safetensors file "
-                    "with -o"
+                    f"{file.path}: a pickle cannot be written in place; write to a safetensors "
+                    "file with -o"
                 )
             check_not_shared(file.path)
             if checkpoint.folder is not None and file.path.is_symlink():
@@ -205,8 +205,7 @@ def check_suffix(output: Path) -> None:
     """UsageError for a name that says the file is something that sepme does not write."""
     if output.suffix.lower() in PICKLED:
         raise UsageError(
-            f"{output}: sepme writes safetensors only, and no file should pretend to be "
-            "something else",
+            f"{output}: sepme writes only safetensors files",
             expected="a name that ends in .safetensors",
             found=output.suffix,
         )
@@ -239,13 +238,13 @@ def write_over(
         for path in unpatched_copies(checkpoint.folder, companions.record):
             progress.warn(
                 f"{path} holds, or may hold, a copy of the UNet's weights, and stays as it is: "
-                "what is taken out of the others lives on there"
+                "concepts erased from the model are still in that copy"
             )
     for rewrite in rewrites:
         if (names := rewrite.source.path.stat().st_nlink) > 1:
             progress.warn(
-                f"{rewrite.source.path} has {names} names (hard links): under the others it "
-                "changes too"
+                f"{rewrite.source.path} has {names} names (hard links): the file changes under "
+                "all of them"
             )
     with uninterrupted():
         try:
@@ -282,7 +281,7 @@ def _write_over(checkpoint: Checkpoint, rewrites: Sequence[Rewrite], progress: P
         write_copy(rewrites[0], rewrites[0].source.path, force=True, progress=progress)
     else:
         raise RefusedError(
-            f"{checkpoint.path}: there is no room for the record in its headers, and this file "
-            "system cannot make any; write to another folder with -o",
+            f"{checkpoint.path}: its headers have no room for the record, and this file system "
+            "cannot add any; write to another folder with -o",
             file=checkpoint.path,
         )

@@ -45,14 +45,14 @@ def check_new_folder(output: Path, model: Path, *, force: bool, size: int = 0) -
     replaces = output.is_dir() and force
     if replaces and not _is_model(output):
         raise SystemFailure(
-            f"{output}: --force replaces a model's folder and no other; remove it yourself",
+            f"{output}: --force replaces only a model's folder; remove this one yourself",
             file=output,
         )
     with writing(output):
         total = size + sum(path.stat().st_size for path, _ in model_files(model))
     if output.exists() and not replaces:
         raise SystemFailure(
-            f"{output}: there is such a folder already; --force overwrites it", file=output
+            f"{output}: this folder exists already; --force overwrites it", file=output
         )
     # A folder needs the space and the rights that a file beside it would need.
     check_writable(temporary(output), total, force=True)
