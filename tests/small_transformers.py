@@ -14,7 +14,7 @@ from diffusers import (
     WanTransformer3DModel,
 )
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 from transformers import T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
 
@@ -27,6 +27,7 @@ CLIP_WIDTHS = (64, 128)
 PROJECTED = (48, 96)
 """Of SD 3's two: it reads 144 pooled numbers. Flux reads the 64 of CLIP-L as they are."""
 T5_ROWS = 24
+T5_POSITIONS = 16
 WORDS = ("a", "the", "of", "in", "by", "picture", "photo", "painting", "art", "red", "cat", "dog")
 WORDS += ("car", "van", "gogh", "monet", "style")
 
@@ -152,10 +153,12 @@ def write_tokenizer(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
     made = Tokenizer(models.Unigram([*pieces, *((f"▁{word}", -1.0) for word in WORDS)], unk_id=2))
+    made.normalizer = normalizers.Lowercase()
     made.pre_tokenizer = pre_tokenizers.Metaspace()
     made.post_processor = processors.TemplateProcessing(
         single="$A </s>", special_tokens=[("</s>", 1)]
     )
+    made.enable_truncation(T5_POSITIONS)
     made.save(str(folder / "tokenizer.json"))
     return folder
 

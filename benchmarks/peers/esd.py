@@ -96,7 +96,7 @@ class ESD:
 
 
 def _predict(
-    model: StableDiffusion, edited: Mapping[str, Tensor], x: Tensor, t: Tensor | int, told: Tensor
+    model: StableDiffusion, edited: Mapping[str, Tensor], x: Tensor, t: Tensor | float, told: Tensor
 ) -> Tensor:
     """eps'(x_t, c) with the edited parameters in place of the original ones."""
     predicted: Tensor = functional_call(model.denoiser.network, dict(edited), (x, t, told)).sample

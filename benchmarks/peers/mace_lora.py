@@ -104,7 +104,7 @@ class TrainedMACE(MACE):
             for k in keys
         }
         optimiser = torch.optim.Adam([*up.values(), *down.values()], lr=self.lr)
-        alphas = model.schedule.alphas
+        alphas = model.noise_schedule.alphas
         for _ in range(self.steps):
             t = torch.randint(len(alphas), (len(latents),), generator=generator)
             noise = torch.randn(latents.shape, generator=generator)

@@ -61,7 +61,7 @@ class PublishedSepME:
             phrase = self._phrase(request, name)
             others = [self._phrase(request, other).text for other in request.names if other != name]
             kept = ["", phrase.without, *others]
-            basis = null_space(Lexicon(model.text, kept).rows(kept)).float()
+            basis = null_space(Lexicon(model.text.readers, kept).rows(kept)).float()
             learned = self._learn(model, self._moments(model, phrase), phrase, basis)
             parts[name] = {t: (w @ basis).double() for t, w in learned.items()}
             stored += 2 * (basis.numel() + sum(w.numel() for w in learned.values()))

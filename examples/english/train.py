@@ -96,7 +96,7 @@ def text_encoder() -> CLIPTextModel:
     """The trained text encoder, rounded as it is shipped; the shipped one if none was trained."""
     if not (BUILD / f"{text.CANVAS}.pt").exists():
         with open_checkpoint(SHIPPED) as checkpoint:
-            return StableDiffusion.of(checkpoint, torch.device("cpu")).text.encoders[0].model
+            return StableDiffusion.of(checkpoint, torch.device("cpu")).text.clips[0].model
     encoder = text.make_encoder(text.VARIANTS[text.CANVAS])
     encoder.load_state_dict({k: v.half().float() for k, v in text.state().items()})
     return encoder.eval().requires_grad_(False)

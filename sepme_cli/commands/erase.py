@@ -28,6 +28,7 @@ from sepme_cli.commands.options import (
     PlaceOption,
     PredictionOption,
     Quiet,
+    T5Option,
     TextEncoders,
     Tokenizer,
     Verbose,
@@ -170,6 +171,7 @@ def erase(
     sampling_steps: SamplingSteps = Settings.sampling_steps,
     text_encoders: TextEncoders = None,
     tokenizer: Tokenizer = None,
+    t5: T5Option = True,
     prediction: PredictionOption = None,
     device: Device = None,
     dtype: Dtype = "auto",
@@ -240,6 +242,7 @@ def erase(
             "options": ModelOptions(
                 text_encoders or (),
                 tokenizer,
+                t5,
                 prediction,
                 device,
                 dtype if is_given(context, "dtype") else None,

@@ -8,6 +8,7 @@ import typer
 from sepme_cli.commands.options import (
     Device,
     Dtype,
+    Guidance,
     Json,
     LowMemory,
     Model,
@@ -15,6 +16,7 @@ from sepme_cli.commands.options import (
     Patches,
     PredictionOption,
     Quiet,
+    T5Option,
     TextEncoders,
     Tokenizer,
     Verbose,
@@ -105,9 +107,7 @@ def evaluate(
     steps: Annotated[
         int, typer.Option(min=1, metavar="N", help="Number of sampling steps.")
     ] = SamplingOptions.steps,
-    guidance: Annotated[
-        float, typer.Option(metavar="X", help="Scale of classifier-free guidance.")
-    ] = SamplingOptions.guidance,
+    guidance: Guidance = None,
     size: Annotated[
         int | None,
         typer.Option(
@@ -148,6 +148,7 @@ def evaluate(
     ] = False,
     text_encoders: TextEncoders = None,
     tokenizer: Tokenizer = None,
+    t5: T5Option = True,
     prediction: PredictionOption = None,
     device: Device = None,
     dtype: Dtype = "auto",
@@ -189,7 +190,7 @@ def evaluate(
             features=features,
             lpips=lpips,
             options=ModelOptions(
-                text_encoders or (), tokenizer, prediction, device, dtype, low_memory
+                text_encoders or (), tokenizer, t5, prediction, device, dtype, low_memory
             ),
             command=command_line(context),
             force=force,

@@ -131,8 +131,25 @@ Tokenizer = Annotated[
     typer.Option(
         readable=False,
         metavar="DIR",
-        help="Folder with a tokenizer's files; by default the model's own, else CLIP's.",
+        help="Folder with a tokenizer's files, CLIP's or T5's; by default the model's own, else "
+        "CLIP's.",
         show_default=False,
+    ),
+]
+Guidance = Annotated[
+    float | None,
+    typer.Option(
+        metavar="X",
+        help="Scale of the guidance; by default what MODEL is used with: 7.5, Stable Diffusion 3 "
+        "with 7, Flux.1 with 3.5.",
+        show_default=False,
+    ),
+]
+T5Option = Annotated[
+    bool,
+    typer.Option(
+        "--t5/--no-t5",
+        help="Read prompts with T5 too, or not: for a Stable Diffusion 3 that is used without it.",
     ),
 ]
 PredictionOption = Annotated[

@@ -9,6 +9,7 @@ from sepme_cli.commands.options import (
     Device,
     Dtype,
     Force,
+    Guidance,
     Json,
     LowMemory,
     Model,
@@ -16,6 +17,7 @@ from sepme_cli.commands.options import (
     PlaceOption,
     PredictionOption,
     Quiet,
+    T5Option,
     TextEncoders,
     Tokenizer,
     Verbose,
@@ -74,9 +76,7 @@ def sample(
         int, typer.Option(min=1, metavar="N", help="Number of images per prompt.")
     ] = 1,
     steps: Annotated[int, typer.Option(min=1, metavar="N", help="Number of sampling steps.")] = 20,
-    guidance: Annotated[
-        float, typer.Option(metavar="X", help="Scale of classifier-free guidance.")
-    ] = 7.5,
+    guidance: Guidance = None,
     size: Annotated[
         int | None,
         typer.Option(
@@ -88,6 +88,7 @@ def sample(
     ] = None,
     text_encoders: TextEncoders = None,
     tokenizer: Tokenizer = None,
+    t5: T5Option = True,
     prediction: PredictionOption = None,
     device: Device = None,
     dtype: Dtype = "auto",
@@ -120,7 +121,7 @@ def sample(
             scale=scale,
             only=only or (),
             options=ModelOptions(
-                text_encoders or (), tokenizer, prediction, device, dtype, low_memory
+                text_encoders or (), tokenizer, t5, prediction, device, dtype, low_memory
             ),
             force=force,
             progress=out.progress,

@@ -128,10 +128,13 @@ def vae_config(shapes: Shapes, family: Family, naming: Naming = "ldm") -> Config
         "down_block_types": ["DownEncoderBlock2D"] * len(levels),
         "up_block_types": ["UpDecoderBlock2D"] * len(levels),
         "layers_per_block": len(layers),
-        "latent_channels": shapes["post_quant_conv.weight"][0],
+        "latent_channels": shapes["decoder.conv_in.weight"][1],
         "in_channels": shapes["encoder.conv_in.weight"][1],
         "out_channels": shapes["decoder.conv_out.weight"][0],
         "scaling_factor": family.latent_scale,
+        "shift_factor": family.latent_shift or None,
+        "use_quant_conv": "quant_conv.weight" in shapes,
+        "use_post_quant_conv": "post_quant_conv.weight" in shapes,
     }
 
 

@@ -6,8 +6,8 @@ own. Every cross-attention of a UNet must have its keys and values where they ar
 that something else has wrapped or quantised would keep the concept. Weights are overwritten in
 place, so that whatever else holds them (compiled graphs, pipelines of the same parts, offloading
 that moves whole models) sees the change. The originals are kept in main memory, bit for bit, and
-nothing more on an accelerator: in fp16 37 MiB for SD 1.x, 650 MiB for XL, 18 MiB for SD 3.5 large and
-42 MiB for Flux.1.
+nothing more on an accelerator: in fp16 37 MiB for SD 1.x, 650 MiB for XL, 28 MiB for SD 3.5 large
+and 28 MiB for Flux.1.
 """
 
 import re

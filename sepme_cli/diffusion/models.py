@@ -11,11 +11,14 @@ import torch
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
 from sepme_cli.checkpoints.reading.prediction import recorded_prediction
 from sepme_cli.checkpoints.structure.families import Prediction
+from sepme_cli.diffusion.denoiser import Denoiser
 from sepme_cli.diffusion.devices import Machine
-from sepme_cli.diffusion.schedule import NoiseSchedule
+from sepme_cli.diffusion.schedule import FlowSchedule, NoiseSchedule
 from sepme_cli.diffusion.text import TextEncoders
+from sepme_cli.diffusion.transformer import Transformer
 from sepme_cli.diffusion.unet import UNet
 from sepme_cli.diffusion.vae import VAE
+from sepme_cli.errors import UnsupportedError
 from sepme_cli.progress import SILENT, Progress
 
 # Both warn about what nothing here uses or does: image processors, a cast after loading.
@@ -35,9 +38,9 @@ class StableDiffusion:
     checkpoint: Checkpoint = field(repr=False)
     machine: Machine
     text: TextEncoders
-    denoiser: UNet
+    denoiser: Denoiser
     vae: VAE
-    schedule: NoiseSchedule
+    schedule: NoiseSchedule | FlowSchedule
 
     @classmethod
     def of(
@@ -48,15 +51,17 @@ class StableDiffusion:
         *,
         prediction: Prediction | None = None,
         tokenizer: Path | None = None,
+        t5: bool = True,
         frugal: bool = False,
         progress: Progress = SILENT,
     ) -> Self:
         """The parts of an open checkpoint.
 
         device, dtype, frugal: see `Machine`. prediction: what the UNet was trained to predict;
-        read from the checkpoint if None, see `recorded_prediction`. tokenizer: see `TextEncoders`.
+        read from the checkpoint if None, see `recorded_prediction`. tokenizer, t5:
+        see `TextEncoders`.
         """
-        if prediction is None:
+        if prediction is None and checkpoint.family.flow is None:
             recorded = recorded_prediction(checkpoint)
             prediction = recorded.prediction
             for said in recorded.unknown:
@@ -65,15 +70,26 @@ class StableDiffusion:
                 source = recorded.source or "nothing says otherwise"
                 progress.say(f"taken to predict {prediction} ({source}); --prediction overrides")
         machine = Machine(device, dtype, frugal)
-        schedule = NoiseSchedule(checkpoint, prediction)
         vae = VAE(checkpoint, machine)
-        return cls(
-            checkpoint,
-            machine,
-            TextEncoders(checkpoint, machine, tokenizer),
-            UNet(checkpoint, machine, schedule, vae),
-            vae,
-            schedule,
+        text = TextEncoders(checkpoint, machine, tokenizer, t5, progress)
+        if checkpoint.family.denoiser == "transformer":
+            denoiser = Transformer(checkpoint, machine, vae)
+            return cls(checkpoint, machine, text, denoiser, vae, FlowSchedule(checkpoint))
+        schedule = NoiseSchedule(checkpoint, prediction or "epsilon")
+        unet = UNet(checkpoint, machine, vae, schedule)
+        return cls(checkpoint, machine, text, unet, vae, schedule)
+
+    @property
+    def noise_schedule(self) -> NoiseSchedule:
+        """The schedule of a model that diffuses; UnsupportedError of one of rectified flow."""
+        if isinstance(self.schedule, NoiseSchedule):
+            return self.schedule
+        raise UnsupportedError(
+            f"{self.checkpoint.path} is {self.checkpoint.family.title}, a rectified flow, and this "
+            "method works with the noise of diffusion; use --method closed-form",
+            file=self.checkpoint.path,
+            expected="a model that predicts noise or the velocity of diffusion",
+            found=self.checkpoint.family.title,
         )
 
     def load(self) -> None:
@@ -91,6 +107,10 @@ class StableDiffusion:
         if said and int(said[1]) >= self.vae.reduction:
             return int(said[1])
         return self.denoiser.side * self.vae.reduction
+
+    def scale_of(self, guidance: float | None) -> float:
+        """The scale of the guidance; what the family is used with if None."""
+        return self.checkpoint.family.guidance if guidance is None else guidance
 
     def latent_shape(self, size: int | None = None) -> tuple[int, int, int]:
         """The shape [c, h, w] of one latent for images of size pixels; the model's own size if

@@ -44,6 +44,7 @@ def opened_model(
             DTYPES[on.dtype],
             prediction=options.prediction,
             tokenizer=as_path(options.tokenizer),
+            t5=options.t5,
             frugal=on.frugal,
             progress=progress,
         )

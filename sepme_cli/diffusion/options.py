@@ -17,6 +17,7 @@ class ModelOptions:
         text_encoders: For a model without text encoders: checkpoints, model folders or encoders
             that have them.
         tokenizer: Folder with a tokenizer's files; None for the model's own, else CLIP's.
+        t5: Whether T5 is used. False for a Stable Diffusion 3 that is used without.
         prediction: What the UNet was trained to predict, "epsilon" or "velocity"; None detects it.
         device: "cpu", "cuda" or "mps"; None for the fastest available.
         dtype: What the UNet computes in: "fp32", "fp16", "bf16", or "auto" for what suits the
@@ -26,6 +27,7 @@ class ModelOptions:
 
     text_encoders: Places = ()
     tokenizer: FilePath | None = None
+    t5: bool = True
     prediction: "Prediction | None" = None
     device: str | None = None
     dtype: str | None = None

@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from sepme_cli.diffusion.conditioning import Conditioning
-from sepme_cli.diffusion.unet import UNet
+from sepme_cli.diffusion.denoiser import Denoiser
 
 
 class EditedPredictor:
@@ -20,7 +20,7 @@ class EditedPredictor:
     context: of the phrases. See `erasure.optimise.NoisePredictor`.
     """
 
-    def __init__(self, denoiser: UNet, context: Conditioning) -> None:
+    def __init__(self, denoiser: Denoiser, context: Conditioning) -> None:
         self._denoiser = denoiser
         self._context = denoiser.machine.put(context)
 

@@ -1,4 +1,4 @@
-"""Generating images: DDIM with classifier-free guidance."""
+"""Generating images: DDIM, or Euler's steps of rectified flow, under guidance."""
 
 from collections.abc import Callable, Sequence
 
@@ -26,19 +26,17 @@ def sample_latents(
     steps: int = 20,
     guidance: float = 7.5,
 ) -> Tensor:
-    """Sample latents by DDIM (Song et al. 2021, eq. 12, eta 0) with classifier-free guidance.
+    """Sample latents by the model's schedule, under its guidance.
 
     context: of n prompts. noise: x_T [n, c, h, w]. blank: of the blank prompt.
-    guidance: w in eps = eps(blank) + w (eps(c) - eps(blank)).
+    guidance: its scale, see `Denoiser.guided`.
     Returns x_0 [n, c, h, w].
     """
-    trajectory = model.schedule.trajectory(steps)
-    both = model.machine.put(Conditioning.cat([context, blank.repeated(len(context))]))
+    trajectory = model.schedule.trajectory(steps, noise.shape)
+    asked, nothing = model.machine.put(context), model.machine.put(blank)
     x = model.machine.put(noise)
     for t in trajectory.times:
-        conditional, blank_predicted = model.denoiser.predict(torch.cat([x, x]), t, both).chunk(2)
-        guided = blank_predicted + guidance * (conditional - blank_predicted)
-        x = trajectory.step(guided, t, x)
+        x = trajectory.step(model.denoiser.guided(x, t, asked, nothing, guidance), t, x)
     return x
 
 

@@ -1,12 +1,15 @@
 """How noise is added to latents, and taken away again."""
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
 
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
@@ -16,17 +19,18 @@ from sepme_cli.diffusion.configs import SCHEDULE
 
 @dataclass(frozen=True)
 class Trajectory:
-    """The steps of sampling by DDIM (Song et al. 2021, eq. 12, eta 0), from noise to an image.
+    """The steps of sampling, from noise to an image.
 
-    times: t of each step, the noisiest first.
+    times: t of each step, the noisiest first. scheduler: diffusers' of it.
     """
 
-    times: tuple[int, ...]
-    _ddim: Any
+    times: Sequence[float]
+    scheduler: Any
 
-    def step(self, predicted: Tensor, t: int, x: Tensor) -> Tensor:
-        """x_t one step nearer to an image [n, c, h, w], as `UNet.predict` has its noise."""
-        return self._ddim.step(predicted, t, x).prev_sample
+    def step(self, predicted: Tensor, t: float, x: Tensor) -> Tensor:
+        """x_t one step nearer to an image [n, c, h, w], as `Denoiser.predict` has its noise or
+        velocity."""
+        return self.scheduler.step(predicted, t, x).prev_sample
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class NoiseSchedule:
 
     checkpoint: Checkpoint = field(repr=False)
     prediction: Prediction = "epsilon"
+    sampler = "DDIM"  # Song et al. 2021, eq. 12, eta 0
 
     @cached_property
     def alphas(self) -> Tensor:
@@ -57,8 +62,8 @@ class NoiseSchedule:
         betas = {name: said.get(name, value) for name, value in SCHEDULE.items()}
         return DDIMScheduler(**betas, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
 
-    def trajectory(self, steps: int) -> Trajectory:
-        """Sampling in so many steps."""
+    def trajectory(self, steps: int, shape: Sequence[int] = ()) -> Trajectory:
+        """Sampling in so many steps; shape: of the latents, on which nothing depends here."""
         ddim = self._ddim()
         ddim.set_timesteps(steps)
         return Trajectory(tuple(ddim.timesteps.tolist()), ddim)
@@ -71,7 +76,7 @@ class NoiseSchedule:
         """x_t of x_0 [n, c, h, w]."""
         return self.alphas[t].sqrt() * latents + (1 - self.alphas[t]).sqrt() * noise
 
-    def epsilon(self, predicted: Tensor, noisy: Tensor, steps: Tensor | int) -> Tensor:
+    def epsilon(self, predicted: Tensor, noisy: Tensor, steps: Tensor | float) -> Tensor:
         """eps [n, c, h, w] of what the UNet predicts for x_t.
 
         Of velocity v (Salimans and Ho 2022, eq. 10 and on):
@@ -81,3 +86,49 @@ class NoiseSchedule:
             return predicted
         kept = self.alphas.to(noisy)[torch.as_tensor(steps).cpu()].reshape(-1, 1, 1, 1)
         return kept.sqrt() * predicted + (1 - kept).sqrt() * noisy
+
+
+@dataclass(frozen=True)
+class FlowSchedule:
+    """Rectified flow (Esser et al. 2024, sec. 2): x_t = (1 - sigma) x_0 + sigma noise, and the
+    velocity noise - x_0, for sigma = t / 1000."""
+
+    checkpoint: Checkpoint = field(repr=False)
+    prediction = "velocity"
+    sampler = "Euler's steps of rectified flow"
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of how it is set."""
+        return sha256(json.dumps(self._config, sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def _config(self) -> dict[str, Any]:
+        """What the model's folder says of it, else what the family is used with."""
+        folder = self.checkpoint.folder
+        said = folder.config("scheduler", "scheduler_config.json") if folder else None
+        if said is not None:
+            return {name: value for name, value in said.items() if not name.startswith("_")}
+        network, flow = self.checkpoint.network("denoiser"), self.checkpoint.family.flow or {}
+        distilled = network is not None and not any("guidance_" in name for name in network.tensors)
+        if flow.get("use_dynamic_shifting") and distilled:  # Flux.1 schnell
+            return {"shift": 1.0}
+        return dict(flow)
+
+    def trajectory(self, steps: int, shape: Sequence[int] = ()) -> Trajectory:
+        """Sampling in so many steps; shape: [..., h, w] of the latents, by whose size Flux.1 dev's
+        steps are set."""
+        scheduler = FlowMatchEulerDiscreteScheduler.from_config(self._config)
+        if scheduler.config.use_dynamic_shifting:
+            said = scheduler.config
+            mu = calculate_shift(
+                shape[-2] * shape[-1] // 4,
+                said.base_image_seq_len,
+                said.max_image_seq_len,
+                said.base_shift,
+                said.max_shift,
+            )
+            scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / steps, steps).tolist(), mu=mu)
+        else:
+            scheduler.set_timesteps(steps)
+        return Trajectory(tuple(scheduler.timesteps.tolist()), scheduler)

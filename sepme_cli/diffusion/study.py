@@ -193,13 +193,13 @@ def study_concepts(
     thorough: bool = False,
 ) -> list[Study]:
     """The same on one stream, for concepts that are described already."""
-    encoder = model.text.on(stream)
+    encoders = model.text.on(stream)
     groups = [concept.prompts for concept in concepts] + [tuple(prompts) for prompts in known]
     apart = _all([BLANK], *groups)
     taken = frozenset(apart)
     dear = tuple(prompt for prompt in kept.prompts(_PROTECTED) if prompt not in taken)
     answers = (prompt for concept in concepts for prompt in concept.answers)
-    words = Lexicon(encoder, chain(apart, dear, answers))
+    words = Lexicon(encoders, chain(apart, dear, answers))
     pairs = [words.embedding_pairs(concept) for concept in concepts]
     moment = energy(words.rows(dear))
     if background is not None:
@@ -209,7 +209,7 @@ def study_concepts(
 
     def attempt(protection: float) -> Attempt:
         ground = Ground.of(
-            encoder.encode([BLANK])[0].cpu(),
+            torch.cat([encoder.encode([BLANK])[0].cpu() for encoder in encoders]),
             [one.concept for one in pairs] + [words.rows(prompts) for prompts in known],
             moment,
             replace(settings, protection=protection),

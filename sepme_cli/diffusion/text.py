@@ -2,72 +2,222 @@
 
 Stable Diffusion 1.x reads CLIP-L's last layer through the final norm; 2.x OpenCLIP-H's last layer
 but one through it; XL the last layer but one of CLIP-L and of OpenCLIP-bigG, without the norm and
-side by side, and bigG's pooled output beside them; its refiner bigG alone.
+side by side, and bigG's pooled output beside them; its refiner bigG alone. Stable Diffusion 3 reads
+the rows of XL's two, filled up with zeros, then T5's, and the pooled output of both; Flux.1 T5's
+rows, and the end of text of CLIP-L; Wan 2.1 umT5's rows.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from patch_spec.streams import Stream
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
+from sepme_cli.checkpoints.reading.networks import Network
 from sepme_cli.checkpoints.structure.families import TextStream
 from sepme_cli.diffusion.conditioning import Conditioning
 from sepme_cli.diffusion.devices import Machine
+from sepme_cli.diffusion.t5 import T5Encoder, is_t5_tokenizer
 from sepme_cli.diffusion.text_encoder import TextEncoder
 from sepme_cli.diffusion.tokenizer import END, has_tokenizer
+from sepme_cli.erasure.background import BackgroundEncoder
 from sepme_cli.errors import MismatchError, UnsupportedError
+from sepme_cli.progress import SILENT, Progress
+
+
+class Rows(BackgroundEncoder, Protocol):
+    """What reads prompts as rows of one stream."""
+
+    @property
+    def room(self) -> int:
+        """How many tokens of a prompt are read."""
+        ...
+
+    def unread(self, prompt: str) -> str:
+        """The words at a prompt's end that there is no room for."""
+        ...
 
 
 @dataclass(frozen=True)
 class TextEncoders:
-    """The text encoders of a checkpoint, whose states stand side by side.
+    """The text encoders of a checkpoint.
 
-    Text is encoded in fp32, which costs little and which increments are made from. tokenizer: a
-    folder with a tokenizer's files, None for the model's or CLIP's own.
+    Text is encoded in fp32, which costs little and which increments are made from; T5-XXL in bf16.
+    tokenizer: a folder with a tokenizer's files, None for the model's or CLIP's own. t5: whether T5
+    is read, of models that can be used without.
     """
 
     checkpoint: Checkpoint = field(repr=False)
     machine: Machine
     tokenizer: Path | None = None
+    t5: bool = True
+    progress: Progress = field(default=SILENT, repr=False)
 
     @cached_property
-    def encoders(self) -> tuple[TextEncoder, ...]:
-        """Those of the family, in order.
+    def clips(self) -> tuple[TextEncoder, ...]:
+        """Those of CLIP's kind, in order.
 
         Raises UnsupportedError if one is not there or is none that can be used, MismatchError if
-        they are not this UNet's.
+        they are not this denoiser's.
         """
-        encoders = tuple(self._encoder(stream) for stream in self.checkpoint.family.streams)
-        _check_together(encoders, self.checkpoint.width, self.checkpoint.path)
-        return encoders
+        streams = [one for one in self.checkpoint.family.streams if one.naming != "t5"]
+        clips = tuple(self._clip(stream) for stream in streams)
+        _check_together(clips, self.checkpoint)
+        return clips
 
-    def _encoder(self, stream: TextStream) -> TextEncoder:
-        network = self.checkpoint.network(stream.name)
-        if network is None:
-            raise UnsupportedError(
-                f"{self.checkpoint.path} does not hold its text encoder ({stream.name}), which "
-                "erasing and generating need; name a model that does with --text-encoder",
+    @cached_property
+    def readers(self) -> tuple[Rows, ...]:
+        """What reads the rows of the stream `tokens`: rows of CLIP, side by side, then T5's."""
+        width = self.checkpoint.width
+        rows = tuple(clip for clip in self.clips if clip.stream.rows)
+        found: list[Rows] = [SideBySide(rows, width)] if rows else []
+        if self._reads_t5:
+            found.append(self._t5)
+        return tuple(found)
+
+    @cached_property
+    def _t5_stream(self) -> TextStream | None:
+        streams = self.checkpoint.family.streams
+        return next((one for one in streams if one.naming == "t5"), None)
+
+    @property
+    def _reads_t5(self) -> bool:
+        """Whether T5 is read: not in a folder that comes without one, which is used without."""
+        if self._t5_stream is None:
+            return False
+        if not self.t5 and self.clips:
+            return False
+        alone = not any(clip.stream.rows for clip in self.clips)
+        there = self.checkpoint.network(self._t5_stream.name) is not None
+        return there or alone or self.checkpoint.folder is None
+
+    @cached_property
+    def _t5(self) -> T5Encoder:
+        assert self._t5_stream is not None
+        network, own = self._network(self._t5_stream), None
+        if network.tokenizer is not None and is_t5_tokenizer(network.tokenizer):
+            own = network.tokenizer
+        given = self.tokenizer if self.tokenizer and is_t5_tokenizer(self.tokenizer) else None
+        if given is None and own is None and not self.clips:
+            given = self.tokenizer
+        t5 = T5Encoder(
+            network, self.machine, self._t5_stream.positions, given or own, self.progress
+        )
+        if t5.width != self.checkpoint.width:
+            raise MismatchError(
+                f"the text encoder ({network.name}) is not one for {self.checkpoint.path}, which "
+                "reads text embeddings of another width; --text-encoder can name the one that is",
                 file=self.checkpoint.path,
-                expected=f"a text encoder ({stream.name})",
-                found=self.checkpoint.title,
+                expected=f"{self.checkpoint.width} wide",
+                found=f"{t5.width} wide",
             )
+        return t5
+
+    def _clip(self, stream: TextStream) -> TextEncoder:
+        network = self._network(stream)
         own = network.tokenizer if network.tokenizer and has_tokenizer(network.tokenizer) else None
+        given = self.tokenizer
+        if given is not None and self._t5_stream is not None and is_t5_tokenizer(given):
+            given = None
         return TextEncoder(
             network,
             self.machine,
             penultimate=self.checkpoint.family.penultimate,
-            pads=stream.pads,
-            tokenizer=self.tokenizer or own,
+            stream=stream,
+            tokenizer=given or own,
         )
 
-    def on(self, stream: Stream) -> "TextEncoders | PooledText":
+    def _network(self, stream: TextStream) -> Network:
+        network = self.checkpoint.network(stream.name)
+        if network is None:
+            without = stream.naming == "t5" and any(
+                one.rows and one.naming != "t5" for one in self.checkpoint.family.streams
+            )
+            raise UnsupportedError(
+                f"{self.checkpoint.path} does not hold its text encoder ({stream.name}), which "
+                "erasing and generating images need; name a model or a file that does with "
+                "--text-encoder"
+                + (", or say with --no-t5 that this model is used without it" if without else ""),
+                file=self.checkpoint.path,
+                expected=f"a text encoder ({stream.name})",
+                found=self.checkpoint.title,
+            )
+        return network
+
+    def on(self, stream: Stream) -> "tuple[Rows | PooledText, ...]":
         """What reads prompts for one stream alone."""
-        return self if stream == "tokens" else PooledText(self)
+        return self.readers if stream == "tokens" else (PooledText(self),)
+
+    @property
+    def room(self) -> int:
+        """How many tokens of a prompt are read: all positions but those of its start and end."""
+        return self.readers[0].room
+
+    def unread(self, prompt: str) -> str:
+        """The words at a prompt's end that there is no room for."""
+        return self.readers[0].unread(prompt)
+
+    def tokens(self, prompts: Sequence[str]) -> Tensor:
+        """Token ids [len(prompts), positions] of all rows, padded."""
+        return torch.cat([reader.tokens(prompts) for reader in self.readers], 1)
+
+    @torch.no_grad()
+    def encode(
+        self, prompts: Sequence[str], positions: int | None = None, paddings: int | None = None
+    ) -> Tensor:
+        """e(c): hidden states of prompts [len(prompts), positions, width], one row a token.
+
+        Of CLIP's kind the states stand side by side, each token's in its place; those of T5 come
+        behind. positions: of each the first ones alone, which with CLIP do not depend on the
+        others; all if None. paddings: how many of the padding behind each text; the last of them
+        stands for those behind it; all if None. With either, many prompts take a fraction of the
+        time.
+        """
+        return torch.cat([one.encode(prompts, positions, paddings) for one in self.readers], 1)
+
+    @torch.no_grad()
+    def ends(self, prompts: Sequence[str]) -> Tensor:
+        """The embedding of the end of each prompt [len(prompts), d], fp32, on the CPU; of several
+        readers one behind the other.
+
+        It stands for the whole of a few words, and takes less time than any of their padding.
+        """
+        return torch.cat([reader.ends(prompts) for reader in self.readers], dim=-1).cpu()
+
+    @torch.no_grad()
+    def condition(self, prompts: Sequence[str], paddings: int | None = None) -> Conditioning:
+        """All that the denoiser reads of prompts: e(c), and the pooled output where the family has
+        one. paddings: see `encode`."""
+        found = [clip.encode(prompts, paddings=paddings) for clip in self.clips]
+        rows = [
+            states for clip, (states, _) in zip(self.clips, found, strict=True) if clip.stream.rows
+        ]
+        parts = [_widened(torch.cat(rows, -1), self.checkpoint.width)] if rows else []
+        if self._reads_t5:
+            parts.append(self._t5.encode(prompts, paddings=paddings).to(self.machine.device))
+        elif self._t5_stream is not None:
+            shape = (len(prompts), self._t5_stream.positions, self.checkpoint.width)
+            parts.append(torch.zeros(shape, device=self.machine.device))
+        pooled = [
+            clip.pooled(ends)
+            for clip, (_, ends) in zip(self.clips, found, strict=True)
+            if clip.stream.pools
+        ]
+        return Conditioning(torch.cat(parts, 1), torch.cat(pooled, -1) if pooled else None)
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """Text encoders whose states stand side by side, and zeros up to a width."""
+
+    encoders: tuple[TextEncoder, ...]
+    width: int
 
     @property
     def room(self) -> int:
@@ -90,39 +240,26 @@ class TextEncoders:
     def encode(
         self, prompts: Sequence[str], positions: int | None = None, paddings: int | None = None
     ) -> Tensor:
-        """e(c): hidden states of prompts [len(prompts), positions, width], one row a token.
-
-        Of several text encoders the states stand side by side, each token's in its place.
-        positions: the first ones alone, which do not depend on the others; all if None. paddings:
-        how many of the padding behind each text; the last of them stands for those behind it; all
-        if None. With either, many prompts take a fraction of the time.
-        """
+        """See `TextEncoders.encode`."""
         found = [encoder.encode(prompts, positions, paddings) for encoder in self.encoders]
-        return torch.cat([states for states, _ in found], dim=-1)
+        return _widened(torch.cat([states for states, _ in found], dim=-1), self.width)
 
     @torch.no_grad()
     def ends(self, prompts: Sequence[str]) -> Tensor:
-        """The embedding of the end of each prompt [len(prompts), d], fp32, on the CPU.
+        """See `TextEncoders.ends`."""
+        ends = torch.cat([encoder.ends(prompts) for encoder in self.encoders], dim=-1)
+        return _widened(ends, self.width).cpu()
 
-        It stands for the whole of a few words, and takes less time than any of their padding.
-        """
-        return torch.cat([encoder.ends(prompts) for encoder in self.encoders], dim=-1).cpu()
 
-    @torch.no_grad()
-    def condition(self, prompts: Sequence[str], paddings: int | None = None) -> Conditioning:
-        """All that the UNet reads of prompts: e(c), and the last encoder's pooled output where the
-        family has one. paddings: see `encode`."""
-        found = [encoder.encode(prompts, paddings=paddings) for encoder in self.encoders]
-        _, ends = found[-1]
-        return Conditioning(
-            torch.cat([states for states, _ in found], dim=-1),
-            self.encoders[-1].projected(ends) if self.checkpoint.family.pools else None,
-        )
+def _widened(states: Tensor, width: int) -> Tensor:
+    """States with zeros behind their last dimension, up to a width."""
+    missing = width - states.shape[-1]
+    return F.pad(states, (0, missing)) if missing else states
 
 
 @dataclass(frozen=True)
 class PooledText:
-    """The pooled text that XL reads beside the rows, as an encoder of one row a prompt."""
+    """The pooled text that a denoiser reads beside the rows, as an encoder of one row a prompt."""
 
     text: TextEncoders
 
@@ -140,31 +277,42 @@ class PooledText:
     @torch.no_grad()
     def ends(self, prompts: Sequence[str]) -> Tensor:
         """The same without the position [len(prompts), p], fp32, on the CPU."""
-        last = self.text.encoders[-1]
-        return last.projected(last.encode(prompts, paddings=0)[1]).cpu()
+        pooling = [clip for clip in self.text.clips if clip.stream.pools]
+        found = [clip.pooled(clip.encode(prompts, paddings=0)[1]) for clip in pooling]
+        return torch.cat(found, -1).cpu()
 
 
-def _check_together(encoders: Sequence[TextEncoder], width: int, path: Path) -> None:
-    """MismatchError for text encoders that a UNet cannot read side by side; see also
-    `TextEncoder.config`, of which this raises what it raises.
-
-    width: of the text embedding that the UNet reads. path: of the checkpoint.
-    """
-    widths = [encoder.config["hidden_size"] for encoder in encoders]
-    names = ", ".join(encoder.network.name for encoder in encoders)
-    if sum(widths) != width:
+def _check_together(clips: Sequence[TextEncoder], checkpoint: Checkpoint) -> None:
+    """MismatchError for text encoders that a denoiser cannot read side by side; see also
+    `TextEncoder.config`, of which this raises what it raises."""
+    names = ", ".join(encoder.network.name for encoder in clips)
+    rows = [encoder.config["hidden_size"] for encoder in clips if encoder.stream.rows]
+    # Where T5's rows are beside them, they are filled up with zeros.
+    filled = any(stream.naming == "t5" for stream in checkpoint.family.streams)
+    width = checkpoint.width
+    if rows and (sum(rows) > width if filled else sum(rows) != width):
+        raise _not_this(checkpoint, names, width, rows)
+    pooled = [encoder.pooled_width for encoder in clips if encoder.stream.pools]
+    if filled and pooled and sum(pooled) != checkpoint.widths.get("pooled"):
+        raise _not_this(checkpoint, names, checkpoint.widths["pooled"], pooled)
+    if len({encoder.positions for encoder in clips}) > 1:
         raise MismatchError(
-            f"the text encoder ({names}) is not one for the UNet of {path}, which reads text "
-            "embeddings of another width; --text-encoder can name the one that is",
-            file=path,
-            expected=f"{width} wide",
-            found=" + ".join(map(str, widths)) + " wide",
-        )
-    if len({encoder.positions for encoder in encoders}) > 1:
-        raise MismatchError(
-            f"the text encoders ({names}) of {path} read prompts of different lengths, and "
-            "cannot be used together",
-            file=path,
+            f"the text encoders ({names}) of {checkpoint.path} read prompts of different lengths, "
+            "and cannot be used together",
+            file=checkpoint.path,
             expected="one number of positions",
-            found=" and ".join(str(encoder.positions) for encoder in encoders),
+            found=" and ".join(str(encoder.positions) for encoder in clips),
         )
+
+
+def _not_this(
+    checkpoint: Checkpoint, names: str, width: int, found: Sequence[int]
+) -> MismatchError:
+    denoiser = "UNet" if checkpoint.family.denoiser == "unet" else "transformer"
+    return MismatchError(
+        f"the text encoder ({names}) is not one for the {denoiser} of {checkpoint.path}, which "
+        "reads text embeddings of another width; --text-encoder can name the one that is",
+        file=checkpoint.path,
+        expected=f"{width} wide",
+        found=" + ".join(map(str, found)) + " wide",
+    )

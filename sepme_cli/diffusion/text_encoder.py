@@ -12,6 +12,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from transformers.activations import ACT2FN
 
 from sepme_cli.checkpoints.reading.networks import Network
+from sepme_cli.checkpoints.structure.families import TextStream
 from sepme_cli.diffusion.devices import Machine
 from sepme_cli.diffusion.packing import PackedTexts, pack, sees
 from sepme_cli.diffusion.tokenizer import END, tokenize, unread
@@ -30,15 +31,14 @@ _ROWS = 16
 class TextEncoder:
     """One text encoder, loaded when it is first used.
 
-    penultimate: what is read is the last layer but one, without the final norm. pads: the id
-    that fills a prompt up, where the tokenizer does not say. tokenizer: a folder with its files,
-    None for CLIP's own.
+    penultimate: what is read is the last layer but one, without the final norm. stream: what is
+    particular to it in its family. tokenizer: a folder with its files, None for CLIP's own.
     """
 
     network: Network = field(repr=False)
     machine: Machine
     penultimate: bool
-    pads: int
+    stream: TextStream
     tokenizer: Path | None
 
     @property
@@ -96,6 +96,14 @@ class TextEncoder:
         return config
 
     @property
+    def pooled_width(self) -> int:
+        """Of the pooled output."""
+        width = int(self.config["hidden_size"])
+        if self.stream.pools == "end":
+            return width
+        return clip_shapes(self.network).get("text_projection.weight", (width,))[0]
+
+    @property
     def positions(self) -> int:
         """How many tokens a prompt has, padding included."""
         return int(self.config["max_position_embeddings"])
@@ -105,7 +113,7 @@ class TextEncoder:
 
         Raises UnsupportedError for words of a tokenizer that the text encoder was not given.
         """
-        ids = tokenize(prompts, self.positions, padding=self.pads, folder=self.tokenizer)
+        ids = tokenize(prompts, self.positions, padding=self.stream.pads, folder=self.tokenizer)
         known = self.config["vocab_size"]
         if len(ids) and int(ids.max()) >= known:
             raise UnsupportedError(
@@ -156,8 +164,10 @@ class TextEncoder:
         packed = pack(ids, at + 1, self.positions)
         return self._read_packed(packed)[0][packed.places[range(len(ids)), at]]
 
-    def projected(self, ends: Tensor) -> Tensor:
+    def pooled(self, ends: Tensor) -> Tensor:
         """The pooled output [n, p] of the states that `encode` gives of ends [n, width]."""
+        if self.stream.pools == "end":
+            return ends
         if (projection := self._tensors.get("text_projection.weight")) is None:
             raise _not_whole(self.network, "text_projection")
         return ends @ projection.to(ends).T

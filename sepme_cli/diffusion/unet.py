@@ -1,23 +1,17 @@
-"""The UNet of a checkpoint, and the weights in it that a patch may change."""
+"""The UNet of a checkpoint."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
-from torch import Tensor, nn
+from torch import Tensor
 
-from patch_spec.streams import Stream, stream_of
-from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
-from sepme_cli.diffusion.arrays import to_torch
 from sepme_cli.diffusion.conditioning import Conditioning
-from sepme_cli.diffusion.devices import Machine
+from sepme_cli.diffusion.denoiser import Denoiser
 from sepme_cli.diffusion.loading import load_unet
 from sepme_cli.diffusion.schedule import NoiseSchedule
-from sepme_cli.diffusion.vae import VAE
 from sepme_cli.errors import UnsupportedError
 
 _LARGEST_SIDE = 1024
@@ -25,16 +19,13 @@ _LARGEST_SIDE = 1024
 
 
 @dataclass(frozen=True)
-class UNet:
-    """Loaded when it is first used, in the machine's dtype; the file may hold another.
+class UNet(Denoiser):
+    """What predicts noise.
 
-    schedule: of the noise that it predicts. vae: of the latents that it reads.
+    schedule: of that noise.
     """
 
-    checkpoint: Checkpoint = field(repr=False)
-    machine: Machine
     schedule: NoiseSchedule
-    vae: VAE
 
     @property
     def network(self) -> UNet2DConditionModel:
@@ -62,7 +53,7 @@ class UNet:
             return family.velocity_side
         return family.latent_side
 
-    def predict(self, noisy: Tensor, steps: Tensor | int, asked: Conditioning) -> Tensor:
+    def predict(self, noisy: Tensor, steps: Tensor | float, asked: Conditioning) -> Tensor:
         """eps(x_t, c) [n, c, h, w] for noisy x_t [n, c, h, w] and t in 0 to 999."""
         added = None if asked.pooled is None else self._added(noisy, asked.pooled)
         inputs = torch.cat([noisy, *self._beside(noisy)], 1)
@@ -104,54 +95,3 @@ class UNet:
         side = 8 * self.vae.reduction
         grey = self.vae.encode(torch.full((1, 3, side, side), 0.5))
         return grey.mean((2, 3), keepdim=True)
-
-    @cached_property
-    def targets(self) -> Mapping[str, nn.Linear]:
-        """The image-independent layers by the name a patch gives their weights."""
-        found = ((f"{name}.weight", module) for name, module in self._network.named_modules())
-        return {
-            name: module
-            for name, module in found
-            if stream_of(name) is not None and isinstance(module, nn.Linear)
-        }
-
-    def stored_weights(self, stream: Stream = "tokens") -> Iterator[tuple[str, Tensor]]:
-        """Every target of a stream, its name and W [out, d] as it is stored, fp32; no UNet is
-        loaded."""
-        for target in self.checkpoint.targets:
-            if stream_of(target.name) == stream:
-                yield target.name, to_torch(target.read(), torch.float32)
-
-    @contextmanager
-    def with_weights(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
-        """The UNet with some layers' weights replaced, for the length of the block."""
-        parameters = {name: self._network.get_parameter(name) for name in weights}
-        originals = {name: parameter.data for name, parameter in parameters.items()}
-        try:
-            for name, weight in weights.items():
-                parameters[name].data = weight.to(originals[name])
-            yield
-        finally:
-            for name, weight in originals.items():
-                # The UNet may have been moved meanwhile.
-                parameters[name].data = weight.to(parameters[name])
-
-    @contextmanager
-    def with_increment(self, up: Mapping[str, Tensor], basis: Tensor) -> Iterator[None]:
-        """The UNet with dW = up @ basis added to each target, differentiable in up.
-
-        up: target name -> [out, r]; basis [r, d].
-        """
-
-        def adder(factor: Tensor) -> Any:
-            def add(_: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-                return output + nn.functional.linear(nn.functional.linear(inputs[0], basis), factor)
-
-            return add
-
-        hooks = [self.targets[name].register_forward_hook(adder(up[name])) for name in up]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()

@@ -43,7 +43,10 @@ class VAE:
     def decode(self, latents: Tensor, batch: int = 32) -> Tensor:
         """Latents [n, c, h, w] as images [n, 3, H, W] in [0, 1], fp32, on the CPU."""
         vae = self.network
-        scaled = (latents / vae.config.scaling_factor).to(vae.dtype)
+        unscaled = latents / vae.config.scaling_factor
+        if shift := vae.config.shift_factor:
+            unscaled = unscaled + shift
+        scaled = unscaled.to(vae.dtype)
         drawn = [vae.decode(part).sample for part in scaled.split(self.machine.at_once(batch))]
         return (torch.cat(drawn).float() / 2 + 0.5).clamp(0, 1).cpu()
 
@@ -55,4 +58,7 @@ class VAE:
         inputs = (images * 2 - 1).to(self.machine.device, vae.dtype)
         parts = inputs.split(self.machine.at_once(batch))
         means = [vae.encode(part).latent_dist.mean for part in parts]
-        return (torch.cat(means) * vae.config.scaling_factor).to(self.machine.dtype)
+        found = torch.cat(means)
+        if shift := vae.config.shift_factor:
+            found = found - shift
+        return (found * vae.config.scaling_factor).to(self.machine.dtype)

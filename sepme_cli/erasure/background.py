@@ -149,8 +149,8 @@ class Background:
     """What a text encoder makes of the sample, and of a vocabulary.
 
     moment: [d, d], float64: the mean of e^T e over the tokens of the protected captions. captions,
-    ends: the held-out ones, and the embedding [n, d] of the end of each, fp32. words, word_ends:
-    the same of the vocabulary's words [m, d].
+    ends: the held-out ones, and the embedding [n, k d] of the end of each, fp32: from k text
+    encoders one behind the other. words, word_ends: the same of the vocabulary's words [m, k d].
     """
 
     moment: Tensor
@@ -162,20 +162,21 @@ class Background:
     @classmethod
     def of(
         cls,
-        encoder: BackgroundEncoder,
+        encoders: Sequence[BackgroundEncoder],
         sample: Captions,
         words: Sequence[str],
         advance: Callable[[], None] = lambda: None,
     ) -> Self:
-        """advance: called after each of `steps(sample, words)`."""
+        """encoders: whose rows a denoiser reads. advance: called after each of
+        `steps(sample, words)`."""
         total, count = torch.zeros(()), 0
         for part in _parts(sample.protected):
-            rows = Lexicon(encoder, part).rows(part)
+            rows = Lexicon(encoders, part).rows(part)
             total, count = total + rows.T @ rows, count + len(rows)
             advance()
         held_out = []
         for part in _parts((*sample.held_out, *words)):
-            held_out.append(encoder.ends(part))
+            held_out.append(torch.cat([encoder.ends(part) for encoder in encoders], -1))
             advance()
         ends = torch.cat(held_out).float()
         size = len(sample.held_out)

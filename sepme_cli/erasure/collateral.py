@@ -30,7 +30,8 @@ class Collateral:
 class Bystanders:
     """The held-out captions and the words of a background, and how large their keys and values are.
 
-    gram: the sum of W^T W over all layers, [d, d]. sizes: |W e|^2 of each caption, then each word.
+    ends: of both [n, k d], see `Background`. gram: the sum of W^T W over all layers, [d, d]. sizes:
+    |W e|^2 of each caption, then each word.
     """
 
     background: Background
@@ -40,16 +41,17 @@ class Bystanders:
     @classmethod
     def of(cls, background: Background, gram: Tensor) -> "Bystanders":
         ends = torch.cat([background.ends, background.word_ends]).float()
-        return cls(background, ends, ((ends @ gram.float()) * ends).sum(1))
+        return cls(background, ends, _squared(ends, gram.float()))
 
     def changes(self, basis: Tensor, inner: Tensor) -> Tensor:
         """|dW e| / |W e| of each, [n], of an increment dW = F @ basis.
 
         basis: [r, d]. inner: the sum of F^T F over all layers, [r, r].
         """
-        seen = self.ends @ basis.float().T
-        moved = ((seen @ inner.float()) * seen).sum(1).clamp(min=0)
-        return (moved / self.sizes).sqrt()
+        encoders = self.ends.shape[1] // basis.shape[1]
+        seen = self.ends.reshape(-1, basis.shape[1]) @ basis.float().T
+        moved = _squared(seen.reshape(-1, encoders * len(basis)), inner.float())
+        return (moved.clamp(min=0) / self.sizes).sqrt()
 
     def collateral(self, basis: Tensor, inner: Tensor, names: Collection[str]) -> Collateral:
         """names: of what is erased; captions and words that hold one are no bystanders."""
@@ -66,6 +68,12 @@ class Bystanders:
             float(beside.quantile(0.95)),
             tuple(worst[:_WORST]),
         )
+
+
+def _squared(rows: Tensor, inner: Tensor) -> Tensor:
+    """x^T inner x of each row [n, k d], summed over its k parts [d]."""
+    parts = rows.reshape(-1, len(inner))
+    return ((parts @ inner) * parts).sum(1).reshape(len(rows), -1).sum(1)
 
 
 def _names(text: str, names: Collection[str]) -> bool:

@@ -159,22 +159,16 @@ class Lexicon:
     it, and paddings differ little from one another.
     """
 
-    def __init__(self, encoder: TextEncoder, prompts: Iterable[str]) -> None:
+    def __init__(self, encoders: Sequence[TextEncoder], prompts: Iterable[str]) -> None:
+        """encoders: whose rows a denoiser reads, those of one after those of another."""
         distinct = tuple(dict.fromkeys(prompts))
         self._places = {prompt: place for place, prompt in enumerate(distinct)}
-        ids = encoder.tokens(distinct)
-        # The end of the text has the highest id.
-        length = min(ids.shape[1], int(ids.argmax(1).max()) + 1 + _PADDING)
-        self._ids = ids[:, :length]
-        self._states = encoder.encode(distinct, length, _PADDING).cpu()
-
-    def tokens(self, prompts: Sequence[str]) -> Tensor:
-        """Token ids [len(prompts), positions]."""
-        return self._ids[[self._places[prompt] for prompt in prompts]]
+        self._parts = [_encoded(encoder, distinct) for encoder in encoders]
 
     def states(self, prompts: Sequence[str]) -> Tensor:
         """e(c) [len(prompts), positions, d]."""
-        return self._states[[self._places[prompt] for prompt in prompts]]
+        places = self._at(prompts)
+        return torch.cat([states[places] for _, states in self._parts], 1)
 
     def rows(self, prompts: Sequence[str]) -> Tensor:
         """Every distinct embedding of prompts: [n, d], float64; n is 0 without prompts."""
@@ -182,13 +176,27 @@ class Lexicon:
 
     def embedding_pairs(self, concept: Concept) -> EmbeddingPairs:
         """The concept's embeddings, and those of what it should act like."""
-        answers = self._answers(self.tokens(concept.prompts), concept.answers)
-        states = self.states(concept.prompts)
-        both = torch.cat([states, answers], -1).flatten(0, 1)
-        return EmbeddingPairs(*torch.unique(both, dim=0).double().chunk(2, 1))
+        asked, answers = self._at(concept.prompts), self._at(concept.answers)
+        both = [
+            torch.cat([states[asked], _answering(ids[asked], ids[answers], states[answers])], -1)
+            for ids, states in self._parts
+        ]
+        rows = torch.cat([part.flatten(0, 1) for part in both])
+        return EmbeddingPairs(*torch.unique(rows, dim=0).double().chunk(2, 1))
 
-    def _answers(self, ids: Tensor, prompts: Sequence[str]) -> Tensor:
-        """The embeddings of prompts, rearranged to answer the tokens of ids [n, positions]."""
-        states, others = self.states(prompts), self.tokens(prompts)
-        order = torch.stack([align(a, b) for a, b in zip(ids, others, strict=True)])
-        return torch.gather(states, 1, order[..., None].expand_as(states))
+    def _at(self, prompts: Sequence[str]) -> list[int]:
+        return [self._places[prompt] for prompt in prompts]
+
+
+def _encoded(encoder: TextEncoder, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Token ids [len(prompts), positions] and e(c) [len(prompts), positions, d]."""
+    ids = encoder.tokens(prompts)
+    # The end of the text has the highest id.
+    length = min(ids.shape[1], int(ids.argmax(1).max()) + 1 + _PADDING)
+    return ids[:, :length], encoder.encode(prompts, length, _PADDING).cpu()
+
+
+def _answering(ids: Tensor, others: Tensor, states: Tensor) -> Tensor:
+    """The embeddings of other prompts, rearranged to answer the tokens of ids [n, positions]."""
+    order = torch.stack([align(a, b) for a, b in zip(ids, others, strict=True)])
+    return torch.gather(states, 1, order[..., None].expand_as(states))

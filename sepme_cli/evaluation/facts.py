@@ -25,6 +25,7 @@ def facts_of(
     checkpoint = network.checkpoint
     last = sampling.seed + sampling.images - 1
     on, size = network.machine, sampling.size or network.image_size
+    guidance = network.scale_of(sampling.guidance)
     few = ", few at once" if on.frugal else ""
     return (
         ("model", f"{model}, {checkpoint.title}"),
@@ -34,8 +35,8 @@ def facts_of(
         ("images", f"{sampling.images} of each concept, seeds {sampling.seed} to {last}"),
         (
             "sampler",
-            f"DDIM, {sampling.steps} steps, guidance {sampling.guidance:g}, {size} pixels, "
-            f"predicting {network.schedule.prediction}",
+            f"{network.schedule.sampler}, {sampling.steps} steps, guidance {guidance:g}, "
+            f"{size} pixels, predicting {network.schedule.prediction}",
         ),
         ("computed on", f"{on.device.type}, {on.dtype}{few}".replace("torch.", "")),
         ("with", f"sepme {__version__}, torch {torch.__version__}"),
@@ -60,5 +61,5 @@ def key_of(network: StableDiffusion, facts: Sequence[tuple[str, str]]) -> str:
     """All that decides an image beside sampling options, increments, prompt and seed."""
     decisive = dict(facts)
     said = [decisive[name] for name in ("sha-256 of its weights", "computed on", "with")]
-    words = network.text.encoders[0].tokens(["a picture by Monet, 1899"]).tolist()
+    words = network.text.clips[0].tokens(["a picture by Monet, 1899"]).tolist()
     return json.dumps([said, network.schedule.prediction, network.schedule.digest, words])

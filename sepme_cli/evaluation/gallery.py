@@ -65,7 +65,7 @@ class Gallery:
                     [question.prompt for question in batch],
                     [question.seed for question in batch],
                     steps=self.sampling.steps,
-                    guidance=self.sampling.guidance,
+                    guidance=self.model.scale_of(self.sampling.guidance),
                     size=self.sampling.size,
                     batch=BATCH,
                 )
@@ -80,7 +80,8 @@ class Gallery:
 
     def path(self, state: State, question: Question) -> Path:
         """The file of a picture."""
-        sampling = (self.sampling.steps, self.sampling.guidance, self.sampling.size)
+        guidance = self.model.scale_of(self.sampling.guidance)
+        sampling = (self.sampling.steps, guidance, self.sampling.size)
         said = [self.settings, *sampling, state.name, question.prompt, question.seed]
         return self.folder / f"{sha256(json.dumps(said).encode()).hexdigest()[:24]}.png"
 

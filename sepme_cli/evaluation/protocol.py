@@ -18,13 +18,13 @@ UNSEEN = ("a {o} drawn in {s}", "a small {s} drawing of a {o}", "the {o} as {s} 
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How images are generated, with DDIM.
+    """How images are generated, with DDIM or Euler's steps of rectified flow.
 
     Attributes:
         images: Number of images per concept (of `evaluate`) or prompt (of `sample`).
         seed: Random seed of the first image; each further image has the next number.
         steps: Number of sampling steps.
-        guidance: Scale of classifier-free guidance; 1 is none.
+        guidance: Scale of the guidance; 1 is none, None what the model's family is used with.
         size: Width and height in pixels; None for what the model was made for.
         restore: Maximum number of concepts that `evaluate` restores, one at a time.
     """
@@ -32,7 +32,7 @@ class SamplingOptions:
     images: int = 12
     seed: int = 0
     steps: int = 20
-    guidance: float = 7.5
+    guidance: float | None = None
     size: int | None = None
     restore: int = 3
 

@@ -108,7 +108,7 @@ def sample(
                 asked,
                 seeds,
                 steps=sampling.steps,
-                guidance=sampling.guidance,
+                guidance=network.scale_of(sampling.guidance),
                 size=sampling.size,
                 batch=_BATCH,
                 advance=progress.advance,

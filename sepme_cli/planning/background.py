@@ -37,13 +37,14 @@ def background_of(
     sample = captions(caption_words())
     words = everything()
     path = cache_folder() / f"{_key(encoders, base, stream, sample, words)}.safetensors"
-    if cached and (found := _read(path, sample, words, base.widths[stream])) is not None:
+    readers = encoders.on(stream)
+    if cached and (found := _read(path, sample, words, base.widths[stream], len(readers))):
         return found
     progress.stage(
         "encoding ordinary captions (once per text encoder)" if cached else "ordinary captions",
         steps(sample, words),
     )
-    background = Background.of(encoders.on(stream), sample, words, progress.advance)
+    background = Background.of(readers, sample, words, progress.advance)
     if cached:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,6 +74,8 @@ def _key(
     }
     if stream != "tokens":
         told["stream"] = stream
+    if stream == "tokens" and len(encoders.readers) > 1:
+        told["readers"] = len(encoders.readers)
     return sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:40]
 
 
@@ -96,12 +99,14 @@ def _digest(tensors: dict[str, Tensor]) -> str:
     return whole.hexdigest()
 
 
-def _read(path: Path, sample: Captions, words: tuple[str, ...], width: int) -> Background | None:
-    """The background in a file; None if it is not there, or not whole."""
+def _read(
+    path: Path, sample: Captions, words: tuple[str, ...], width: int, readers: int
+) -> Background | None:
+    """The background in a file, of so many text encoders; None if it is not there, or not whole."""
     shapes = {
         "moment": [width, width],
-        "ends": [len(sample.held_out), width],
-        "word_ends": [len(words), width],
+        "ends": [len(sample.held_out), readers * width],
+        "word_ends": [len(words), readers * width],
     }
     try:
         with safe_open(path, "pt") as file:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from patch_spec.base import Base
 from patch_spec.increment import Increment
 from sepme_cli.checkpoints.hub.cache import fetched_from
+from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
 from sepme_cli.checkpoints.reading.patches import read_patch_file
 from sepme_cli.composing.matching import check_unpatched
 from sepme_cli.diffusion.models import StableDiffusion
@@ -87,12 +88,24 @@ def surveyed(
     must stay, MismatchError for a known patch of another model.
     """
     settings = request.settings
+
+    def check(found: Checkpoint) -> None:
+        check_unpatched(found, "erase from its base, and apply both patches")
+        if request.method.learns and found.family.denoiser != "unet":
+            raise UnsupportedError(
+                f"{found.path} is {found.family.title}, and --method {request.method.name} learns "
+                "through a UNet; --method closed-form needs none",
+                file=found.path,
+                expected="a model with a UNet",
+                found=found.family.title,
+            )
+
     with opened_model(
         request.model,
         request.options,
         "learning" if request.method.learns else "closed form",
         images=settings.batch_size,
-        check=lambda found: check_unpatched(found, "erase from its base, and apply both patches"),
+        check=check,
         progress=progress,
     ) as network:
         progress.stage("reading the checkpoint")

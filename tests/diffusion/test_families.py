@@ -118,7 +118,7 @@ def test_openclip_is_converted_as_diffusers_does(name: str, shelf: Any) -> None:
         expected = theirs.eval()(ids(0), output_hidden_states=True).hidden_states[-2]
     with open_checkpoint(file) as checkpoint:
         model = StableDiffusion.of(checkpoint, CPU)
-        encoder = model.text.encoders[-1]
+        encoder = model.text.clips[-1]
         found = encoder.model(ids(0), output_hidden_states=True).hidden_states
     index = -1 if name == "sd2" else -2  # of SD 2.x the last layer is not even loaded
     torch.testing.assert_close(found[index], expected, rtol=1e-5, atol=1e-5)
@@ -196,7 +196,7 @@ def test_a_unet_alone_with_text_encoders_from_elsewhere(
         for paths in ([file], [folder], encoders):
             bare = stack.enter_context(open_checkpoint(alone))
             with pytest.raises(UnsupportedError, match="--text-encoder"):
-                _ = StableDiffusion.of(bare, CPU).text.encoders
+                _ = StableDiffusion.of(bare, CPU).text.clips
             lend_text_encoders(bare, paths, stack)
             model = StableDiffusion.of(bare, CPU)
             torch.testing.assert_close(model.text.encode(PROMPTS), expected, rtol=1e-5, atol=1e-5)

@@ -31,7 +31,7 @@ def test_every_network_has_the_weights_it_was_saved_with(model: StableDiffusion)
     for loaded, saved in (
         (model.denoiser.network, unet),
         (model.vae.network, vae),
-        (model.text.encoders[0].model, text),
+        (model.text.clips[0].model, text),
     ):
         expected, found = saved.state_dict(), loaded.state_dict()
         assert found.keys() == expected.keys()

@@ -145,14 +145,14 @@ def test_all_positions_are_read_as_the_model_gives_them(name: str, model: Any) -
     found = network.text.condition(PROMPTS)
     states = [
         alone(encoder.model, encoder.tokens(PROMPTS), encoder.penultimate)
-        for encoder in network.text.encoders
+        for encoder in network.text.clips
     ]
     assert found.states.equal(torch.cat(states, -1))
     if name == "sdxl":
-        ids = network.text.encoders[1].tokens(PROMPTS)
-        last = alone(network.text.encoders[1].model, ids, penultimate=False)
+        ids = network.text.clips[1].tokens(PROMPTS)
+        last = alone(network.text.clips[1].model, ids, penultimate=False)
         ends = last[torch.arange(len(ids)), ids.argmax(-1)]
-        assert found.pooled.equal(network.text.encoders[1].projected(ends))
+        assert found.pooled.equal(network.text.clips[1].pooled(ends))
 
 
 @pytest.mark.parametrize("name", ["sd1", "sdxl"])
@@ -167,7 +167,7 @@ def test_no_prompts_have_no_states(name: str, model: Any) -> None:
 def test_equal_beginnings_have_equal_states(model: Any) -> None:
     """To the bit, so that a lexicon counts each once: its rows are the nodes of the trie."""
     network = model("sd1")
-    words = Lexicon(network.text, PROMPTS)
+    words = Lexicon(network.text.readers, PROMPTS)
     ids, ends = words.tokens(PROMPTS), words.tokens(PROMPTS).argmax(-1)
     beginnings = {
         tuple(text[: n + 1])

@@ -62,7 +62,7 @@ def in_styles() -> set[str]:
 def test_a_background_is_the_mean_of_all_its_tokens() -> None:
     sample, words = captions(caption_words(), 30, 10), everything()[:20]
     told = []
-    background = Background.of(Hashed(), sample, words, lambda: told.append(1))
+    background = Background.of([Hashed()], sample, words, lambda: told.append(1))
     assert len(told) == steps(sample, words)
     everywhere = Hashed().encode(sample.protected).double()
     ids = Hashed().tokens(sample.protected)

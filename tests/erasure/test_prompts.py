@@ -157,7 +157,7 @@ class Letters:
 
 def test_every_embedding_of_a_concept_has_its_answer() -> None:
     concept = Concept("a", ("a",), "style", (Phrase("a", ""),), "c", ("c",))
-    found = Lexicon(Letters(), "ac").embedding_pairs(concept)
+    found = Lexicon([Letters()], "ac").embedding_pairs(concept)
     assert found.concept.flatten().tolist() == [0, 1, ord("a"), 999]
     assert found.anchor.flatten().tolist() == [0, 1, ord("c"), 999]
 
@@ -166,14 +166,14 @@ def test_embeddings_that_are_one_count_once_for_each_of_their_answers() -> None:
     concept = Concept(
         "a", ("a",), "any", tuple(Phrase(p, "") for p in ("a", "aa")), "c", ("c", "cd")
     )
-    found = Lexicon(Letters(), ["a", "aa", "c", "cd"]).embedding_pairs(concept)
+    found = Lexicon([Letters()], ["a", "aa", "c", "cd"]).embedding_pairs(concept)
     pairs = torch.cat([found.concept, found.anchor], 1).tolist()
     assert pairs == [[0, 0], [1, 1], [97, 99], [97, 100], [999, 999]]
 
 
 def test_a_lexicon_has_the_longest_text_and_a_little_padding() -> None:
     encoder = Letters()
-    words = Lexicon(encoder, ["a", "abc", "a"])
+    words = Lexicon([encoder], ["a", "abc", "a"])
     # Start, three letters, end, two of padding.
     assert encoder.asked == [(7, 2)]
     assert words.states(["a", "abc"]).shape == (2, 7, 1)
@@ -181,5 +181,5 @@ def test_a_lexicon_has_the_longest_text_and_a_little_padding() -> None:
     assert words.rows(["a"]).flatten().tolist() == [0, 1, 97, 999]
     assert words.rows(["a"]).dtype == torch.float64
     full = Letters()
-    Lexicon(full, ["abcdef"])
+    Lexicon([full], ["abcdef"])
     assert full.asked == [(8, 2)]

@@ -140,7 +140,7 @@ def change(model: Path, patch: Patch, prompts: Sequence[str]) -> float:
     operator = torch.from_numpy(shift @ increment.basis)
     with open_checkpoint(model) as checkpoint:
         network = StableDiffusion.of(checkpoint, torch.device("cpu"))
-        words = Lexicon(network.text, [*prompts, *increment.prompts, *patch.protected])
+        words = Lexicon(network.text.readers, [*prompts, *increment.prompts, *patch.protected])
         weights = torch.cat([weight.double() for _, weight in network.denoiser.stored_weights()])
     states = words.states(prompts).double()
     moved, whole = (states @ w.T for w in (weights @ operator, weights))
@@ -337,7 +337,7 @@ def test_the_closed_form_maps_a_concept_to_what_it_should_act_like(
         network = StableDiffusion.of(checkpoint, torch.device("cpu"))
         item = Item("ink", "style", like=other)
         concept = describe(item, Protected())
-        words = Lexicon(network.text, [*concept.prompts, *concept.answers])
+        words = Lexicon(network.text.readers, [*concept.prompts, *concept.answers])
         wanted = words.wanted(concept)
         rows, instead = wanted.concept, wanted.instead
     moved = rows.numpy() + rows.numpy() @ increment.basis.T @ shift.T

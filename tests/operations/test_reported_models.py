@@ -163,10 +163,10 @@ def test_words_that_textual_inversion_added(base: Tensors, tmp_path: Path) -> No
     model = save(tmp_path / "m.safetensors", given)
     with open_checkpoint(model) as checkpoint:
         network = StableDiffusion.of(checkpoint, CPU, tokenizer=folder)
-        ids = network.text.encoders[0].tokens(["<pond>", "a"])
+        ids = network.text.clips[0].tokens(["<pond>", "a"])
         if END + 1 in ids:  # what reads the added words is transformers' own
             assert network.text.tokens(["<pond>"]).max() == END
-        states, ends = network.text.encoders[0].encode(["<pond>", "a"])
+        states, ends = network.text.clips[0].encode(["<pond>", "a"])
         ended = (ids == END).int().argmax(1)
         torch.testing.assert_close(ends, states[range(2), ended])
     plain = save(tmp_path / "plain.safetensors", with_text(base, text_encoder()))

@@ -24,6 +24,9 @@ _TOKENS = re.compile(
 """The table of tokens of a text encoder, in transformers' names or in OpenCLIP's, and what stands
 before the names of that encoder."""
 
+_T5_TOKENS = re.compile(r"(?P<place>(?:\w+\.)*?)(?:shared|encoder\.embed_tokens)\.weight")
+"""The table of tokens of T5, and what stands before its names."""
+
 
 def lend_text_encoders(checkpoint: Checkpoint, sources: Sequence[Place], stack: ExitStack) -> None:
     """Have text encoders from these sources stand for the checkpoint's own.
@@ -85,6 +88,19 @@ def _in_file(checkpoint: Checkpoint, tensors: dict[str, Stored], path: Path) -> 
     yield from found if found or layout is not None else _alone(checkpoint, tensors, path)
 
 
+def _t5(
+    checkpoint: Checkpoint, tensors: Mapping[str, Stored], config: Mapping[str, Any] | None
+) -> Network | None:
+    """T5 among tensors that no checkpoint's names stand before, where the family reads it."""
+    stream = next((one for one in checkpoint.family.streams if one.naming == "t5"), None)
+    known = next((found for name in tensors if (found := _T5_TOKENS.fullmatch(name))), None)
+    if stream is None or known is None:
+        return None
+    place = known["place"]
+    own = {n.removeprefix(place): s for n, s in tensors.items() if n.startswith(place)}
+    return Network(stream.name, "t5", own, config)
+
+
 def _alone(
     checkpoint: Checkpoint,
     tensors: Mapping[str, Stored],
@@ -95,13 +111,18 @@ def _alone(
 
     The narrower of XL's two is CLIP-L. Both have a projection in the files of some programs.
     """
-    streams = checkpoint.family.streams
+    if (t5 := _t5(checkpoint, tensors, config)) is not None:
+        yield t5
+    streams = [one for one in checkpoint.family.streams if one.naming != "t5"]
+    # Of Stable Diffusion 3's two, the pooled text is as wide as both together.
+    filled = len(streams) < len(checkpoint.family.streams)
+    together = checkpoint.widths.get("pooled", 0) if filled else checkpoint.width
     taken: set[str] = set()
     for name, token in tensors.items():
         known = _TOKENS.fullmatch(name)
-        if known is None or len(token.shape) != 2:
+        if known is None or len(token.shape) != 2 or not streams:
             continue
-        narrow = 2 * token.shape[1] < checkpoint.width
+        narrow = 2 * token.shape[1] < together
         stream = streams[0 if narrow else -1]
         if stream.name in taken:
             raise UnsupportedError(

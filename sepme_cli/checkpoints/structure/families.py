@@ -43,6 +43,7 @@ class TextStream:
     prompt up, where no tokenizer says it: CLIP's end, or 0 as OpenCLIP does. rows: whether its
     states are among the rows of the stream `tokens`. pools: what of it is in the stream `pooled`:
     the state of the end of text through the projection, or as it is; None for nothing.
+    positions: how many tokens pipelines have T5 read; CLIP's say it themselves.
     """
 
     name: str
@@ -53,6 +54,7 @@ class TextStream:
     pads: int = 0
     rows: bool = True
     pools: Literal["projection", "end"] | None = None
+    positions: int = 0
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,10 @@ class Family:
     the final norm. heads: of the UNet's attention at every level; None where heads are 64 wide
     instead. latent_side: of the images it was trained on. latent_scale: what latents are multiplied
     by, after latent_shift is taken away. flow: how diffusers' scheduler is set for its rectified
-    flow; None for diffusion. sizes: how many numbers the UNet embeds beside the time step and the
-    pooled text: sizes and crops, 0 for none of it. aesthetics: how well made an image it is asked
-    for, in place of the last two of these. velocity_side: the latent side of those of its models
+    flow; None for diffusion. guidance: its scale, where nobody says it. sizes: how many numbers the
+    UNet embeds beside the time step and the pooled text: sizes and crops, 0 for none of it.
+    aesthetics: how well made an image it is asked for, in place of the last two of these.
+    velocity_side: the latent side of those of its models
     that predict velocity, which the spread of a bias tells; None where there are none.
     usually_epsilon: whether hardly any of its models predicts velocity, so that nobody needs to be
     told where nothing says so. kohya: what kohya's scripts call it. modelspec:
@@ -90,6 +93,7 @@ class Family:
     latent_scale: float = 0.18215
     latent_shift: float = 0.0
     flow: Mapping[str, Any] | None = field(default=None, repr=False)
+    guidance: float = 7.5
     sizes: int = 0
     aesthetics: float | None = None
     velocity_side: int | None = None
@@ -265,7 +269,7 @@ REFINER = replace(
 )
 _TRANSFORMERS_TOKENS = "context_embedder.weight"
 _TRANSFORMERS_POOLED = "time_text_embed.text_embedder.linear_1.weight"
-_T5 = TextStream("t5xxl", "text_encoder_3", "text_encoders.t5xxl.transformer.", "t5")
+_T5 = TextStream("t5xxl", "text_encoder_3", "text_encoders.t5xxl.transformer.", "t5", positions=256)
 _CLIP_L = TextStream(
     "clip_l",
     "text_encoder",
@@ -299,6 +303,7 @@ SD3 = Family(
     latent_scale=1.5305,
     latent_shift=0.0609,
     flow={"shift": 3.0},
+    guidance=7.0,
     entries={
         "original": {
             _TRANSFORMERS_TOKENS: "context_embedder.weight",
@@ -312,7 +317,7 @@ FLUX = Family(
     "Flux.1",
     (
         replace(_CLIP_L, rows=False, pools="end"),
-        replace(_T5, folder="text_encoder_2"),
+        replace(_T5, folder="text_encoder_2", positions=512),
     ),
     signs={
         "original": re.compile(r"double_blocks\.\d"),
@@ -324,6 +329,7 @@ FLUX = Family(
     latent_scale=0.3611,
     latent_shift=0.1159,
     flow={"shift": 3.0, "use_dynamic_shifting": True},
+    guidance=3.5,
     entries={
         "original": {
             _TRANSFORMERS_TOKENS: "txt_in.weight",
@@ -336,7 +342,11 @@ _WANS_TOKENS = "condition_embedder.text_embedder.linear_1.weight"
 WAN = Family(
     "wan",
     "Wan 2.1 (video)",
-    (TextStream("umt5", "text_encoder", "text_encoders.umt5xxl.transformer.", "t5"),),
+    (
+        TextStream(
+            "umt5", "text_encoder", "text_encoders.umt5xxl.transformer.", "t5", positions=512
+        ),
+    ),
     signs={
         "original": re.compile(r"blocks\.\d+\.cross_attn\."),
         "diffusers": re.compile(r"blocks\.\d+\.attn2\."),
