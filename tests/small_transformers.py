@@ -58,7 +58,9 @@ def small_transformer(family: Family, seed: int = 0, **changes: Any) -> SmallTra
         texts = (small_text(CLIP_WIDTHS[0], openclip=False), small_t5())
     else:
         texts = (small_t5(UMT5EncoderModel, UMT5Config),)
-    return SmallTransformer(family, transformer, None if family == "wan" else small_vae(), texts)
+    return SmallTransformer(
+        family, transformer, None if family == "wan" else small_vae(family), texts
+    )
 
 
 def _sd3(**changes: Any) -> SD3Transformer2DModel:
@@ -134,8 +136,9 @@ def small_t5(kind: Any = T5EncoderModel, config: Any = T5Config) -> Any:
     return model.eval()
 
 
-def small_vae() -> AutoencoderKL:
+def small_vae(family: Family) -> AutoencoderKL:
     """As Stable Diffusion 3's and Flux's: latents shifted, and no convolution around them."""
+    scale, shift = {"sd3": (1.5305, 0.0609), "flux": (0.3611, 0.1159)}[family]
     return AutoencoderKL(
         block_out_channels=(32, 32),
         down_block_types=("DownEncoderBlock2D",) * 2,
@@ -143,8 +146,8 @@ def small_vae() -> AutoencoderKL:
         layers_per_block=1,
         use_quant_conv=False,
         use_post_quant_conv=False,
-        scaling_factor=1.5305,
-        shift_factor=0.0609,
+        scaling_factor=scale,
+        shift_factor=shift,
     ).eval()
 
 
