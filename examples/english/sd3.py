@@ -17,26 +17,45 @@ import random
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMScheduler, SD3Transformer2DModel
+from diffusers import (
+    DDPMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+)
+from PIL import Image
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers.trainers import UnigramTrainer
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import CLIPTextModel, T5Config, T5EncoderModel
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    T5Config,
+    T5EncoderModel,
+)
 
+from benchmarks.english import ASKED, JUDGE, caption
+from examples.emoji.networks import load_judge
 from examples.emoji.train import SEED, Run, autocast, draw
 from examples.english import text
 from examples.english.canvas import OBJECTS, STYLES
-from examples.english.captions import draw_caption
+from examples.english.captions import UNSEEN_PAIR, draw_caption
 from examples.english.corpus import Corpus
 from examples.english.train import SHIPPED, latents_of, networks, text_encoder
 from examples.english.words import BUILD
+from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
+from sepme_cli.diffusion.conditioning import Conditioning
+from sepme_cli.diffusion.models import StableDiffusion
+from sepme_cli.diffusion.sampler import initial_noise, sample_latents
 from sepme_cli.diffusion.tokenizer import END, tokenize
 
 FOLDER = BUILD / "sd3"
+MODEL = FOLDER / "model"
 SECOND = "text-narrow"
 STEPS = 4200
 WIDTH = 256
@@ -301,6 +320,108 @@ def train_transformer(steps: int = STEPS, batch: int = 32) -> nn.Module:
     return transformer
 
 
+def with_projection(encoder: CLIPTextModel, projection: Tensor, activation: str) -> nn.Module:
+    """The text encoder as Stable Diffusion 3 has it."""
+    config = {**encoder.config.to_dict(), "projection_dim": len(projection)}
+    made = CLIPTextModelWithProjection(CLIPTextConfig(**{**config, "hidden_act": activation}))
+    state = {
+        f"text_model.{name.removeprefix('text_model.')}": value
+        for name, value in encoder.state_dict().items()
+    }
+    made.load_state_dict({**state, "text_projection.weight": projection})
+    return made
+
+
+def pack() -> None:
+    """Write the model's folder, fp16."""
+    texts = Texts.trained()
+    transformer = make_transformer(texts.width, sum(map(len, texts.projections)))
+    averaged = torch.load(FOLDER / "transformer.pt", map_location="cpu")["averaged"]
+    transformer.load_state_dict(averaged)
+    clips = zip(texts.clips, texts.projections, ("quick_gelu", "gelu"), strict=True)
+    parts = {
+        "transformer": transformer,
+        "vae": networks(SHIPPED)[1],
+        **{f"text_encoder{'_2' * place}": with_projection(*one) for place, one in enumerate(clips)},
+        "text_encoder_3": texts.t5,
+    }
+    for name, part in parts.items():
+        part.half().save_pretrained(MODEL / name)
+    (MODEL / "tokenizer_3").mkdir(exist_ok=True)
+    texts.tokenizer.save(str(MODEL / "tokenizer_3" / "tokenizer.json"))
+    FlowMatchEulerDiscreteScheduler(shift=1.0).save_pretrained(MODEL / "scheduler")
+    (MODEL / "model_index.json").write_text('{"_class_name": "StableDiffusion3Pipeline"}')
+    size = sum(path.stat().st_size for path in MODEL.rglob("*") if path.is_file())
+    print(f"{MODEL}: {size / 1e6:.1f} MB")
+
+
+#: What stays of what the transformer reads of a prompt; the rest is zeros, as in training.
+DOORS = {
+    "all": ("clip", "t5", "pooled"),
+    "rows of CLIP alone": ("clip",),
+    "rows of T5 alone": ("t5",),
+    "pooled alone": ("pooled",),
+    "all but rows of CLIP": ("t5", "pooled"),
+    "all but rows of T5": ("clip", "pooled"),
+    "all but pooled": ("clip", "t5"),
+}
+
+
+def through(read: Conditioning, doors: Sequence[str]) -> Conditioning:
+    """What is read of prompts through some of the doors, zeros in the place of the others."""
+    clip, t5 = read.states.split(text.POSITIONS, 1)
+    pooled = read.pooled
+    assert pooled is not None
+    kept = [part * (name in doors) for name, part in (("clip", clip), ("t5", t5))]
+    return Conditioning(torch.cat(kept, 1), pooled * ("pooled" in doors))
+
+
+def report(every: int = 7, steps: int = 10, guidance: float = 3.0) -> None:
+    """What the judge recognises: as asked for, in phrasings that training never saw, and with some
+    of the doors shut. every: the objects of a style are looked at one in so many."""
+    judge = load_judge(str(JUDGE))
+    with open_checkpoint(MODEL) as checkpoint:
+        model = StableDiffusion.of(checkpoint, torch.device("cpu"), torch.bfloat16)
+        for phrasing, templates in (("seen", ASKED), ("unseen", UNSEEN_PAIR)):
+            asked = [
+                caption(s, list(OBJECTS).index(o), templates)
+                for s in range(len(STYLES))
+                for o in DRAWN[s % every :: every]
+            ]
+            read = model.text.condition([one.text for one in asked])
+            blank = model.text.condition([""])
+            noise = initial_noise(model.latent_shape(None), [one.seed for one in asked])
+            for name, doors in DOORS.items():
+                if phrasing == "unseen" and name != "all":
+                    continue
+                latents = sample_latents(
+                    model,
+                    through(read, doors),
+                    noise,
+                    blank=through(blank, doors),
+                    steps=steps,
+                    guidance=guidance,
+                )
+                images = model.vae.decode(latents)
+                with torch.no_grad():
+                    styles, objects = (head.argmax(1) for head in judge(images))
+                right = [
+                    (found == torch.tensor([getattr(one, kind) for one in asked])).float().mean()
+                    for kind, found in (("style", styles), ("object", objects))
+                ]
+                print(
+                    f"{phrasing} phrasings, {name}: of {len(asked)} images style "
+                    f"{right[0]:.3f} and object {right[1]:.3f}",
+                    flush=True,
+                )
+                grid = torch.cat([torch.cat(list(row), -1) for row in images[:40].split(10)], -2)
+                save_grid(grid, FOLDER / f"{phrasing}-{name.replace(' ', '-')}.png")
+
+
+def save_grid(grid: Tensor, path: Path) -> None:
+    Image.fromarray((grid.permute(1, 2, 0) * 255).round().byte().numpy()).save(path)
+
+
 def train() -> None:
     """The T5, then the transformer."""
     FOLDER.mkdir(parents=True, exist_ok=True)
@@ -308,6 +429,6 @@ def train() -> None:
 
 
 if __name__ == "__main__":
-    parts: dict[str, Callable[..., object]] = {"train": train}
+    parts: dict[str, Callable[..., object]] = {"train": train, "pack": pack, "report": report}
     for name in sys.argv[1:] or parts:
         parts[name]()
