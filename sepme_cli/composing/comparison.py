@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from patch_spec.compose import Factors
 from patch_spec.grid import row_blocks
+from patch_spec.streams import Stream, stream_of
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
 from sepme_cli.checkpoints.reading.tensors import Stored, stored_in
 from sepme_cli.checkpoints.structure.dtypes import NAMES, numpy_dtype
@@ -27,25 +28,25 @@ class TensorDifference:
     """One tensor that differs; None for what cannot be computed, as for tensors of two shapes.
 
     relative_norm: |b - a| / |a|, Frobenius. max_abs: of b - a. rank: of b - a, of targets only,
-    counting what stands out of the rounding of either.
+    counting what stands out of the rounding of either. stream: what of a prompt a target reads.
     """
 
     name: str
     relative_norm: float | None
     max_abs: float | None
     rank: int | None
+    stream: Stream | None = None
 
 
 def compare_tensors(a: Checkpoint, b: Checkpoint, progress: Progress) -> Iterator[TensorDifference]:
     """The tensors that both have and that are not the same bytes, in a's order."""
-    targets = {copy.name for target in a.targets for copy in target.copies}
+    targets = {copy.name: target.name for target in a.targets for copy in target.copies}
     ours, theirs = tensors_by_name(a), tensors_by_name(b)
     common = [name for name in ours if name in theirs]
     progress.stage("comparing", len(common))
     for name in common:
         if not same_bytes(ours[name], theirs[name]):
-            ranked = ours[name].name in targets
-            yield _difference(name, ours[name], theirs[name], ranked=ranked)
+            yield _difference(name, ours[name], theirs[name], targets.get(ours[name].name))
         progress.advance()
 
 
@@ -55,7 +56,7 @@ def compare_targets(a: Checkpoint, b: Checkpoint, progress: Progress) -> Iterato
     progress.stage("comparing", len(common))
     for target in common:
         left, right = target.copies[0], b.by_name[target.name].copies[0]
-        found = _difference(target.name, left, right, ranked=True)
+        found = _difference(target.name, left, right, target.name)
         if found.max_abs != 0:
             yield found
         progress.advance()
@@ -85,6 +86,7 @@ def measure_change(
         _ratio(float(np.linalg.norm(values)), float(np.linalg.norm(weight.astype(np.float64)))),
         max(largest, default=0.0),
         int((values > values.max(initial=0.0) * 1e-6).sum()),
+        stream_of(name),
     )
 
 
@@ -102,17 +104,20 @@ def same_bytes(a: Stored, b: Stored) -> bool:
     )
 
 
-def _difference(name: str, a: Stored, b: Stored, *, ranked: bool) -> TensorDifference:
+def _difference(name: str, a: Stored, b: Stored, target: str | None) -> TensorDifference:
+    """target: what patches call it; None for what is no target."""
+    stream = None if target is None else stream_of(target)
     if a.shape != b.shape or not {a.dtype, b.dtype} <= NAMES.keys():
-        return TensorDifference(name, None, None, None)
+        return TensorDifference(name, None, None, None, stream)
     change = norm = largest = 0.0
     for left, right in zip(_chunks(a), _chunks(b), strict=True):
         apart = right - left
         change += float(np.square(apart).sum())
         norm += float(np.square(left).sum())
         largest = max(largest, float(np.abs(apart).max()))
-    rank = _rank(a, b) if ranked else None
-    return TensorDifference(name, _ratio(math.sqrt(change), math.sqrt(norm)), largest, rank)
+    rank = None if target is None else _rank(a, b)
+    ratio = _ratio(math.sqrt(change), math.sqrt(norm))
+    return TensorDifference(name, ratio, largest, rank, stream)
 
 
 def _chunks(stored: Stored) -> Iterator[Float64]:

@@ -33,6 +33,7 @@ class CheckpointInfo:
         layout: "single-file", "diffusers", or that of a UNet alone.
         dtype: Type of the weights that patches change, or "mixed".
         width: Width of the text embedding.
+        pooled: Width of the pooled text that the model reads beside it, or None.
         targets: Number of weights that patches change.
         tensors: Number of all tensors.
         ema: Whether it has EMA copies of the targets.
@@ -62,6 +63,7 @@ class CheckpointInfo:
     tool: str | None
     undo: str | None
     metadata: Mapping[str, str]
+    pooled: int | None = None
     files: tuple[str, ...] = ()
     kind: Literal["checkpoint"] = "checkpoint"
 
@@ -165,5 +167,6 @@ def _checkpoint(checkpoint: Checkpoint) -> CheckpointInfo:
         tool=stack.tool if stack is not None else None,
         undo=str(journals[0]) if all(path.exists() for path in journals) else None,
         metadata=dict(checkpoint.metadata),
+        pooled=checkpoint.widths.get("pooled"),
         files=tuple(file.place for file in files) if checkpoint.folder is not None else (),
     )

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -251,11 +251,17 @@ def _matrix(rows: Mapping[str, Mapping[str, float]]) -> Table:
 
 
 def _tensor_differences(result: "DiffResult", whole: bool) -> list[RenderableType]:
-    table = new_table("tensor", "relative norm", "max abs", "rank")
+    # Where there is more than one stream, each is to be seen.
+    several = any(tensor.stream == "pooled" for tensor in result.tensors)
+    table = new_table("tensor", *["stream"] * several, "relative norm", "max abs", "rank")
     most = sorted(result.tensors, key=lambda t: -(t.relative_norm or math.inf))
     shown = most if whole else most[:LISTED]
+    if several:
+        pooled = [tensor for tensor in most if tensor.stream == "pooled"]
+        shown = [*pooled, *(tensor for tensor in shown if tensor not in pooled)][: len(shown)]
     for tensor in shown:
-        add_row(table, tensor.name, tensor.relative_norm, tensor.max_abs, tensor.rank)
+        told = [tensor.stream] * several
+        add_row(table, tensor.name, *told, tensor.relative_norm, tensor.max_abs, tensor.rank)
     return [table, *_cut(len(most) - len(shown))]
 
 
@@ -267,6 +273,7 @@ def _checkpoint(result: "CheckpointInfo", whole: bool) -> RenderableType:
     # What the entry of our own says stands below, under its concepts.
     others = {key: value for key, value in result.metadata.items() if key != "sepme"}
     metadata = (("", f"{key}: {value}") for key, value in others.items())
+    pooled = "" if result.pooled is None else f", pooled {result.pooled}"
     twins = ", each with an EMA copy" if result.ema else ""
     parts: list[RenderableType] = [
         fields(
@@ -276,7 +283,8 @@ def _checkpoint(result: "CheckpointInfo", whole: bool) -> RenderableType:
             ("targets", f"{result.targets} of {result.tensors} tensors{twins}"),
             (
                 "text",
-                f"width {result.width}, {', '.join(result.text_encoders) or 'no text encoder'}",
+                f"width {result.width}{pooled}, "
+                f"{', '.join(result.text_encoders) or 'no text encoder'}",
             ),
             ("base", result.base),
             ("undo", result.undo),
@@ -302,7 +310,7 @@ def _patch(result: "PatchInfo", whole: bool) -> RenderableType:
             table,
             part["concept"],
             part["kind"],
-            part["rank"] + part.get("pooled", {}).get("rank", 0),
+            _rank(part),
             part["method"]["name"],
             measured["leakage"],
             measured["separability"],
@@ -322,6 +330,14 @@ def _patch(result: "PatchInfo", whole: bool) -> RenderableType:
         "",
         table,
     )
+
+
+def _rank(part: Mapping[str, Any]) -> str:
+    """Of an increment, on each stream that it acts on."""
+    pooled = part.get("pooled", {}).get("rank", 0)
+    if not pooled:
+        return str(part["rank"])
+    return f"{part['rank']} + {pooled} pooled" if part["rank"] else f"{pooled} pooled"
 
 
 def _below_each_other(prompts: Sequence[str]) -> str | None:
