@@ -1,12 +1,14 @@
 """What each of a model's streams carries of a concept, on the sisters of the English canvas.
 
     python -m examples.english.xl            # makes the model, in half an hour
-    python -m benchmarks.doors run xl        # goes on where it was
+    python -m examples.english.sd3           # in two hours
+    python -m benchmarks.doors run xl        # goes on where it was; or sd3
     python -m benchmarks.doors table
 
 The bare command, with one difference: `--streams` says which of what the denoiser reads of a prompt
-it erases from. Judged as the bare command is on the canvas (`benchmarks/bare.py`), in the same
-pictures for every choice. Results go to docs/doors.json.
+it erases from; of Stable Diffusion 3, `--no-t5` that it erases from no rows of T5. Judged as the
+bare command is on the canvas (`benchmarks/bare.py`), in the same images for every choice. Results go
+to docs/doors.json.
 """
 
 import sys
@@ -15,15 +17,26 @@ from pathlib import Path
 from typing import Any, get_args
 
 from benchmarks.bare import CHOSEN_ON, erased, judge, order, summary
-from benchmarks.english import STEPS, English, kind_of
+from benchmarks.english import OBJECT_NAMES, STEPS, English, kind_of
 from benchmarks.results import Results
+from examples.english import sd3
+from sepme_cli.diffusion.options import ModelOptions
 from sepme_cli.evaluation.intervals import Proportion
 from sepme_cli.planning.request import Streams
 
 RESULTS = Path("docs/doors.json")
-MODELS: Mapping[str, Path] = {"xl": Path("build/english/xl/xl.safetensors")}
-TITLES = {"xl": "XL"}
-CHOICES: tuple[Streams, ...] = get_args(Streams)
+MODELS: Mapping[str, Path] = {
+    "xl": Path("build/english/xl/xl.safetensors"),
+    "sd3": Path("build/english/sd3/model"),
+}
+TITLES = {"xl": "XL", "sd3": "Stable Diffusion 3"}
+WITHOUT_T5 = "tokens without T5"
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "xl": get_args(Streams),
+    "sd3": (*get_args(Streams), WITHOUT_T5),
+}
+DRAWN: Mapping[str, Sequence[str]] = {"xl": OBJECT_NAMES, "sd3": sd3.DRAWN}
+"""What each of them generates."""
 OBJECTS = 8
 #: A row of the table: its label, and what is counted there.
 _ROWS = (
@@ -35,28 +48,35 @@ _ROWS = (
 )
 
 
-def names() -> list[str]:
+def names(drawn: Sequence[str]) -> list[str]:
     """Styles that defaults were not chosen on, and objects as if drawn by lot."""
     styles = [name for name in order() if kind_of(name) == "style" and name not in CHOSEN_ON]
-    return [*styles, *[name for name in order() if kind_of(name) == "object"][:OBJECTS]]
+    return [*styles, *[name for name in order() if name in drawn][:OBJECTS]]
 
 
-def one(canvas: English, name: str, streams: Streams) -> dict[str, Any]:
-    result, increments = erased(canvas, [name], streams=streams, force_collateral=True)
+def one(canvas: English, name: str, choice: str) -> dict[str, Any]:
+    without = choice == WITHOUT_T5
+    result, increments = erased(
+        canvas,
+        [name],
+        streams="tokens" if without else choice,
+        options=ModelOptions(t5=not without),
+        force_collateral=True,
+    )
     return {**summary(result), **judge(canvas, [name], canvas.patched(increments))}
 
 
 def run(model: str) -> None:
     results = Results(RESULTS)
-    canvas = English(MODELS[model], steps=STEPS)
-    for name in names():
-        for streams in CHOICES:
+    canvas = English(MODELS[model], steps=STEPS, drawn=DRAWN[model])
+    for name in names(DRAWN[model]):
+        for choice in CHOICES[model]:
 
-            def make(name: str = name, streams: Streams = streams) -> dict[str, Any]:
-                return one(canvas, name, streams)
+            def make(name: str = name, choice: str = choice) -> dict[str, Any]:
+                return one(canvas, name, choice)
 
-            row = results.get(f"{model}/{streams}/{name}", make)
-            print(model, streams, name, row.get(f"erased {kind_of(name)}"), flush=True)
+            row = results.get(f"{model}/{choice}/{name}", make)
+            print(model, choice, name, row.get(f"erased {kind_of(name)}"), flush=True)
 
 
 def table() -> str:
@@ -64,13 +84,14 @@ def table() -> str:
     entries = Results(RESULTS).entries
     parts = []
     for model, title in TITLES.items():
-        heads = [f"{kind}s, {streams}" for kind in ("style", "object") for streams in CHOICES]
+        choices = CHOICES[model]
+        heads = [f"{kind}s, {choice}" for kind in ("style", "object") for choice in choices]
         lines = [f"**{title}**", "", f"| | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
         for label, key in _ROWS:
             cells = [
                 _cell([e for n, e in entries.items() if _is(n, model, streams, kind)], key, kind)
                 for kind in ("style", "object")
-                for streams in CHOICES
+                for streams in choices
             ]
             lines.append(f"| {label} | {' | '.join(cells)} |")
         if any(name.startswith(f"{model}/") for name in entries):

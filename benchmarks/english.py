@@ -101,12 +101,13 @@ class Drawn:
 
 @dataclass
 class English:
-    """The model and its judge. dtype: what the model draws in."""
+    """The model and its judge. dtype: what the model draws in. drawn: the objects it draws."""
 
     model_path: Path = MODEL
     judge_path: Path = JUDGE
     dtype: torch.dtype = torch.bfloat16
     steps: int = STEPS
+    drawn: Sequence[str] = OBJECT_NAMES
     _before: dict[Caption, tuple[Tensor, bool, bool]] = field(default_factory=dict)
 
     @cached_property
@@ -163,12 +164,12 @@ class English:
     @cached_property
     def nearest(self) -> Mapping[str, tuple[str, ...]]:
         """Of each object, the five others that the text encoder has nearest."""
-        ends = self.model.text.ends(OBJECT_NAMES)
+        ends = self.model.text.ends(self.drawn)
         directions = torch.nn.functional.normalize(ends - ends.mean(0), dim=1)
         order = (directions @ directions.T).argsort(dim=1, descending=True)[:, 1:6]
         return {
-            name: tuple(OBJECT_NAMES[i] for i in row.tolist())
-            for name, row in zip(OBJECT_NAMES, order, strict=True)
+            name: tuple(self.drawn[i] for i in row.tolist())
+            for name, row in zip(self.drawn, order, strict=True)
         }
 
     def compare(
@@ -193,7 +194,9 @@ def probes(names: Sequence[str], canvas: English) -> dict[str, list[Caption]]:
     About the same number of pictures, however many concepts there are.
     """
     styles = [s for s, name in enumerate(STYLE_NAMES) if name not in names]
-    objects = [o for o, name in enumerate(OBJECT_NAMES) if name not in names]
+    objects = [
+        o for o, name in enumerate(OBJECT_NAMES) if name in canvas.drawn and name not in names
+    ]
     each = max(1, min(8, _NAMED // len(names)))
     found: dict[str, list[Caption]] = {"erased": [], "unseen": [], "near": []}
     near: dict[str, None] = {}

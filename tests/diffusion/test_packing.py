@@ -168,7 +168,8 @@ def test_equal_beginnings_have_equal_states(model: Any) -> None:
     """To the bit, so that a lexicon counts each once: its rows are the nodes of the trie."""
     network = model("sd1")
     words = Lexicon(network.text.readers, PROMPTS)
-    ids, ends = words.tokens(PROMPTS), words.tokens(PROMPTS).argmax(-1)
+    ids = network.text.tokens(PROMPTS)
+    ends = ids.argmax(-1)
     beginnings = {
         tuple(text[: n + 1])
         for text, end in zip(ids.tolist(), ends.tolist(), strict=True)

@@ -171,13 +171,23 @@ def test_embeddings_that_are_one_count_once_for_each_of_their_answers() -> None:
     assert pairs == [[0, 0], [1, 1], [97, 99], [97, 100], [999, 999]]
 
 
+def test_two_encoders_have_rows_of_their_own() -> None:
+    """Each answers its own tokens; what is read of both is one set of rows."""
+    concept = Concept("a", ("a",), "any", (Phrase("a", ""),), "c", ("cd",))
+    found = Lexicon([Letters(), Letters()], ["a", "cd"])
+    assert found.states(["a"]).shape == (1, 12, 1)
+    assert found.rows(["a"]).flatten().tolist() == [0, 1, 97, 999]
+    pairs = found.embedding_pairs(concept)
+    one = Lexicon([Letters()], ["a", "cd"]).embedding_pairs(concept)
+    assert torch.equal(pairs.concept, one.concept) and torch.equal(pairs.anchor, one.anchor)
+
+
 def test_a_lexicon_has_the_longest_text_and_a_little_padding() -> None:
     encoder = Letters()
     words = Lexicon([encoder], ["a", "abc", "a"])
     # Start, three letters, end, two of padding.
     assert encoder.asked == [(7, 2)]
     assert words.states(["a", "abc"]).shape == (2, 7, 1)
-    assert words.tokens(["abc"]).tolist() == [[1, *b"abc", 999, 0, 0]]
     assert words.rows(["a"]).flatten().tolist() == [0, 1, 97, 999]
     assert words.rows(["a"]).dtype == torch.float64
     full = Letters()
