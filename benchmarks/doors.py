@@ -7,8 +7,8 @@
 
 The bare command, with one difference: `--streams` says which of what the denoiser reads of a prompt
 it erases from; of Stable Diffusion 3, `--no-t5` that it erases from no rows of T5. Judged as the
-bare command is on the canvas (`benchmarks/bare.py`), in the same images for every choice. Results go
-to docs/doors.json.
+bare command is on the canvas (`benchmarks/bare.py`), in the same images for every choice. Results
+go to docs/doors.json.
 """
 
 import sys

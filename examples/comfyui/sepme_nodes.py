@@ -113,7 +113,7 @@ class ApplySepmePatch:
 
 
 def _unpatched(model: Any) -> dict[str, Any]:
-    """The UNet's tensors as they are without any LoRA or patch, by their names in it."""
+    """The denoiser's tensors as they are without any LoRA or patch, by their names in it."""
     found = {}
     for name, (weight, *_) in model.get_key_patches(_UNET).items():
         # ComfyUI puts a weight together with what makes a plain tensor of it; it once did not.
