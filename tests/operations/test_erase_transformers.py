@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -376,6 +377,26 @@ def test_learning_is_refused(folders: dict[Family, Path], tmp_path: Path) -> Non
 def test_wan_generates_nothing(folders: dict[Family, Path], tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="generates nothing"):
         sepme.sample(folders["wan"], ["a cat"], output=tmp_path / "grid.png")
+
+
+@pytest.mark.parametrize(("name", "scale"), [("sd3", "7"), ("flux", "3.5")])
+def test_judged_before_and_after(
+    name: Family, scale: str, folders: dict[Family, Path], tmp_path: Path
+) -> None:
+    """By the guidance that the family is used with, where nobody says another."""
+    patch = tmp_path / "p.sepme"
+    sepme.erase(folders[name], ["style:Monet"], output=patch, force_collateral=True)
+    sepme.evaluate(
+        folders[name],
+        patch,
+        judge="tests.small_judge:judge",
+        report=tmp_path / "report",
+        sampling=sepme.SamplingOptions(images=2, steps=2, size=16, restore=1),
+        options=ModelOptions(device="cpu"),
+    )
+    (page,) = (tmp_path / "report").glob("*.html")
+    said = unescape(page.read_text())
+    assert f"Euler's steps of rectified flow, 2 steps, guidance {scale}," in said
 
 
 def test_sampled_before_and_after(folders: dict[Family, Path], tmp_path: Path) -> None:
