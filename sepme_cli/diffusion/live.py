@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from patch_spec.streams import Stream, stream_of
 from sepme_cli.checkpoints.reading.targets import widths_of
+from sepme_cli.checkpoints.structure.detection import detect
 from sepme_cli.checkpoints.structure.dtypes import NAMES
-from sepme_cli.checkpoints.structure.families import Family, detect
+from sepme_cli.checkpoints.structure.families import Family
 from sepme_cli.checkpoints.structure.torch_dtypes import TORCH
 from sepme_cli.diffusion.arrays import Array, as_tensor, to_numpy
 from sepme_cli.errors import MalformedError, RefusedError, UnsupportedError

@@ -11,7 +11,7 @@ import pytest
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint, open_checkpoint
 from sepme_cli.checkpoints.reading.copies import unpatched_copies
 from sepme_cli.checkpoints.reading.prediction import recorded_prediction
-from sepme_cli.checkpoints.structure.families import detect
+from sepme_cli.checkpoints.structure.detection import detect
 from sepme_cli.checkpoints.structure.folders import model_folder
 from tests.checkpoints.test_families import FULL, REFINER, SD2, SMALL, XL, entries, unet_only
 from tests.layouts import cast_to, write_folder

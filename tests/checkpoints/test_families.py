@@ -10,7 +10,7 @@ import torch
 
 from patch_spec.header import TensorEntry
 from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
-from sepme_cli.checkpoints.structure.families import detect
+from sepme_cli.checkpoints.structure.detection import detect
 from sepme_cli.checkpoints.structure.layout import Layout, ema_twin
 from sepme_cli.errors import MalformedError, UnsupportedError
 from tests.synthetic import (

@@ -26,8 +26,9 @@ from sepme_cli.checkpoints.reading.targets import (
 )
 from sepme_cli.checkpoints.reading.tensors import Stored, WeightsFile, stored_in
 from sepme_cli.checkpoints.reading.text_encoders import text_encoder_fingerprints
+from sepme_cli.checkpoints.structure.detection import detect
 from sepme_cli.checkpoints.structure.dtypes import readable
-from sepme_cli.checkpoints.structure.families import Family, detect
+from sepme_cli.checkpoints.structure.families import Family
 from sepme_cli.checkpoints.structure.folders import ModelFolder, model_folder, weights_sets
 from sepme_cli.checkpoints.structure.headers import RECORD
 from sepme_cli.checkpoints.structure.layout import Layout, keys_and_values, text_entries

@@ -1,19 +1,19 @@
-"""Which model a checkpoint is, told by its tensors' names and shapes and never by their number.
+"""The families of models: what is particular to each, as data.
 
-Distilled models have fewer blocks, inpainting models more input channels and scaled-down models
-other widths; the names stay.
+What tells them apart are their tensors' names and shapes, and never their number: distilled models
+have fewer blocks, inpainting models more input channels and scaled-down models other widths; the
+names stay.
 """
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol
 
 from patch_spec.base import Family as FamilyName
 from patch_spec.streams import stream_of
-from sepme_cli.checkpoints.structure.layout import EMA, DenoiserNaming, Layout, transformer_prefixes
-from sepme_cli.errors import UnsupportedError
+from sepme_cli.checkpoints.structure.layout import DenoiserNaming, Layout
 
 
 class Shaped(Protocol):
@@ -23,7 +23,6 @@ class Shaped(Protocol):
     def shape(self) -> tuple[int, ...]: ...
 
 
-Tensor = TypeVar("Tensor", bound=Shaped)
 Names = Mapping[str, Shaped]
 
 Prediction = Literal["epsilon", "velocity"]
@@ -148,7 +147,7 @@ def _is_xl(tensors: Names, layout: Layout) -> bool:
         return False
     if _enters_through(tensors, layout) == "convolution":
         return False
-    if any(".transformer_blocks.1." in name for name in _targets(tensors, layout)):
+    if any(".transformer_blocks.1." in name for name in usual_targets(tensors, layout)):
         return True
     return any(name.startswith(_XLS_TEXT) for name in _text_encoders(tensors, layout))
 
@@ -171,7 +170,9 @@ def _is_refiner(tensors: Names, layout: Layout) -> bool:
 def _enters_through(tensors: Names, layout: Layout) -> Literal["convolution", "matrix"] | None:
     """What most attention is entered through: a 1x1 convolution in SD 1.x, a matrix in SD 2.x and
     XL. None where there is neither."""
-    attentions = {name.partition(".transformer_blocks.")[0] for name in _targets(tensors, layout)}
+    attentions = {
+        name.partition(".transformer_blocks.")[0] for name in usual_targets(tensors, layout)
+    }
     doors = [tensors.get(f"{name}.proj_in.weight") for name in attentions]
     matrices = [len(door.shape) == 2 for door in doors if door is not None]
     if not matrices:
@@ -179,7 +180,7 @@ def _enters_through(tensors: Names, layout: Layout) -> Literal["convolution", "m
     return "matrix" if 2 * sum(matrices) >= len(matrices) else "convolution"
 
 
-def _targets(tensors: Names, layout: Layout) -> list[str]:
+def usual_targets(tensors: Names, layout: Layout) -> list[str]:
     """The targets by their names in the file, of the width that most of them have."""
     widths = {name: t.shape[-1:] for name, t in tensors.items() if layout.target(name)}
     usual = Counter(widths.values()).most_common(1)
@@ -360,157 +361,3 @@ WAN = Family(
 )
 #: In the order in which they are looked for: what is more particular comes first.
 FAMILIES: dict[str, Family] = {one.name: one for one in (REFINER, SDXL, SD2, SD1, SD3, FLUX, WAN)}
-
-_STRANGERS: tuple[tuple[re.Pattern[str], str], ...] = (
-    (
-        re.compile(r"control_model\.|controlnet_(cond|x|pos)_embed(ding|der)|controlnet_blocks\."),
-        "a ControlNet",
-    ),
-    (
-        re.compile(r"(.*\.)?double_blocks\.\d|single_transformer_blocks\.\d"),
-        "a transformer of Flux's kind",
-    ),
-    (
-        re.compile(r"(.*\.)?joint_blocks\.\d|transformer_blocks\.\d+\.attn\.add_k_proj\."),
-        "a transformer of Stable Diffusion 3's kind",
-    ),
-    (
-        re.compile(r".*\.(time_stack|time_mixer|temporal_transformer_blocks)\."),
-        "a video model that reads an image and no text",
-    ),
-    (re.compile(r"lora_(unet|te\d?)_|.*\.lora(_[AB]|_up|_down|\.up|\.down)\."), "a LoRA"),
-)
-"""What is met where a Stable Diffusion checkpoint is expected: a name of its, and what it is."""
-
-_ALONE: tuple[tuple[re.Pattern[str], str, str], ...] = (
-    (
-        re.compile(re.escape(EMA) + "diffusion_model"),
-        "a moving average (EMA) alone, under names that programs do not load",
-        "have it saved as the model's own weights first",
-    ),
-    (
-        re.compile(r"[a-z0-9-]+\.(basis|shift|(up|down)\.(down|mid|up)_block.*)"),
-        "a patch",
-        "name the model first, then its patches",
-    ),
-    (
-        re.compile(r"(.*\.)?motion_modules\."),
-        "a motion module (AnimateDiff)",
-        "name the Stable Diffusion 1.x model that it is used with, whose patches work with it",
-    ),
-    (
-        re.compile(r"(ip_adapter|image_proj|perceiver_resampler)\."),
-        "an IP-Adapter",
-        "name the model that it is used with",
-    ),
-    (
-        re.compile(r"((.*\.)?vision_model|visual)\."),
-        "an image encoder (CLIP)",
-        "name the model that it is used with",
-    ),
-    (
-        re.compile(r"(.*\.)?(token_embedding\.weight|SelfAttention\.[qkvo]\.weight)"),
-        "a text encoder",
-        "name the model that it belongs to; --text-encoder takes it, beside a MODEL without one",
-    ),
-    (
-        re.compile(r"(.*\.)?(de|en)coder\.(conv_in|(down|up|mid)(_blocks?)?)\."),
-        "a VAE",
-        "name the model that it belongs to",
-    ),
-    (
-        re.compile(r"emb_params|string_to_param.*|clip_[lgh]|<.*>"),
-        "a textual inversion (an embedding)",
-        "name the model that it is used with",
-    ),
-    (
-        re.compile(r"model\.0\.weight|model\.1\.sub\.|body\.\d+\.rdb|conv_first\."),
-        "an upscaler",
-        "name a Stable Diffusion checkpoint",
-    ),
-    (
-        re.compile(r"(.*\.)?attn2\.to_[kv]\.weight"),
-        "a part of a UNet's weights, as UCE and ESD save them",
-        "name the model that was edited; sepme import --edited makes a patch of them",
-    ),
-    (
-        re.compile(r"(.*\.)?(blocks|layers|transformer_blocks)\.\d+\..*(attn|attention)"),
-        "a transformer, of another architecture",
-        "name a Stable Diffusion checkpoint, or one of Flux.1 or Wan 2.1",
-    ),
-)
-"""What else is met that holds no UNet: a name of its, what it is, and what to do."""
-
-_EXPECTED = "tensors named model.diffusion_model.input_blocks, down_blocks, joint_blocks, …"
-
-
-def detect(tensors: Mapping[str, Tensor]) -> tuple[Family, Layout]:
-    """The family and layout of a checkpoint, or of a UNet alone, with these tensors.
-
-    Told by the targets and what is around them: a few tensors of another model, which merging and
-    training leave behind, say nothing. Raises UnsupportedError for every other kind of file,
-    saying which kind where that is known.
-    """
-    layout = _layout(tensors)
-    targets = [] if layout is None else _targets(tensors, layout)
-    if layout is None and (found := _transformer(tensors)) is not None:
-        return found
-    for pattern, title in _STRANGERS:
-        met = [name for name in tensors if pattern.match(name)]
-        if met and len(met) >= len(targets):
-            raise UnsupportedError(
-                f"this is {title} ({met[0]}), and sepme patches the layers that read text in "
-                "Stable Diffusion, Flux.1 and Wan 2.1"
-                + ("; sepme import makes a patch of one" if title == "a LoRA" else ""),
-                expected=_EXPECTED,
-                found=title,
-            )
-    if layout is None:
-        raise _no_unet(tensors)
-    family = next(f for f in FAMILIES.values() if f.matches(tensors, layout))
-    return family, replace(layout, entries=family.entries.get(layout.naming, {}))
-
-
-def _layout(tensors: Mapping[str, Tensor]) -> Layout | None:
-    """Of the layouts that the names can have, the one that finds most targets."""
-    return max(
-        Layout.all_of(tensors),
-        key=lambda layout: sum(layout.target(name) is not None for name in tensors),
-        default=None,
-    )
-
-
-def _transformer(tensors: Mapping[str, Tensor]) -> tuple[Family, Layout] | None:
-    """A transformer of a family: its entries in their places, and its signs beside them."""
-    found = [
-        (family, Layout(prefix, naming=naming, entries=entries))
-        for family in FAMILIES.values()
-        for naming, sign in family.signs.items()
-        for entries in [family.entries[naming]]
-        for prefix in transformer_prefixes(tensors, entries.values())
-        if any(sign.match(name, len(prefix)) for name in tensors if name.startswith(prefix))
-    ]
-    if len({layout.prefix for _, layout in found}) > 1:
-        places = ", ".join(layout.prefix or "the file itself" for _, layout in found)
-        raise UnsupportedError(
-            f"there are several transformers here ({places}); save the one that is meant alone",
-            expected="one transformer",
-            found=places,
-        )
-    return next(iter(found), None)
-
-
-def _no_unet(names: Iterable[str]) -> UnsupportedError:
-    names = list(names)
-    for pattern, title, advice in _ALONE:
-        if met := next((name for name in names if pattern.match(name)), None):
-            return UnsupportedError(
-                f"this is {title} ({met}), with no Stable Diffusion UNet; {advice}",
-                expected=_EXPECTED,
-                found=title,
-            )
-    return UnsupportedError(
-        "there is no Stable Diffusion UNet here",
-        expected=_EXPECTED,
-        found=f"{len(names)} other tensors",
-    )

@@ -108,7 +108,7 @@ class Layout:
         if len(found) > 1:
             places = ", ".join(layout.prefix for layout in found)
             raise UnsupportedError(
-                f"there are several UNets here ({places}); save the one that is meant alone",
+                f"there are several UNets here ({places}); save the one to use in its own file",
                 expected="one UNet",
                 found=places,
             )
