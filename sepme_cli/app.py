@@ -86,7 +86,8 @@ def sepme(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
-    """Take concepts out of Stable Diffusion checkpoints with small patch files, and put them back.
+    """Take concepts out of Stable Diffusion and Flux checkpoints with small patch files, and put
+    them back.
 
     Example:
 

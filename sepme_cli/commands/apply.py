@@ -62,7 +62,7 @@ def apply(
 ) -> None:
     """Apply patches: write a checkpoint without their concepts.
 
-    MODEL is a Stable Diffusion checkpoint, PATCH a .sepme file or - for standard input.
+    MODEL is a Stable Diffusion or Flux checkpoint, PATCH a .sepme file or - for standard input.
 
     A patch is not a lock: whoever has MODEL or the patch can put its concepts back, and fine-tuning
     or a learned embedding may.

@@ -186,7 +186,7 @@ def erase(
         Literal["all", "tokens", "pooled"],
         typer.Option(
             help="What of a prompt to erase from: tokens, which cross-attention reads; pooled, the "
-            "vector that XL also reads; or all.",
+            "vector that XL, Stable Diffusion 3 and Flux.1 also read; or all.",
         ),
     ] = "all",
     force_collateral: Annotated[
@@ -210,9 +210,9 @@ def erase(
 ) -> None:
     """Make a patch that erases concepts from MODEL.
 
-    MODEL is a Stable Diffusion checkpoint; it is only read. Only the name of a concept is needed:
-    its kind and its anchor (what is generated instead) are chosen, and its nearest words and
-    ordinary captions are protected. The empty prompt, the other concepts of this patch and those
+    MODEL is a Stable Diffusion or Flux checkpoint; it is only read. Only the name of a concept is
+    needed: its kind and its anchor (what is generated instead) are chosen, and its nearest words
+    and ordinary captions are protected. The empty prompt, the other concepts of this patch and those
     of --known patches are left alone too.
 
     Examples:

@@ -159,11 +159,11 @@ def evaluate(
 ) -> None:
     """Generate images before and after patches, and judge them.
 
-    MODEL is a Stable Diffusion checkpoint without patches; it is only read, and no patched copy
-    is written. PATCH is a .sepme file or - for standard input. The report says how often each
-    concept is recognised: with the original weights, with the patches, and restored, always with
-    the same prompts and seeds. The exit status is 0 whatever the judge recognises, unless
-    --fail-unless-erased is given.
+    MODEL is a Stable Diffusion or Flux checkpoint without patches; it is only read, and no
+    patched copy is written. PATCH is a .sepme file or - for standard input. The report says how
+    often each concept is recognised: with the original weights, with the patches, and restored,
+    always with the same prompts and seeds. The exit status is 0 whatever the judge recognises,
+    unless --fail-unless-erased is given.
 
     Examples:
 

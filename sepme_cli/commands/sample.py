@@ -99,8 +99,8 @@ def sample(
 ) -> None:
     """Generate images with MODEL, with or without patches.
 
-    MODEL is a Stable Diffusion checkpoint; it is only read, and no patched copy is written. With
-    patches, each prompt gets a row before and a row after.
+    MODEL is a Stable Diffusion or Flux checkpoint; it is only read, and no patched copy is
+    written. With patches, each prompt gets a row before and a row after.
 
     Example:
 
