@@ -212,8 +212,8 @@ def erase(
 
     MODEL is a Stable Diffusion or Flux checkpoint; it is only read. Only the name of a concept is
     needed: its kind and its anchor (what is generated instead) are chosen, and its nearest words
-    and ordinary captions are protected. The empty prompt, the other concepts of this patch and those
-    of --known patches are left alone too.
+    and ordinary captions are protected. The empty prompt, the other concepts of this patch and
+    those of --known patches are left alone too.
 
     Examples:
 
