@@ -33,7 +33,6 @@ class CheckpointInfo:
         layout: "single-file", "diffusers", or that of a UNet alone.
         dtype: Type of the weights that patches change, or "mixed".
         width: Width of the text embedding.
-        pooled: Width of the pooled text that the model reads beside it, or None.
         targets: Number of weights that patches change.
         tensors: Number of all tensors.
         ema: Whether it has EMA copies of the targets.
@@ -43,6 +42,7 @@ class CheckpointInfo:
         tool: Program that patched it, or None.
         undo: Undo journal beside it, or None.
         metadata: Its metadata.
+        pooled: Width of the pooled text that the model reads beside the rows, or None.
         files: Files with tensors, for a folder.
         kind: "checkpoint".
     """

@@ -399,14 +399,14 @@ def test_layers_that_a_patch_knows_nothing_of_are_warned_about(
     assert name in warned[0]
 
 
-class Transformer:
-    """A pipeline without a UNet."""
+class Prior:
+    """A pipeline without a UNet or a transformer."""
 
-    transformer = nn.Linear(2, 2)
+    prior = nn.Linear(2, 2)
 
 
 class Foreign(nn.Module):
-    """A transformer of Flux, by its names."""
+    """A transformer of Flux's kind, without what reads its text."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -416,9 +416,9 @@ class Foreign(nn.Module):
 @pytest.mark.parametrize(
     ("stranger", "said"),
     [
-        (Transformer(), "has no UNet"),
+        (Prior(), "has no UNet or transformer"),
         (nn.Linear(2, 2), "no Stable Diffusion UNet"),
-        (Foreign(), "a Flux model"),
+        (Foreign(), "a transformer of Flux's kind"),
         (AutoencoderKL(), "no Stable Diffusion UNet"),
     ],
     ids=["pipeline", "layer", "flux", "vae"],
@@ -435,7 +435,7 @@ def test_a_unet_that_reads_no_text(patches: list[Path]) -> None:
     for name, module in list(unet.named_modules()):
         if name.endswith("attn2"):
             del module.to_k, module.to_v
-    with pytest.raises(UnsupportedError, match="not one that sepme knows"):
+    with pytest.raises(UnsupportedError, match="not what sepme knows"):
         patched(unet, patches)
 
 
