@@ -221,12 +221,19 @@ def span_of(targets: Iterable[str]) -> int:
     return max(up, default=_PUBLISHED_SPAN - 1) + 1
 
 
-def target_in_part(name: str, span: int) -> str | None:
-    """What a patch calls a tensor of a file that holds parts of a UNet, in either naming and behind
-    whatever programs put before the names; None if it is no target. span: L of the UNet."""
+def target_in_part(
+    name: str, span: int, entries: Mapping[DenoiserNaming, Mapping[str, str]]
+) -> str | None:
+    """What a patch calls a tensor of a file that holds parts of a denoiser, in any naming and
+    behind whatever programs put before the names; None if it is no target. span: L of the UNet.
+    entries: by naming, those of a layout's that are looked for."""
     wrapped = _WRAPPED.match(name)
     bare = name[wrapped.end() :] if wrapped else name
-    layouts = Layout("", span), Layout("", naming="diffusers")
+    layouts = (
+        Layout("", span),
+        Layout("", naming="diffusers"),
+        *(Layout("", span, naming, own) for naming, own in entries.items()),
+    )
     return next((found for layout in layouts if (found := layout.target(bare))), None)
 
 
