@@ -141,7 +141,7 @@ def export(
     Args:
         patch: Patch: a file, a place on the hub, or a binary stream.
         to: "kohya" for A1111, Forge, ComfyUI, kohya's scripts and diffusers; "peft" for PEFT and
-            diffusers.
+            diffusers, which reads Stable Diffusion 3, Flux.1 and Wan 2.1 in no other.
         output: File or binary stream to write. If left out, the first concept's slug with
             .safetensors, in the current folder.
         only: Use only these concepts or slugs.

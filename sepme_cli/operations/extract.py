@@ -17,6 +17,7 @@ from sepme_cli.checkpoints.reading.edited import EditedWeights, open_edited
 from sepme_cli.checkpoints.reading.targets import Target
 from sepme_cli.checkpoints.reading.tensors import Stored
 from sepme_cli.checkpoints.structure.dtypes import NAMES, numpy_dtype, readable
+from sepme_cli.checkpoints.structure.layout import bare_name
 from sepme_cli.composing.comparison import rounding, same_bytes
 from sepme_cli.composing.fitting import Change, fit
 from sepme_cli.composing.importing import (
@@ -214,7 +215,7 @@ def _others_left_out(before: Checkpoint, after: EditedWeights) -> tuple[list[Lef
     others = [
         name
         for name, stored in after.others.items()
-        if (own := ours.get(name)) is None or not same_bytes(own, stored)
+        if (own := ours.get(bare_name(name))) is None or not same_bytes(own, stored)
     ]
     if not others:
         return [], []

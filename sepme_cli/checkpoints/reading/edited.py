@@ -12,7 +12,7 @@ from sepme_cli.checkpoints.reading.opening import open_weights
 from sepme_cli.checkpoints.reading.targets import Target, base_of
 from sepme_cli.checkpoints.reading.tensors import Stored, is_companion, stored_in
 from sepme_cli.checkpoints.reading.text_encoders import check_numbers
-from sepme_cli.checkpoints.structure.layout import span_of, target_in_part
+from sepme_cli.checkpoints.structure.layout import bare_name, span_of, target_in_part
 from sepme_cli.errors import MismatchError, UnsupportedError
 from sepme_cli.places import Place
 from sepme_cli.progress import SILENT, Progress
@@ -104,10 +104,17 @@ def _weights_alone(path: Path, base: Checkpoint, stack: ExitStack) -> EditedWeig
             )
         else:
             found[target] = _target(target, stored, base, path)
-    denoiser = base.network("denoiser")
-    if not found and (denoiser is None or not others.keys() & denoiser.tensors.keys()):
+    if not found and not any(_is_of(base, name) for name in others):
         return None
     return EditedWeights(path, base, {**base.by_name, **found}, None, others)
+
+
+def _is_of(base: Checkpoint, name: str) -> bool:
+    """Whether a tensor has a name that the base's denoiser has, in its naming or another."""
+    bare, denoiser = bare_name(name), base.network("denoiser")
+    if denoiser is not None and bare in denoiser.tensors:
+        return True
+    return any(sign.match(bare) for sign in base.family.signs.values())
 
 
 def _target(name: str, stored: Stored, base: Checkpoint, path: Path) -> Target:
