@@ -21,7 +21,7 @@ def metadata(path: Path) -> dict[str, str]:
 
 
 def comfyui(path: Path, ldm: list[str], span: int) -> Added:
-    """ComfyUI, for a UNet whose weights have these names in LDM's naming.
+    """ComfyUI, for a denoiser whose weights have these names in single files.
 
     A module is called `lora_unet_` and the LDM or the diffusers name with underscores. The factor
     is alpha / rank, or 1 without an alpha.
@@ -37,15 +37,16 @@ def comfyui(path: Path, ldm: list[str], span: int) -> Added:
     return _added(load_file(path), known)
 
 
-def kohya_scripts(path: Path, modules: list[str]) -> Added:
+def kohya_scripts(path: Path, modules: list[str], network: str = "networks.lora") -> Added:
     """sd-scripts: `lora_unet_` and its own name of a module with underscores, an alpha with each.
 
-    modules: the names of the UNet's modules, which are diffusers' for SD 1 and 2 and LDM's for XL.
+    modules: the names of the denoiser's modules, which are diffusers' for SD 1 and 2, LDM's for XL
+    and its authors' for a transformer. network: the module of the scripts that reads it.
     """
     tensors = load_file(path)
     known = {f"lora_unet_{name.replace('.', '_')}": name for name in modules}
     assert all(f"{key.split('.')[0]}.alpha" in tensors for key in tensors)
-    assert metadata(path)["ss_network_module"] == "networks.lora"
+    assert metadata(path)["ss_network_module"] == network
     return _added(tensors, known)
 
 

@@ -28,7 +28,7 @@ def export(
         Literal["kohya", "peft"],
         typer.Option(
             help="kohya is for A1111, Forge, ComfyUI, kohya's scripts and diffusers; peft is for "
-            "PEFT and diffusers.",
+            "PEFT and diffusers, which reads Stable Diffusion 3, Flux.1 and Wan 2.1 in no other.",
         ),
     ],
     output: Annotated[

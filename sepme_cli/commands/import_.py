@@ -99,9 +99,10 @@ def import_(
     """Turn a LoRA, or another method's edit, into a patch.
 
     LORA is a file of kohya's scripts, PEFT or diffusers. What it changes in the keys and values of
-    the cross-attention becomes one increment, which can be applied, combined and reverted exactly
-    like any other. Everything else is left out, and listed. The difference between two checkpoints
-    (--base and --edited) is treated in the same way.
+    the cross-attention (of a transformer: in the layer that reads the rows of the text) becomes one
+    increment, which can be applied, combined and reverted exactly like any other. Everything else
+    is left out, and listed. The difference between two checkpoints (--base and --edited) is treated
+    in the same way.
 
     Examples:
 

@@ -10,6 +10,7 @@ from patch_spec.container import patch_bytes
 from patch_spec.increment import Increment, Kind
 from patch_spec.manifest import Patch
 from patch_spec.provenance import Measurements, Method, Setting
+from patch_spec.streams import stream_of
 from patch_spec.text import slugify
 from sepme_cli.checkpoints.disk.output import (
     check_output,
@@ -17,6 +18,7 @@ from sepme_cli.checkpoints.disk.output import (
     output_name,
     write_output,
 )
+from sepme_cli.checkpoints.structure.families import Family as ModelFamily
 from sepme_cli.composing.composition import TOOL
 from sepme_cli.composing.fitting import Fit
 from sepme_cli.erasure.prompts import AsKind, phrases
@@ -27,6 +29,15 @@ UNKNOWN = (
     "separable from any prompt, so measure what else it changes before combining "
     "it (sepme evaluate, sepme diff)"
 )
+
+
+def importable(family: ModelFamily) -> str:
+    """What of a family's models can be imported, in words: the layers that read the rows of a
+    prompt. What is done to the vector beside them is not."""
+    if family.denoiser == "unet":
+        return "the keys and values of the cross-attention"
+    (layer,) = (name for name in family.entries["diffusers"] if stream_of(name) == "tokens")
+    return f"the layer that reads the rows of the text ({layer.removesuffix('.weight')})"
 
 
 @dataclass(frozen=True)

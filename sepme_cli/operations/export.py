@@ -16,7 +16,7 @@ from patch_spec.compose import Factors
 from patch_spec.increment import Increment
 from sepme_cli.arguments import FilePath, PlaceLike, Words, as_path, as_place
 from sepme_cli.checkpoints.disk.output import check_output, output_name, write_output
-from sepme_cli.checkpoints.lora.names import LoraFormat, module_name
+from sepme_cli.checkpoints.lora.names import LoraFormat, module_name, unread
 from sepme_cli.checkpoints.lora.writer import Pair, lora_bytes, lora_metadata
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint, open_checkpoint
 from sepme_cli.checkpoints.reading.patches import (
@@ -141,7 +141,7 @@ def export(
     Args:
         patch: Patch: a file, a place on the hub, or a binary stream.
         to: "kohya" for A1111, Forge, ComfyUI, kohya's scripts and diffusers; "peft" for PEFT and
-            diffusers.
+            diffusers, which reads Stable Diffusion 3, Flux.1 and Wan 2.1 in no other.
         output: File or binary stream to write. If left out, the first concept's slug with
             .safetensors, in the current folder.
         only: Use only these concepts or slugs.
@@ -182,7 +182,8 @@ def export(
     told = lora_metadata(FAMILIES[source.family], concepts, name, rank, TOOL, to)
     data = lora_bytes(pairs, to, wanted, told)
     write_output(target, data, force=force, progress=progress)
-    progress.warn(ONLY_ADDS)
+    unread_by = unread(FAMILIES[source.family], to)
+    progress.warn_all(([unread_by] if unread_by else []) + [ONLY_ADDS])
     return ExportResult(
         output=output_name(target),
         bytes=len(data),

@@ -17,6 +17,7 @@ from sepme_cli.checkpoints.reading.edited import EditedWeights, open_edited
 from sepme_cli.checkpoints.reading.targets import Target
 from sepme_cli.checkpoints.reading.tensors import Stored
 from sepme_cli.checkpoints.structure.dtypes import NAMES, numpy_dtype, readable
+from sepme_cli.checkpoints.structure.layout import bare_name
 from sepme_cli.composing.comparison import rounding, same_bytes
 from sepme_cli.composing.fitting import Change, fit
 from sepme_cli.composing.importing import (
@@ -24,6 +25,7 @@ from sepme_cli.composing.importing import (
     ImportResult,
     LeftOut,
     Naming,
+    importable,
     summed_up,
     write_patch,
 )
@@ -51,8 +53,9 @@ def extract(
 ) -> ImportResult:
     """Turn another method's edit of a model into a patch.
 
-    Only keys and values of the cross-attention can be in a patch. What else differs is left out,
-    and listed. One weight is in memory at a time.
+    Only the keys and values of the cross-attention, or of a transformer the layer that reads the
+    rows of the text, become a patch. What else differs is left out, and listed. One weight is in
+    memory at a time.
 
     Args:
         base: The model before: a file, a folder, or a place on the hub.
@@ -91,17 +94,12 @@ def extract(
         _check_edited(before, after)
         changes = [_change(target, after.targets[target.name]) for target in _compared(before)]
         found = fit(changes, rank=rank, error=error, progress=progress)
-        if found is None:
-            raise RefusedError(
-                f"{edited} has the keys and values of {base}: there is nothing to extract",
-                file=edited,
-                expected="another cross-attention",
-                found="the same",
-            )
         if after.whole is not None:
             left_out, warnings = _left_out(before, after.whole, progress)
         else:
             left_out, warnings = _others_left_out(before, after)
+        if found is None:
+            raise _nothing(before, after, left_out)
         progress.warn_all((*warnings, UNKNOWN))
         described = before.base(text_encoders=True)
         settings: dict[str, Setting] = {"edited": after.digest, "rank": rank, "error": error}
@@ -118,6 +116,17 @@ def extract(
     )
 
 
+def _nothing(before: Checkpoint, after: EditedWeights, left_out: list[LeftOut]) -> RefusedError:
+    advice = "; keep the edited model, and erase from that" if left_out else ""
+    return RefusedError(
+        f"{after.path} does not differ from {before.path} in {importable(before.family)}: there is "
+        f"nothing to extract{advice}",
+        file=after.path,
+        expected=f"a change of {importable(before.family)}",
+        found=", ".join(f"{part.what}: {part.count}" for part in left_out) or "none",
+    )
+
+
 def _check_edited(before: Checkpoint, after: EditedWeights) -> None:
     """RefusedError where the two are one model in two dtypes: what is between them is rounding."""
     pairs = [(t.copies[0], after.targets[t.name].copies[0]) for t in _compared(before)]
@@ -126,10 +135,10 @@ def _check_edited(before: Checkpoint, after: EditedWeights) -> None:
     if all(same_bytes(a, b) or _same_but_rounding(a, b) for a, b in pairs):
         theirs = sorted({readable(b.dtype) for a, b in pairs if a is not b})
         raise RefusedError(
-            f"{after.path} has the keys and values of {before.path} in another dtype, and "
+            f"{after.path} has {importable(before.family)} of {before.path} in another dtype, and "
             "differs only by rounding: there is nothing to extract",
             file=after.path,
-            expected="another cross-attention",
+            expected=f"a change of {importable(before.family)}",
             found=f"the same in {', '.join(theirs)} and {before.dtype}",
         )
 
@@ -185,8 +194,8 @@ def _left_out(
             continue
         if pair[0].naming != pair[1].naming:
             warnings.append(
-                f"the files name the tensors of the {name} differently: only keys and values of "
-                "the cross-attention were compared"
+                f"the files name the tensors of the {name} differently: nothing "
+                f"but {importable(before.family)} was compared"
             )
             continue
         count = sum(_differing(pair[0].tensors, pair[1].tensors, before))
@@ -194,7 +203,7 @@ def _left_out(
             left_out.append(LeftOut(f"{name}, other tensors", count))
             warnings.append(
                 f"{count} other tensors of the {name} differ and stay as they are in the base: "
-                "a patch changes only keys and values of the cross-attention"
+                f"only {importable(before.family)} can be extracted"
             )
     return left_out, warnings
 
@@ -206,14 +215,14 @@ def _others_left_out(before: Checkpoint, after: EditedWeights) -> tuple[list[Lef
     others = [
         name
         for name, stored in after.others.items()
-        if (own := ours.get(name)) is None or not same_bytes(own, stored)
+        if (own := ours.get(bare_name(name))) is None or not same_bytes(own, stored)
     ]
     if not others:
         return [], []
     return [LeftOut("other tensors", len(others))], [
         f"{len(others)} other tensors in {after.path} ({others[0]} among them) are left "
-        "out: a patch changes only keys and values of the cross-attention, and the "
-        "edit may depend on the rest"
+        f"out: only {importable(before.family)} can be extracted, and the edit may depend on the "
+        "rest"
     ]
 
 

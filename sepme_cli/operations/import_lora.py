@@ -1,6 +1,7 @@
 """Bring a LoRA of another program into a patch."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import BinaryIO
 
@@ -12,15 +13,17 @@ from patch_spec.streams import stream_of
 from patch_spec.text import clean_text
 from sepme_cli.arguments import FilePath, PlaceLike, as_path, as_place
 from sepme_cli.checkpoints.hub.cache import fetch_beside, local
-from sepme_cli.checkpoints.lora.names import kind_of_module, known_modules
+from sepme_cli.checkpoints.lora.names import kind_of_module, known_modules, of_another_denoiser
 from sepme_cli.checkpoints.lora.reader import PEFT_CONFIG, LoraFile, LoraModule, open_lora
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint, open_checkpoint
+from sepme_cli.checkpoints.structure.families import Family
 from sepme_cli.composing.fitting import Change, fit
 from sepme_cli.composing.importing import (
     UNKNOWN,
     ImportResult,
     LeftOut,
     Naming,
+    importable,
     summed_up,
     write_patch,
 )
@@ -51,8 +54,8 @@ def import_lora(
 ) -> ImportResult:
     """Turn a LoRA into a patch.
 
-    Only keys and values of the cross-attention can be in a patch. What else the LoRA changes is
-    left out, and listed.
+    Only the keys and values of the cross-attention, or of a transformer the layer that reads the
+    rows of the text, become a patch. What else the LoRA changes is left out, and listed.
 
     Args:
         lora: LoRA in the format of kohya, PEFT or diffusers: a file, a folder, or a place on the
@@ -90,8 +93,8 @@ def import_lora(
         changes = [Change(name, _delta(m, checkpoint, name)) for name, m in ours.items()]
         found = fit(changes, rank=rank, error=error, progress=progress)
         if found is None:
-            raise _nothing(file, others)
-        left_out, warnings = _left_out(ours, others)
+            raise _nothing(file, others, checkpoint.family)
+        left_out, warnings = _left_out(ours, others, checkpoint.family)
         progress.warn_all((*warnings, UNKNOWN))
         described = checkpoint.base(text_encoders=True)
         settings: dict[str, Setting] = {
@@ -128,7 +131,9 @@ def _sorted_out(
     file: LoraFile, checkpoint: Checkpoint
 ) -> tuple[dict[str, LoraModule], list[LoraModule]]:
     """The modules of targets, by target; and all others."""
-    known = known_modules(name for name in checkpoint.by_name if stream_of(name) == "tokens")
+    family = checkpoint.family
+    rows = (name for name in checkpoint.by_name if stream_of(name) == "tokens")
+    known = known_modules(rows, family)
     ours: dict[str, LoraModule] = {}
     others = []
     for module in file.modules:
@@ -144,7 +149,12 @@ def _sorted_out(
             )
         else:
             ours[target] = module
-    strangers = [m.name for m in others if kind_of_module(m.name).startswith("key and value")]
+    strangers = [
+        m.name
+        for m in others
+        if of_another_denoiser(m.name, family)
+        or kind_of_module(m.name, family).startswith("key and value")
+    ]
     if strangers:
         raise MismatchError(
             f"{file.path} is for another model than {checkpoint.path}, which has no {strangers[0]}",
@@ -153,7 +163,7 @@ def _sorted_out(
             found=strangers[0],
         )
     if not ours:
-        raise _nothing(file, others)
+        raise _nothing(file, others, family)
     return dict(sorted(ours.items())), others
 
 
@@ -175,7 +185,7 @@ def _delta(module: LoraModule, checkpoint: Checkpoint, name: str) -> Callable[[]
 
 
 def _left_out(
-    ours: Mapping[str, LoraModule], others: Sequence[LoraModule]
+    ours: Mapping[str, LoraModule], others: Sequence[LoraModule], family: Family
 ) -> tuple[list[LeftOut], list[str]]:
     """What is left out by kind, with its share where all of it is plain, and a warning."""
     if not others:
@@ -183,7 +193,7 @@ def _left_out(
     kinds: dict[str, list[LoraModule]] = {}
     for module in others:
         plain = module.algorithm == "LoRA"
-        what = kind_of_module(module.name) + ("" if plain else f" ({module.algorithm})")
+        what = kind_of_module(module.name, family) + ("" if plain else f" ({module.algorithm})")
         kinds.setdefault(what, []).append(module)
     kept = sum(filter(None, map(_energy, ours.values())))
     energies = {what: [_energy(module) for module in found] for what, found in kinds.items()}
@@ -196,8 +206,8 @@ def _left_out(
     unknown = sum(found.count(None) for found in energies.values())
     return told, [
         f"{len(others)} modules of this LoRA are left out, "
-        f"{_hold(1 - kept / whole, len(others), unknown)}: a patch changes only keys "
-        "and values of the cross-attention, and the LoRA may depend on the rest"
+        f"{_hold(1 - kept / whole, len(others), unknown)}: only {importable(family)} can be "
+        "imported, and the LoRA may depend on the rest"
     ]
 
 
@@ -224,11 +234,14 @@ def _energy(module: LoraModule) -> float | None:
         return None
 
 
-def _nothing(file: LoraFile, others: Sequence[LoraModule]) -> RefusedError:
-    kinds = sorted({kind_of_module(module.name) for module in others})
+def _nothing(file: LoraFile, others: Sequence[LoraModule], family: Family) -> RefusedError:
+    kinds = Counter(kind_of_module(module.name, family) for module in others)
+    advice = "; load it as a LoRA, or merge it into the model and erase from that" if others else ""
     return RefusedError(
-        f"{file.path}: this LoRA changes nothing that a patch can change",
+        f"{file.path}: this LoRA does nothing to {importable(family)}, which is all that can be "
+        f"imported{advice}",
         file=file.path,
-        expected="keys and values of the cross-attention",
-        found=", ".join(kinds) or "only zeros",
+        expected=importable(family),
+        found=", ".join(f"{kind}: {count} modules" for kind, count in sorted(kinds.items()))
+        or "only zeros",
     )

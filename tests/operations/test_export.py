@@ -177,15 +177,15 @@ def test_names_of_modules_are_unique_and_read_back() -> None:
         for n in range(10)
         for which in "kv"
     ]
-    known = known_modules(targets)
     layout = Layout("", span_of(targets))
     assert layout.span == 3
     for target in targets:
         assert layout.target(layout.stored(target)) == target
-        for family in ("sd1", "sdxl"):
+    for family in (families.SD1, families.SDXL):
+        known = known_modules(targets, family)
+        for target in targets:
             for to in ("kohya", "peft"):
-                name = module_name(target, families.FAMILIES[family], 3, to)  # type: ignore[arg-type]
-                assert known[name] == target
+                assert known[module_name(target, family, 3, to)] == target  # type: ignore[arg-type]
     assert (
         layout.stored("up_blocks.1.attentions.2.transformer_blocks.1.attn2.to_k.weight")
         == "output_blocks.5.1.transformer_blocks.1.attn2.to_k.weight"

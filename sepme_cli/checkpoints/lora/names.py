@@ -1,65 +1,140 @@
 """What LoRA files call the layers that patches change, and all the others.
 
-kohya's scripts train Stable Diffusion 1 and 2 in diffusers' modules and XL in its own, so a file
-is read everywhere only if it names the modules of the first as diffusers does and those of XL as
-LDM does. PEFT has diffusers' names with dots.
+kohya's scripts train Stable Diffusion 1 and 2 in diffusers' modules, XL in its own and transformers
+in their authors', so a file is read everywhere only if it names the modules of the first as
+diffusers does and those of the others as single files do. PEFT has diffusers' names with dots.
 """
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
+from patch_spec.base import Family as FamilyName
 from sepme_cli.checkpoints.structure.families import Family
-from sepme_cli.checkpoints.structure.layout import Layout, span_of
+from sepme_cli.checkpoints.structure.layout import DenoiserNaming, Layout, span_of
 
 LoraFormat = Literal["kohya", "peft"]
 
-_KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("text encoder", ("lora.te", "text.encoder", "text.model")),
-    ("key and value of the cross-attention", ("attn2.to.k", "attn2.to.v")),
-    ("query and output of the cross-attention", ("attn2.",)),
-    ("self-attention", ("attn1.",)),
-    ("feed-forward", (".ff.",)),
-    ("projection around the attention", ("proj.in", "proj.out")),
-)
-"""Parts of a model, in words, and what tells them in a module's name with dots for all joints."""
+_TEXT_ENCODER = ("text encoder", ("lora.te", "text.encoder", "text.model"))
+_KINDS: Mapping[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
+    "unet": (
+        _TEXT_ENCODER,
+        ("layer that reads the pooled text", ("add.embedding.linear.1", "label.emb.0.0")),
+        ("key and value of the cross-attention", ("attn2.to.k", "attn2.to.v")),
+        ("query and output of the cross-attention", ("attn2.",)),
+        ("self-attention", ("attn1.",)),
+        ("feed-forward", (".ff.",)),
+        ("projection around the attention", ("proj.in", "proj.out")),
+        ("convolutions and others", ("",)),
+    ),
+    "transformer": (
+        _TEXT_ENCODER,
+        (
+            "layer that reads the rows of the text",
+            (
+                "context.embedder",
+                "txt.in",
+                "text.embedding.0",
+                "condition.embedder.text.embedder.linear.1",
+            ),
+        ),
+        (
+            "layer that reads the pooled text",
+            ("time.text.embed.text.embedder.linear.1", "vector.in.in.layer", "y.embedder.mlp.0"),
+        ),
+        ("embeddings", ("emb", "img.in", ".in.layer", ".out.layer")),
+        ("attention", ("attn",)),
+        ("modulation", (".mod.", "modulation", ".norm")),
+        (
+            "attention and feed-forward in one",
+            ("linear1", "linear2", "single.transformer.blocks"),
+        ),
+        ("feed-forward", (".ff", ".mlp")),
+        ("others", ("",)),
+    ),
+}
+"""By denoiser, its parts in words, and what tells them in a module's name with dots for all joints;
+the first that is met is meant."""
+
+_UNET = re.compile(r"\b(?:down|up|input|output)\.blocks\.\d|\bmid(?:dle)?\.block\.")
+_TRANSFORMER = re.compile(r"\bblocks\.\d|\b(?:context\.embedder|txt\.in|text\.embedd(?:er|ing))\b")
+"""What tells that a module is a UNet's; and that one which is not is a transformer's."""
+
+_UNREAD: Mapping[tuple[FamilyName, LoraFormat], str] = {
+    **dict.fromkeys(
+        (("sd3", "kohya"), ("flux", "kohya")),
+        "diffusers does not read the text layers of this family from kohya's format, and would "
+        "draw as if nothing were erased: for diffusers export with --to peft",
+    ),
+    ("wan", "kohya"): "of what reads kohya's format, only ComfyUI reads the text layer of this "
+    "family: for diffusers export with --to peft",
+    ("wan", "peft"): "ComfyUI does not read the text layer of this family from PEFT's format, and "
+    "would draw as if nothing were erased: for ComfyUI export with --to kohya",
+}
 
 
 def module_name(target: str, family: Family, span: int, to: LoraFormat) -> str:
     """The module of a target in a LoRA file. span: L of the UNet, see `span_of`."""
     if to == "peft":
-        return f"unet.{_module(target)}"
-    naming: Literal["ldm", "diffusers"] = "ldm" if family.single_file_modules else "diffusers"
-    layout = Layout("", span, naming, family.entries.get(naming, {}))
-    return f"lora_unet_{_joined(layout.stored(target))}"
+        return f"{family.denoiser}.{_module(target)}"
+    return f"lora_unet_{_joined(_layout(family, span, _kohyas_naming(family)).stored(target))}"
 
 
-def known_modules(targets: Iterable[str]) -> dict[str, str]:
+def unread(family: Family, to: LoraFormat) -> str | None:
+    """Which program of those that read the format does not read the targets of a family in it, and
+    what to do."""
+    return _UNREAD.get((family.name, to))
+
+
+def known_modules(targets: Iterable[str], family: Family) -> dict[str, str]:
     """Every name that programs give the modules of these targets, to the target.
 
-    Those of kohya's scripts in either naming, LyCORIS, PEFT with and without its wrappers, older
-    diffusers ("….attn2.processor.to_k"), and ComfyUI's own.
+    Those of kohya's scripts in either naming, OneTrainer, LyCORIS, PEFT with and without its
+    wrappers, older diffusers ("….attn2.processor.to_k"), and ComfyUI's own.
     """
     targets = tuple(targets)
-    ldm = Layout("", span_of(targets))
+    single = _layout(family, span_of(targets), _single_naming(family))
+    denoiser = family.denoiser
+    dotted = ("", f"{denoiser}.", "base_model.model.", f"{denoiser}.base_model.model.")
+    joined = ("lora_unet", f"lora_{denoiser}", "lycoris")
     known: dict[str, str] = {}
     for target in targets:
-        plain, single = _module(target), _module(ldm.stored(target))
-        dotted = [plain, plain.replace(".to_", ".processor.to_")]
-        prefixes = ("", "unet.", "base_model.model.", "unet.base_model.model.")
-        names = [prefix + name for prefix in prefixes for name in dotted]
-        names += [f"{prefix}_{_joined(plain)}" for prefix in ("lora_unet", "lycoris")]
-        names += [f"lora_unet_{_joined(single)}", f"diffusion_model.{single}"]
+        plain, stored = _module(target), _module(single.stored(target))
+        names = [p + n for p in dotted for n in (plain, plain.replace(".to_", ".processor.to_"))]
+        names += [f"{prefix}_{_joined(plain)}" for prefix in joined]
+        names += [f"lora_unet_{_joined(stored)}", f"diffusion_model.{stored}"]
         known |= dict.fromkeys(names, target)
     return known
 
 
-def kind_of_module(name: str) -> str:
-    """What part of a model a LoRA's module is, in words."""
-    dotted = name.replace("_", ".").replace(".processor.", ".")
-    for kind, signs in _KINDS:
-        if any(sign in dotted for sign in signs):
-            return kind
-    return "convolutions and others"
+def kind_of_module(name: str, family: Family) -> str:
+    """What part of a family's models a LoRA's module is, in words."""
+    dotted = _dotted(name)
+    return next(
+        kind for kind, signs in _KINDS[family.denoiser] if any(sign in dotted for sign in signs)
+    )
+
+
+def of_another_denoiser(name: str, family: Family) -> bool:
+    """Whether a module is a UNet's where the family has a transformer, or the other way round."""
+    dotted = _dotted(name)
+    of_unet = bool(_UNET.search(dotted))
+    return of_unet != (family.denoiser == "unet") and bool(of_unet or _TRANSFORMER.search(dotted))
+
+
+def _layout(family: Family, span: int, naming: DenoiserNaming) -> Layout:
+    return Layout("", span, naming, family.entries.get(naming, {}))
+
+
+def _single_naming(family: Family) -> DenoiserNaming:
+    """Whose names the family's models have in single files."""
+    return "ldm" if family.denoiser == "unet" else "original"
+
+
+def _kohyas_naming(family: Family) -> DenoiserNaming:
+    if family.denoiser == "unet" and not family.single_file_modules:
+        return "diffusers"
+    return _single_naming(family)
 
 
 def _module(tensor: str) -> str:
@@ -68,3 +143,7 @@ def _module(tensor: str) -> str:
 
 def _joined(name: str) -> str:
     return _module(name).replace(".", "_")
+
+
+def _dotted(module: str) -> str:
+    return module.replace("_", ".").replace(".processor.", ".")

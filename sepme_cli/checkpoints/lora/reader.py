@@ -18,7 +18,7 @@ from sepme_cli.checkpoints.lora.names import LoraFormat
 from sepme_cli.checkpoints.reading.opening import open_weights
 from sepme_cli.checkpoints.reading.tensors import Stored, stored_in
 from sepme_cli.checkpoints.structure.dtypes import INTEGERS, NAMES, readable
-from sepme_cli.checkpoints.structure.layout import Layout
+from sepme_cli.checkpoints.structure.layout import Layout, text_entries
 from sepme_cli.errors import MalformedError, UnsupportedError
 
 Float64 = npt.NDArray[np.float64]
@@ -57,7 +57,7 @@ _IN_FOLDERS = (
     *("adapter_model.bin", "pytorch_lora_weights.bin"),
 )
 """What PEFT and diffusers call a LoRA in a folder of its own; the first that is there is read."""
-_DIFFUSERS_CONFIG, _DIFFUSERS_UNET = "lora_adapter_metadata", "unet."
+_DIFFUSERS_CONFIG, _DENOISERS = "lora_adapter_metadata", ("unet.", "transformer.")
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def open_lora(path: Path) -> Iterator[LoraFile]:
         known = (module for module in modules if module.algorithm != _UNKNOWN)
         if not any(module.parts.keys() != {"alpha"} for module in known):
             names = [entry.name for entry in file.header.tensors]
-            model = Layout.of(names) is not None
+            model = Layout.of(names) is not None or bool(text_entries(names))
             raise UnsupportedError(
                 f"{path} is a model and not a LoRA: import an edited model with sepme import "
                 "--edited"
@@ -231,15 +231,15 @@ def _parted(key: str) -> tuple[str, str]:
 
 
 def _config(metadata: Mapping[str, str], path: Path) -> Mapping[str, Any]:
-    """PEFT's settings of the UNet's adapter, from the metadata or the file beside."""
+    """PEFT's settings of the denoiser's adapter, from the metadata or the file beside."""
     beside = path.with_name(PEFT_CONFIG)
     with reading(path):
         if _DIFFUSERS_CONFIG in metadata:
             said = parse_json_strict(metadata[_DIFFUSERS_CONFIG].encode())
             return {
-                key.removeprefix(_DIFFUSERS_UNET): value
+                key.partition(".")[2]: value
                 for key, value in (said.items() if isinstance(said, dict) else ())
-                if key.startswith(_DIFFUSERS_UNET)
+                if key.startswith(_DENOISERS)
             }
         if path.name == _PEFT_FILE and beside.exists():
             said = parse_json_strict(beside.read_bytes())

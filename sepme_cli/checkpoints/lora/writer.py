@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from patch_spec.base import Family as FamilyName
 from patch_spec.header import encode_header
 from patch_spec.validate import canonical_order
 from sepme_cli.checkpoints.lora.names import LoraFormat
@@ -17,7 +18,14 @@ Array = npt.NDArray[Any]
 Pair = tuple[Array, Array]
 """up [out, r] and down [r, d] of a module: what is added to its weight is up @ down."""
 
-_LDM_CODE = "https://github.com/Stability-AI/generative-models"
+_CODE: Mapping[FamilyName, str] = {
+    **dict.fromkeys(
+        ("sdxl", "sdxl-refiner", "sd3"), "https://github.com/Stability-AI/generative-models"
+    ),
+    "flux": "https://github.com/black-forest-labs/flux",
+    "wan": "https://github.com/Wan-Video/Wan2.1",
+}
+"""Which code kohya's scripts say a LoRA is for, where not diffusers."""
 _NAMES: Mapping[LoraFormat, tuple[str, str]] = {
     "kohya": ("lora_up", "lora_down"),
     "peft": ("lora_B", "lora_A"),
@@ -59,7 +67,7 @@ def lora_metadata(
     """
     told = f"takes out {', '.join(concepts)}; exported from a patch by {tool}, nothing was trained"
     kohya = {
-        "ss_network_module": "networks.lora",
+        "ss_network_module": _network_module(family),
         "ss_network_dim": str(rank),
         "ss_network_alpha": str(float(rank)),
         "ss_v2": str(family.kohya == "sd_v2"),
@@ -71,7 +79,12 @@ def lora_metadata(
         **(kohya if to == "kohya" else {"format": "pt"}),
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": f"{family.modelspec}/lora",
-        "modelspec.implementation": _LDM_CODE if family.single_file_modules else "diffusers",
+        "modelspec.implementation": _CODE.get(family.name, "diffusers"),
         "modelspec.title": ", ".join(concepts),
         "modelspec.description": told,
     }
+
+
+def _network_module(family: Family) -> str:
+    """The module of kohya's scripts that reads it: each transformer has its own."""
+    return "networks.lora" if family.denoiser == "unet" else f"networks.lora_{family.name}"

@@ -5,13 +5,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from patch_spec.streams import stream_of
 from sepme_cli.checkpoints.hub.cache import local
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint, open_checkpoint
 from sepme_cli.checkpoints.reading.opening import open_weights
 from sepme_cli.checkpoints.reading.targets import Target, base_of
 from sepme_cli.checkpoints.reading.tensors import Stored, is_companion, stored_in
 from sepme_cli.checkpoints.reading.text_encoders import check_numbers
-from sepme_cli.checkpoints.structure.layout import span_of, target_in_part
+from sepme_cli.checkpoints.structure.layout import bare_name, span_of, target_in_part
 from sepme_cli.errors import MismatchError, UnsupportedError
 from sepme_cli.places import Place
 from sepme_cli.progress import SILENT, Progress
@@ -43,7 +44,7 @@ def open_edited(
     """Open what another method made of `base`: a checkpoint, or a file with some of its weights.
 
     Such files are what UCE and ESD save: keys and values of the cross-attention, or all of it, in
-    the names of diffusers or of a single file.
+    the names of diffusers or of a single file; or layers of a transformer.
     Raises MismatchError for weights of another model, and what `open_checkpoint` raises.
     """
     with ExitStack() as stack:
@@ -77,16 +78,20 @@ def _check_alike(before: Checkpoint, after: Checkpoint) -> None:
 
 
 def _weights_alone(path: Path, base: Checkpoint, stack: ExitStack) -> EditedWeights | None:
-    """A file that holds some of the base's targets and no UNet; None where it holds none."""
+    """A file that holds some of the base's denoiser and not all; None where it holds none."""
     if path.is_dir():
         return None
     file = open_weights(path)
     stack.callback(file.close)
     span = span_of(base.by_name)
+    entries = {
+        naming: {target: own for target, own in those.items() if stream_of(target) == "tokens"}
+        for naming, those in base.family.entries.items()
+    }
     found: dict[str, Target] = {}
     others: dict[str, Stored] = {}
     for name, stored in stored_in(file).items():
-        target = target_in_part(name, span)
+        target = target_in_part(name, span, entries)
         if target is None:
             if not is_companion(name):
                 others[name] = stored
@@ -99,9 +104,17 @@ def _weights_alone(path: Path, base: Checkpoint, stack: ExitStack) -> EditedWeig
             )
         else:
             found[target] = _target(target, stored, base, path)
-    if not found:
+    if not found and not any(_is_of(base, name) for name in others):
         return None
     return EditedWeights(path, base, {**base.by_name, **found}, None, others)
+
+
+def _is_of(base: Checkpoint, name: str) -> bool:
+    """Whether a tensor has a name that the base's denoiser has, in its naming or another."""
+    bare, denoiser = bare_name(name), base.network("denoiser")
+    if denoiser is not None and bare in denoiser.tensors:
+        return True
+    return any(sign.match(bare) for sign in base.family.signs.values())
 
 
 def _target(name: str, stored: Stored, base: Checkpoint, path: Path) -> Target:

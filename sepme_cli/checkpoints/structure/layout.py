@@ -221,13 +221,25 @@ def span_of(targets: Iterable[str]) -> int:
     return max(up, default=_PUBLISHED_SPAN - 1) + 1
 
 
-def target_in_part(name: str, span: int) -> str | None:
-    """What a patch calls a tensor of a file that holds parts of a UNet, in either naming and behind
-    whatever programs put before the names; None if it is no target. span: L of the UNet."""
-    wrapped = _WRAPPED.match(name)
-    bare = name[wrapped.end() :] if wrapped else name
-    layouts = Layout("", span), Layout("", naming="diffusers")
+def target_in_part(
+    name: str, span: int, entries: Mapping[DenoiserNaming, Mapping[str, str]]
+) -> str | None:
+    """What a patch calls a tensor of a file that holds parts of a denoiser, in any naming and
+    behind whatever programs put before the names; None if it is no target. span: L of the UNet.
+    entries: by naming, those of a layout's that are looked for."""
+    bare = bare_name(name)
+    layouts = (
+        Layout("", span),
+        Layout("", naming="diffusers"),
+        *(Layout("", span, naming, own) for naming, own in entries.items()),
+    )
     return next((found for layout in layouts if (found := layout.target(bare))), None)
+
+
+def bare_name(name: str) -> str:
+    """A denoiser's tensor without what programs put before its name."""
+    wrapped = _WRAPPED.match(name)
+    return name[wrapped.end() :] if wrapped else name
 
 
 def keys_and_values(names: Iterable[str]) -> list[str]:
