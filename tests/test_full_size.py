@@ -1,6 +1,7 @@
 """Checkpoints as large as real ones: only what should change does, in memory that stays small."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -134,19 +135,11 @@ def test_a_full_size_t5_is_the_librarys() -> None:
 
 
 @pytest.mark.slow
-def test_a_full_size_transformer_in_place(tmp_path: Path) -> None:
-    """24 GB that take 40 MB of the disk, as all but what a patch changes is zero."""
+def test_memory_does_not_grow_with_a_transformer(tmp_path: Path) -> None:
+    """24 GB, which take 40 MB of the disk, as all but what a patch changes is zero."""
     make("flux.1-dev", model := tmp_path / "model.safetensors")
-    before = model.stat().st_size
     with open_checkpoint(model) as checkpoint:
         base = checkpoint.base()
-        old = {t.name: t.read().tobytes() for t in checkpoint.targets}
     patch = make_patch(model.with_name("p.sepme"), base, operator(base, "monet", seed=1))
     idle = sepme("inspect", patch)
-    assert sepme("apply", model, patch, "--in-place") < idle + LARGE_MEMORY
-    with open_checkpoint(model) as checkpoint:
-        assert all(t.read().tobytes() != old[t.name] for t in checkpoint.targets)
-    assert sepme("revert", model, "--in-place") < idle + LARGE_MEMORY
-    with open_checkpoint(model) as checkpoint:
-        assert {t.name: t.read().tobytes() for t in checkpoint.targets} == old
-    assert model.stat().st_size == before
+    assert sepme("apply", model, patch, "-o", os.devnull) < idle + LARGE_MEMORY
