@@ -12,7 +12,7 @@ import re
 from contextlib import redirect_stdout
 from pathlib import Path
 
-DOCUMENTS = (Path("README.md"), Path("docs/results.md"))
+DOCUMENTS = (Path("README.md"), Path("docs/results.md"), Path("docs/speed.md"))
 _BLOCK = re.compile(
     r"(?P<begin><!-- python -m (?P<module>benchmarks\.\w+)(?P<words>( \S+)*) -->\n)"
     r".*?(?P<end><!-- end -->)",

@@ -257,9 +257,11 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def main(*words: str) -> None:
+    if words[0] != "table":
+        run(Path(words[0]), int(words[1]) if len(words) > 1 else 5)
+    print(table())
+
+
 if __name__ == "__main__":
-    if sys.argv[1] == "table":
-        print(table())
-    else:
-        run(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 5)
-        print(table())
+    main(*sys.argv[1:])

@@ -1,23 +1,31 @@
 """Checkpoints as large as real ones: only what should change does, in memory that stays small."""
 
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from shutil import disk_usage
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
+from transformers import T5Config, T5EncoderModel
 
-from benchmarks.full_size import make
+from benchmarks.full_size import make, shapes
 from benchmarks.speed import increment
+from patch_spec.base import Family
 from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
-from tests.synthetic import make_patch
+from sepme_cli.diffusion.transformer_names import in_diffusers_names
+from tests.synthetic import make_patch, operator
 
 MEMORY = 500
 """Megabytes over the interpreter with its imports."""
+LARGE_MEMORY = 200
+"""The same, of transformers: a patch changes few tensors of theirs."""
 PEAK = """
 import sys
 from sepme_cli.app import run
@@ -85,3 +93,53 @@ def test_a_full_size_checkpoint_there_and_back(model: Path) -> None:
     assert sepme("revert", model, "--in-place") < idle + MEMORY
     assert model.stat().st_size == before
     assert differing(model, clean) == targets
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "prefix", "network"),
+    [
+        (
+            "sd3.5-large",
+            "sd3",
+            "model.diffusion_model.",
+            lambda: SD3Transformer2DModel(
+                num_layers=38,
+                num_attention_heads=38,
+                caption_projection_dim=38 * 64,
+                pos_embed_max_size=192,
+                qk_norm="rms_norm",
+                out_channels=16,
+            ),
+        ),
+        ("flux.1-dev", "flux", "", lambda: FluxTransformer2DModel(guidance_embeds=True)),
+    ],
+)
+def test_full_size_transformers_are_the_libraries(
+    name: str, family: Family, prefix: str, network: Callable[[], torch.nn.Module]
+) -> None:
+    """By diffusers' names they have all tensors of its networks, in the published shapes."""
+    made = {n.removeprefix(prefix): s for n, s in shapes(name).items() if n.startswith(prefix)}
+    with torch.device("meta"):
+        expected = {n: tuple(v.shape) for n, v in network().state_dict().items()}
+        found = in_diffusers_names({n: torch.empty(s) for n, s in made.items()}, family)
+    assert {n: tuple(v.shape) for n, v in found.items()} == expected
+
+
+def test_a_full_size_t5_is_the_librarys() -> None:
+    config = {"vocab_size": 32128, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24}
+    with torch.device("meta"):
+        network = T5EncoderModel(T5Config(**config, num_heads=64, feed_forward_proj="gated-gelu"))
+    expected = {n: tuple(v.shape) for n, v in network.state_dict().items()}
+    expected.pop("encoder.embed_tokens.weight")  # the same as another
+    assert shapes("t5xxl") == expected
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_a_transformer(tmp_path: Path) -> None:
+    """24 GB, which take 40 MB of the disk, as all but what a patch changes is zero."""
+    make("flux.1-dev", model := tmp_path / "model.safetensors")
+    with open_checkpoint(model) as checkpoint:
+        base = checkpoint.base()
+    patch = make_patch(model.with_name("p.sepme"), base, operator(base, "monet", seed=1))
+    idle = sepme("inspect", patch)
+    assert sepme("apply", model, patch, "-o", os.devnull) < idle + LARGE_MEMORY

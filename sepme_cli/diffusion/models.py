@@ -30,9 +30,9 @@ for library in ("transformers", "diffusers"):
 class StableDiffusion:
     """The parts of a checkpoint. Their networks are each loaded when they are first used.
 
-    checkpoint: open, and kept open while networks are still to be loaded. machine: what they all
-    compute on. text: reads prompts. denoiser: predicts noise, and has the weights that a patch
-    changes. vae: images as latents. schedule: how noise is added and taken away.
+    checkpoint: open, and kept open as long as the networks are used, which read from it. machine:
+    what they all compute on. text: reads prompts. denoiser: predicts noise, and has the weights
+    that a patch changes. vae: images as latents. schedule: how noise is added and taken away.
     """
 
     checkpoint: Checkpoint = field(repr=False)

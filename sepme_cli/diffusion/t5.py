@@ -7,7 +7,8 @@ padding, which takes a tenth of the time or less.
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from math import prod
@@ -21,7 +22,7 @@ from transformers import T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
 from sepme_cli.checkpoints.reading.networks import Network
 from sepme_cli.checkpoints.reading.text_encoders import check_numbers, transformers_name
 from sepme_cli.diffusion.devices import Machine
-from sepme_cli.diffusion.weights import tensors_of
+from sepme_cli.diffusion.weights import mapped_tensors
 from sepme_cli.errors import UnsupportedError
 from sepme_cli.progress import SILENT, Progress
 
@@ -33,11 +34,41 @@ _LARGE = 500_000_000
 _BATCH = 64
 _SAY_FROM = 60
 """Seconds of work that are told of beforehand."""
+_TIMED = 5
+"""Seconds of work that are enough to tell from how long the rest will take."""
+
+
+@dataclass
+class Outlook:
+    """Tells once how long reading will take in all, as soon as a little of it has been timed.
+
+    prompts, tokens: that are still to be read, as far as is known. timed: how many tokens were
+    read in how many seconds.
+    """
+
+    prompts: int
+    tokens: int
+    timed: tuple[int, float] = (0, 0.0)
+    told: bool = False
+
+    def read(self, tokens: int, seconds: float, progress: Progress) -> None:
+        """So many tokens have been read in so long."""
+        self.tokens -= tokens
+        self.timed = (self.timed[0] + tokens, self.timed[1] + seconds)
+        if self.told or self.timed[1] < _TIMED:
+            return
+        left = self.timed[1] / self.timed[0] * self.tokens
+        if left > _SAY_FROM:
+            self.told = True
+            minutes = f"{left / 60:.0f} more minute" + "s" * (left >= 90)
+            progress.say(f"reading {self.prompts:,} prompts with T5 takes about {minutes}")
 
 
 @dataclass(frozen=True)
 class T5Encoder:
-    """Loaded when it is first used: in fp32, and in bf16 where it is large.
+    """Loaded when it is first used: in fp32, and in bf16 where it is large. Weights that are stored
+    so are read from their file whenever they are computed with, unless the system has the room to
+    keep them.
 
     positions: how many tokens pipelines have it read. tokenizer: a folder with its files; None
     where there is none.
@@ -48,6 +79,26 @@ class T5Encoder:
     positions: int
     tokenizer: Path | None
     progress: Progress = field(default=SILENT, repr=False)
+    _outlooks: list[Outlook] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    @contextmanager
+    def reading(self, prompts: Sequence[str]) -> Iterator[None]:
+        """These will be read, at their own length and in parts: how long it takes is told of all
+        of them, and not of each part."""
+        with self._outlook(self.ids(prompts, _BEHIND)):
+            yield
+
+    @contextmanager
+    def _outlook(self, rows: Sequence[Tensor]) -> Iterator[Outlook]:
+        """Of what is being read in all, of which these rows may be a part."""
+        if self._outlooks:
+            yield self._outlooks[0]
+            return
+        self._outlooks.append(Outlook(len(rows), sum(map(len, rows))))
+        try:
+            yield self._outlooks[0]
+        finally:
+            self._outlooks.clear()
 
     @property
     def model(self) -> T5EncoderModel:
@@ -56,7 +107,7 @@ class T5Encoder:
 
     @cached_property
     def _model(self) -> T5EncoderModel:
-        tensors = tensors_of(self.network, self._dtype, self._used)
+        tensors = mapped_tensors(self.network, self._dtype, self._used)
         kind = (
             (UMT5EncoderModel, UMT5Config)
             if self._relative_per_layer
@@ -175,22 +226,17 @@ class T5Encoder:
         found = torch.zeros(len(rows), longest, self.width)
         order = sorted(range(len(rows)), key=lambda place: len(rows[place]))
         lengths = [len(rows[place]) for place in order]
-        started, told = time.monotonic(), False
-        for length in dict.fromkeys(lengths):
-            same = order[lengths.index(length) : lengths.index(length) + lengths.count(length)]
-            for start in range(0, len(same), _BATCH):
-                part = same[start : start + _BATCH]
-                ids = torch.stack([rows[place] for place in part]).to(self.machine.device)
-                states = self.model(ids).last_hidden_state.float().cpu()[:, :longest]
-                found[part, : states.shape[1]] = states
-                found[part, states.shape[1] :] = states[:, -1:]
-                done = order.index(part[-1]) + 1
-                seconds = (time.monotonic() - started) / done * (len(rows) - done)
-                if not told and seconds > _SAY_FROM:
-                    told = True
-                    self.progress.say(
-                        f"reading with T5 takes about {seconds / 60:.0f} more minutes"
-                    )
+        model = self.model
+        with self._outlook(rows) as outlook:
+            for length in dict.fromkeys(lengths):
+                same = order[lengths.index(length) : lengths.index(length) + lengths.count(length)]
+                for start in range(0, len(same), _BATCH):
+                    part, started = same[start : start + _BATCH], time.monotonic()
+                    ids = torch.stack([rows[place] for place in part]).to(self.machine.device)
+                    states = model(ids).last_hidden_state.float().cpu()[:, :longest]
+                    found[part, : states.shape[1]] = states
+                    found[part, states.shape[1] :] = states[:, -1:]
+                    outlook.read(len(part) * length, time.monotonic() - started, self.progress)
         return found
 
     def ends(self, prompts: Sequence[str]) -> Tensor:

@@ -8,6 +8,7 @@ rows, and the end of text of CLIP-L; Wan 2.1 umT5's rows.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -153,6 +154,11 @@ class TextEncoders:
     def on(self, stream: Stream) -> "tuple[Rows | PooledText, ...]":
         """What reads prompts for one stream alone."""
         return self.readers if stream == "tokens" else (PooledText(self),)
+
+    def reading(self, prompts: Sequence[str]) -> AbstractContextManager[None]:
+        """Around the reading of many prompts in parts, of which T5 tells beforehand how long all
+        will take."""
+        return self._t5.reading(prompts) if self._reads_t5 else nullcontext()
 
     @property
     def room(self) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from sepme_cli.checkpoints.reading.text_encoders import (
     unfused,
 )
 from sepme_cli.checkpoints.structure.dtypes import NAMES
-from sepme_cli.diffusion.arrays import to_torch
+from sepme_cli.diffusion.arrays import Array, as_tensor, to_torch
 from sepme_cli.increments import Scaled, compose
 
 Value = TypeVar("Value")
@@ -33,6 +34,25 @@ def tensors_of(
         for name, stored in network.tensors.items()
         if stored.dtype in NAMES and wanted(name) and not is_companion(name)
     }
+
+
+def mapped_tensors(
+    network: Network, dtype: torch.dtype, wanted: Callable[[str], bool]
+) -> dict[str, Tensor]:
+    """As `tensors_of`; what is stored in `dtype` stays in its file and takes no memory of its own.
+
+    The file must stay open as long as they are used.
+    """
+    return {
+        name: as_tensor(_writable(stored.mapped())).to(dtype)
+        for name, stored in network.tensors.items()
+        if stored.dtype in NAMES and wanted(name) and not is_companion(name)
+    }
+
+
+def _writable(values: Array) -> Array:
+    """Torch takes no others: a copy of what was read, where nothing could be mapped."""
+    return values if values.flags.writeable else np.array(values)
 
 
 def clip_tensors(network: Network, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -44,7 +44,8 @@ def background_of(
         "encoding ordinary captions (once per text encoder)" if cached else "ordinary captions",
         steps(sample, words),
     )
-    background = Background.of(readers, sample, words, progress.advance)
+    with encoders.reading((*sample.protected, *sample.held_out, *words)):
+        background = Background.of(readers, sample, words, progress.advance)
     if cached:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

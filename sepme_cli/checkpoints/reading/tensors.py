@@ -1,5 +1,6 @@
 """The files that a checkpoint's tensors lie in, and the tensors in them."""
 
+import os
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -60,6 +61,26 @@ class WeightsFile:
         data = self.read_range(entry.begin, entry.end, entry.name)
         return np.frombuffer(data, numpy_dtype(entry.dtype)).reshape(entry.shape)
 
+    def mapped(self, entry: TensorEntry) -> Array:
+        """As `read`, but of memory that the system fills from the file when it is looked at, and
+        takes back when it needs the room. What is written to it does not reach the file.
+
+        Good only while the file is open, since later others may write to it. Where the file system
+        maps nothing, or the tensor does not begin where numbers of its dtype can, it is read.
+        """
+        dtype, start = numpy_dtype(entry.dtype), self.header.data_start + entry.begin
+        if start % dtype.itemsize or not entry.nbytes:
+            return self.read(entry)
+        try:
+            # The lock on an open file would last as long as what is mapped of it; another has none.
+            with self.path.open("rb") as again:
+                here, there = os.fstat(again.fileno()), os.fstat(self.file.fileno())
+                if os.path.samestat(here, there) and here.st_size >= start + entry.nbytes:
+                    return np.memmap(again, dtype, "c", start, entry.shape)
+        except OSError:
+            pass
+        return self.read(entry)
+
     def read_range(self, begin: int, end: int, name: str) -> bytes:
         """Bytes [begin, end) of the data section; name: the tensor that an error names.
 
@@ -114,6 +135,11 @@ class Stored:
     def read(self) -> Array:
         """The values: in the dtype they are stored in, or in float64 where that takes a scale."""
         return dequantised(self.meant(self.whole()), self.scales())
+
+    def mapped(self) -> Array:
+        """The same, of the file's own pages where it can be; see `WeightsFile.mapped`."""
+        whole = self.file.mapped(self.entry)
+        return dequantised(self.meant(whole), self.scales())
 
     def whole(self) -> Array:
         """All columns, as they are stored."""
