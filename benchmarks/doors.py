@@ -37,6 +37,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 }
 DRAWN: Mapping[str, Sequence[str]] = {"xl": OBJECT_NAMES, "sd3": sd3.DRAWN}
 """What each of them generates."""
+GUIDANCE: Mapping[str, float] = {"xl": 3.0, "sd3": 5.0}
 OBJECTS = 8
 #: A row of the table: its label, and what is counted there.
 _ROWS = (
@@ -68,7 +69,7 @@ def one(canvas: English, name: str, choice: str) -> dict[str, Any]:
 
 def run(model: str) -> None:
     results = Results(RESULTS)
-    canvas = English(MODELS[model], steps=STEPS, drawn=DRAWN[model])
+    canvas = English(MODELS[model], steps=STEPS, guidance=GUIDANCE[model], drawn=DRAWN[model])
     for name in names(DRAWN[model]):
         for choice in CHOICES[model]:
 

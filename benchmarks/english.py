@@ -107,6 +107,7 @@ class English:
     judge_path: Path = JUDGE
     dtype: torch.dtype = torch.bfloat16
     steps: int = STEPS
+    guidance: float = GUIDANCE
     drawn: Sequence[str] = OBJECT_NAMES
     _before: dict[Caption, tuple[Tensor, bool, bool]] = field(default_factory=dict)
 
@@ -135,7 +136,7 @@ class English:
                 [c.text for c in captions],
                 [c.seed for c in captions],
                 steps=self.steps,
-                guidance=GUIDANCE,
+                guidance=self.guidance,
                 batch=64,
             )
         return self.judged(captions, pictures)

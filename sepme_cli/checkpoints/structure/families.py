@@ -298,7 +298,7 @@ SD3 = Family(
         "diffusers": re.compile(r"pos_embed\.proj\."),
     },
     kohya="sd3",
-    modelspec="stable-diffusion-v3",
+    modelspec="stable-diffusion-3",
     penultimate=True,
     latent_side=128,
     latent_scale=1.5305,
