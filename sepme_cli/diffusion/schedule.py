@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
-from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
 
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
@@ -120,15 +119,16 @@ class FlowSchedule:
         steps are set."""
         scheduler = FlowMatchEulerDiscreteScheduler.from_config(self._config)
         if scheduler.config.use_dynamic_shifting:
-            said = scheduler.config
-            mu = calculate_shift(
-                shape[-2] * shape[-1] // 4,
-                said.base_image_seq_len,
-                said.max_image_seq_len,
-                said.base_shift,
-                said.max_shift,
-            )
-            scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / steps, steps).tolist(), mu=mu)
+            sigmas = torch.linspace(1, 1 / steps, steps).tolist()
+            mu = _mu(scheduler.config, shape[-2] * shape[-1] // 4)
+            scheduler.set_timesteps(sigmas=sigmas, mu=mu)
         else:
             scheduler.set_timesteps(steps)
         return Trajectory(tuple(scheduler.timesteps.tolist()), scheduler)
+
+
+def _mu(said: Any, patches: int) -> float:
+    """What the steps of Flux.1 dev are shifted by for images of so many patches: a straight line
+    through what the configuration says of small and of large ones."""
+    slope = (said.max_shift - said.base_shift) / (said.max_image_seq_len - said.base_image_seq_len)
+    return float(said.base_shift + slope * (patches - said.base_image_seq_len))

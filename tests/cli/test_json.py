@@ -121,7 +121,7 @@ def test_the_fields_of_the_contract(
     found = {name: type(result[name]) for name in FIELDS[line]}
     assert found == FIELDS[line]
     for tensor in result.get("tensors", ()) if line.startswith("diff") else ():
-        assert tensor.keys() == {"name", "relative_norm", "max_abs", "rank"}
+        assert tensor.keys() == {"name", "relative_norm", "max_abs", "rank", "stream"}
 
 
 @pytest.mark.slow

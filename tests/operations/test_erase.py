@@ -338,8 +338,8 @@ def test_the_closed_form_maps_a_concept_to_what_it_should_act_like(
         item = Item("ink", "style", like=other)
         concept = describe(item, Protected())
         words = Lexicon(network.text.readers, [*concept.prompts, *concept.answers])
-        wanted = words.wanted(concept)
-        rows, instead = wanted.concept, wanted.instead
+        wanted = words.embedding_pairs(concept)
+        rows, instead = wanted.concept, wanted.anchor
     moved = rows.numpy() + rows.numpy() @ increment.basis.T @ shift.T
     left = np.square(moved - instead.numpy()).sum() / np.square((rows - instead).numpy()).sum()
     assert left == pytest.approx(1 - increment.measured.separability, rel=0.01)

@@ -39,7 +39,7 @@ def test_a_link_where_sepme_keeps_its_own_is_not_followed(
     link = model.with_name(f"{model.name}.{name}")
     link.symlink_to(target)
     before = everything(tmp_path)
-    with pytest.raises(SystemFailure, match="somebody else"):
+    with pytest.raises(SystemFailure, match="not a file of your own"):
         apply(model, patches[:1], in_place=True)
     assert everything(tmp_path) == before
     link.unlink()
@@ -70,7 +70,7 @@ def test_a_journal_of_another_user_moves_nothing(
         pytest.skip("only root can give files away")
     os.chown(journal, 12345, -1)
     for open_it in (inspect, lambda path: apply(path, patches, in_place=True)):
-        with pytest.raises(SystemFailure, match="somebody else"):
+        with pytest.raises(SystemFailure, match="not a file of your own"):
             open_it(model)
     assert model.read_bytes() == before
     # Of a checkpoint that is that user's it is obeyed: somebody of a group goes on for another.

@@ -15,10 +15,10 @@ from sepme_cli.checkpoints.structure.folders import ModelFolder, WeightsSet, wei
 from sepme_cli.checkpoints.structure.layout import Layout, Naming
 from sepme_cli.errors import MalformedError
 
-_VAES = ("first_stage_model.", "vae.")
-"""What a VAE's names begin with in one file."""
-_IN_DIFFUSERS = ("encoder.down_blocks.", "decoder.up_blocks.")
-"""What some of a VAE's names begin with where they are diffusers'."""
+_VAES: Mapping[str, Naming] = {"first_stage_model.": "ldm", "vae.": "diffusers"}
+"""What a VAE's names begin with in one file, of a checkpoint and of a pipeline of diffusers'."""
+_IN_LDM = ("encoder.down.", "decoder.up.")
+"""What some of a VAE's names begin with where they are CompVis', whatever stands before them."""
 
 
 @dataclass(frozen=True)
@@ -133,10 +133,10 @@ class Networks:
             return self._in_folder(name, self.folder)
         outer = self.layout.outer or ""
         if name == "vae":
-            for prefix in _VAES:
+            for prefix, naming in _VAES.items():
                 if inner := _under(outer + prefix, self.denoiser):
-                    theirs = any(n.startswith(_IN_DIFFUSERS) for n in inner)
-                    return Network(name, "diffusers" if theirs else "ldm", inner)
+                    ldm = any(n.startswith(_IN_LDM) for n in inner)
+                    return Network(name, "ldm" if ldm else naming, inner)
             return None
         stream = next((one for one in self.family.streams if one.name == name), None)
         return None if stream is None else text_encoder_in(self.denoiser, stream, outer)
