@@ -9,8 +9,8 @@ teacher's embedding of the whole, the pooled output. The third is a small T5 wit
 its own. The transformer (an MMDiT) starts from nothing and learns the velocity of rectified flow:
 what the canvas's UNet says of an image, as far as it is not mostly noise. Rows of CLIP, rows of T5
 and pooled output are each left out (zeros, as in Stable Diffusion 3's training) of a third of the
-captions, so that each of them alone says what to draw. To learn in little more than an hour, it
-draws a third of the canvas's objects.
+captions, so that each of them alone says what to draw. To learn in two hours, it draws a third of
+the canvas's objects.
 """
 
 import random
