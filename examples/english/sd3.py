@@ -8,9 +8,9 @@ Two text encoders are the canvas's and one of another shape, each with a project
 teacher's embedding of the whole, the pooled output. The third is a small T5 with a vocabulary of
 its own. The transformer (an MMDiT) starts from nothing and learns the velocity of rectified flow:
 what the canvas's UNet says of an image, as far as it is not mostly noise. Rows of CLIP, rows of T5
-and pooled output are each left out (zeros, as in Stable Diffusion 3's training) of a third of the
-captions, so that each of them alone says what to draw. To learn in two hours, it draws a third of
-the canvas's objects.
+and pooled output are each zeros in a third of the captions (in Stable Diffusion 3's training it was
+the text encoders that were left out), so that each of them alone says what to draw. To learn in two
+hours, it draws a third of the canvas's objects.
 """
 
 import random

@@ -44,6 +44,16 @@ class Denoiser(ABC):
     def side(self) -> int:
         """Of the latents that it was trained on."""
 
+    @property
+    def patch(self) -> int:
+        """What the side of a latent must be a multiple of."""
+        return 1
+
+    @property
+    def largest_side(self) -> int | None:
+        """Of the latents that it can read; None where there is no end."""
+        return None
+
     @abstractmethod
     def predict(self, noisy: Tensor, steps: Tensor | float, asked: Conditioning) -> Tensor:
         """What the schedule steps by [n, c, h, w], for noisy x_t [n, c, h, w]."""

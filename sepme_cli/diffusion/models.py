@@ -18,7 +18,7 @@ from sepme_cli.diffusion.text import TextEncoders
 from sepme_cli.diffusion.transformer import Transformer
 from sepme_cli.diffusion.unet import UNet
 from sepme_cli.diffusion.vae import VAE
-from sepme_cli.errors import UnsupportedError
+from sepme_cli.errors import UnsupportedError, UsageError
 from sepme_cli.progress import SILENT, Progress
 
 # Both warn about what nothing here uses or does: image processors, a cast after loading.
@@ -113,7 +113,19 @@ class StableDiffusion:
         return self.checkpoint.family.guidance if guidance is None else guidance
 
     def latent_shape(self, size: int | None = None) -> tuple[int, int, int]:
-        """The shape [c, h, w] of one latent for images of size pixels; the model's own size if
-        None."""
-        side = (size or self.image_size) // self.vae.reduction
+        """The shape [c, h, w] of one latent for images of size pixels, or of a little less where
+        that is what the denoiser can read; the model's own size if None.
+
+        Raises UsageError for a size that it cannot generate.
+        """
+        asked, reduction = size or self.image_size, self.vae.reduction
+        least, most = self.denoiser.patch, self.denoiser.largest_side
+        side = asked // reduction // least * least
+        if not side or (most is not None and side > most):
+            end = "more" if most is None else most * reduction
+            raise UsageError(
+                f"{self.checkpoint.path} generates no images of {asked} pixels",
+                expected=f"{least * reduction} to {end}",
+                found=asked,
+            )
         return (self.denoiser.channels, side, side)

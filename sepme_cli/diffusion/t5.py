@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from itertools import groupby
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from transformers import T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
 from sepme_cli.checkpoints.reading.networks import Network
 from sepme_cli.checkpoints.reading.text_encoders import check_numbers, transformers_name
 from sepme_cli.diffusion.devices import Machine
+from sepme_cli.diffusion.tokenizer import cut_off
 from sepme_cli.diffusion.weights import mapped_tensors
 from sepme_cli.errors import UnsupportedError
 from sepme_cli.progress import SILENT, Progress
@@ -171,8 +173,8 @@ class T5Encoder:
                 expected="a folder with tokenizer.json",
                 found="none",
             )
-        encode, most = _tokenizer(self.tokenizer)
-        length = min(self.positions, most or self.positions)
+        encode, _ = _tokenizer(self.tokenizer)
+        length = self.room + 1
         rows = []
         for prompt in prompts:
             row = [*encode(prompt)[: length - 1], STOP]
@@ -192,21 +194,15 @@ class T5Encoder:
     @property
     def room(self) -> int:
         """How many tokens of a prompt are read."""
-        return self.positions - 1
+        most = None if self.tokenizer is None else _tokenizer(self.tokenizer)[1]
+        return min(self.positions, most or self.positions) - 1
 
     def unread(self, prompt: str) -> str:
         """The words at a prompt's end that are not read."""
         if self.tokenizer is None:
             return ""
-        encode, most = _tokenizer(self.tokenizer)
-        room = min(self.positions, most or self.positions) - 1
-        if len(encode(prompt)) <= room:
-            return ""
-        words = prompt.split()
-        read = next(
-            n for n in range(len(words), -1, -1) if len(encode(" ".join(words[:n]))) <= room
-        )
-        return " ".join(words[read:])
+        encode, _ = _tokenizer(self.tokenizer)
+        return cut_off(prompt, self.room, encode)
 
     def tokens(self, prompts: Sequence[str]) -> Tensor:
         """Token ids [len(prompts), positions]; the stop has the highest."""
@@ -224,19 +220,15 @@ class T5Encoder:
         rows = self.ids(prompts, paddings)
         longest = max(map(len, rows), default=0) if positions is None else positions
         found = torch.zeros(len(rows), longest, self.width)
-        order = sorted(range(len(rows)), key=lambda place: len(rows[place]))
-        lengths = [len(rows[place]) for place in order]
         model = self.model
         with self._outlook(rows) as outlook:
-            for length in dict.fromkeys(lengths):
-                same = order[lengths.index(length) : lengths.index(length) + lengths.count(length)]
-                for start in range(0, len(same), _BATCH):
-                    part, started = same[start : start + _BATCH], time.monotonic()
-                    ids = torch.stack([rows[place] for place in part]).to(self.machine.device)
-                    states = model(ids).last_hidden_state.float().cpu()[:, :longest]
-                    found[part, : states.shape[1]] = states
-                    found[part, states.shape[1] :] = states[:, -1:]
-                    outlook.read(len(part) * length, time.monotonic() - started, self.progress)
+            for part in _batches(rows):
+                started = time.monotonic()
+                ids = torch.stack([rows[place] for place in part]).to(self.machine.device)
+                states = model(ids).last_hidden_state.float().cpu()[:, :longest]
+                found[part, : states.shape[1]] = states
+                found[part, states.shape[1] :] = states[:, -1:]
+                outlook.read(ids.numel(), time.monotonic() - started, self.progress)
         return found
 
     def ends(self, prompts: Sequence[str]) -> Tensor:
@@ -244,6 +236,14 @@ class T5Encoder:
         states = self.encode(prompts, paddings=_BEHIND)
         stops = torch.tensor([len(row) - 1 for row in self.ids(prompts, 0)], dtype=torch.long)
         return states[torch.arange(len(stops)), stops]
+
+
+def _batches(rows: Sequence[Tensor]) -> Iterator[list[int]]:
+    """The places of rows of one length each, the shortest first."""
+    order = sorted(range(len(rows)), key=lambda place: len(rows[place]))
+    for _, same in groupby(order, key=lambda place: len(rows[place])):
+        places = list(same)
+        yield from (places[at : at + _BATCH] for at in range(0, len(places), _BATCH))
 
 
 _BEHIND = 2

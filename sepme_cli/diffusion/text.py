@@ -28,7 +28,7 @@ from sepme_cli.diffusion.t5 import T5Encoder, is_t5_tokenizer
 from sepme_cli.diffusion.text_encoder import TextEncoder
 from sepme_cli.diffusion.tokenizer import END, has_tokenizer
 from sepme_cli.erasure.background import BackgroundEncoder
-from sepme_cli.errors import MismatchError, UnsupportedError
+from sepme_cli.errors import MismatchError, UnsupportedError, UsageError
 from sepme_cli.progress import SILENT, Progress
 
 
@@ -89,27 +89,30 @@ class TextEncoders:
 
     @property
     def _reads_t5(self) -> bool:
-        """Whether T5 is read: not in a folder that comes without one, which is used without."""
+        """Whether T5 is read: not in a folder that comes without one, which is used without.
+
+        Raises UsageError for a model that reads no other rows and is to be used without.
+        """
         if self._t5_stream is None:
             return False
-        if not self.t5 and self.clips:
-            return False
-        alone = not any(clip.stream.rows for clip in self.clips)
+        family = self.checkpoint.family
+        alone = not any(one.rows for one in family.streams if one.naming != "t5")
+        if alone and not self.t5:
+            raise UsageError(
+                f"{family.title} reads prompts with T5 alone: leave out --no-t5",
+                expected="T5",
+                found="--no-t5",
+            )
         there = self.checkpoint.network(self._t5_stream.name) is not None
-        return there or alone or self.checkpoint.folder is None
+        return self.t5 and (alone or there or self.checkpoint.folder is None)
 
     @cached_property
     def _t5(self) -> T5Encoder:
         assert self._t5_stream is not None
-        network, own = self._network(self._t5_stream), None
-        if network.tokenizer is not None and is_t5_tokenizer(network.tokenizer):
-            own = network.tokenizer
-        given = self.tokenizer if self.tokenizer and is_t5_tokenizer(self.tokenizer) else None
-        if given is None and own is None and not self.clips:
-            given = self.tokenizer
-        t5 = T5Encoder(
-            network, self.machine, self._t5_stream.positions, given or own, self.progress
-        )
+        network = self._network(self._t5_stream)
+        places = (self.tokenizer, network.tokenizer)
+        tokenizer = next((place for place in places if place and is_t5_tokenizer(place)), None)
+        t5 = T5Encoder(network, self.machine, self._t5_stream.positions, tokenizer, self.progress)
         if t5.width != self.checkpoint.width:
             raise MismatchError(
                 f"the text encoder ({network.name}) is not one for {self.checkpoint.path}, which "

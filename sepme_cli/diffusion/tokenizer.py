@@ -36,12 +36,19 @@ def tokenize(
 
 def unread(prompt: str, positions: int, folder: Path | None = None) -> str:
     """The words at a prompt's end that `tokenize` cuts off, the first of them perhaps in part."""
-    encode = _vocabulary() if folder is None else _of_folder(folder)
-    if len(encode(prompt)) <= positions - 2:
+    return cut_off(prompt, positions - 2, _vocabulary() if folder is None else _of_folder(folder))
+
+
+def cut_off(prompt: str, room: int, encode: Callable[[str], list[int]]) -> str:
+    """The words at a prompt's end that there is no room for, the first of them perhaps in part.
+
+    room: for how many tokens there is. encode: the tokens of a text.
+    """
+    if len(encode(prompt)) <= room:
         return ""
     starts = [found.start() for found in re.finditer(r"\S+", prompt)]
     # A word's tokens do not depend on those beside it.
-    whole = bisect_right(starts[1:], positions - 2, key=lambda at: len(encode(prompt[:at])))
+    whole = bisect_right(starts[1:], room, key=lambda at: len(encode(prompt[:at])))
     return prompt[starts[whole] :]
 
 

@@ -55,6 +55,18 @@ class Transformer(Denoiser):
         return said if isinstance(said, int) and said > 0 else self.checkpoint.family.latent_side
 
     @property
+    def patch(self) -> int:
+        """What the side of a latent must be a multiple of."""
+        return _PATCH if self._packs else int(self._network.config.patch_size)
+
+    @property
+    def largest_side(self) -> int | None:
+        """Of the latents that Stable Diffusion 3 has positions for; Flux.1 computes them."""
+        if self._packs:
+            return None
+        return self.patch * int(self._network.config.pos_embed_max_size)
+
+    @property
     def _packs(self) -> bool:
         return self.checkpoint.family.name == "flux"
 

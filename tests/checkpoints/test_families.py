@@ -54,7 +54,7 @@ def test_families_are_told_from_whole_files_and_from_a_unet_alone(
             shape.family,
             Layout(prefix, shape.span),
         )
-        assert set(layout.entries.values()) == ({VECTOR} if family.pools else set())
+        assert set(layout.entries.values()) == ({VECTOR} if family.sizes else set())
 
 
 def test_unclip_is_no_xl() -> None:

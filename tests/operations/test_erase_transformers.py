@@ -27,7 +27,7 @@ from sepme_cli.diffusion.conditioning import Conditioning
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.options import ModelOptions
 from sepme_cli.diffusion.sampler import initial_noise, sample_latents
-from sepme_cli.errors import MismatchError, SepmeError, UnsupportedError
+from sepme_cli.errors import MismatchError, SepmeError, UnsupportedError, UsageError
 from tests.small_transformers import (
     T5_WIDTH,
     SmallTransformer,
@@ -366,6 +366,40 @@ def test_a_folder_that_mixes_families(
     with pytest.raises(MismatchError, match="another width") as caught:
         sepme.erase(folder, ["Van Gogh"], output=tmp_path / "p.sepme")
     assert caught.value.found and not (tmp_path / "p.sepme").exists()
+
+
+@pytest.mark.parametrize("name", ["flux", "wan"])
+def test_what_reads_t5_alone_is_not_used_without(
+    name: Family, folders: dict[Family, Path], tmp_path: Path
+) -> None:
+    options = ModelOptions(t5=False)
+    with pytest.raises(UsageError, match="leave out --no-t5"):
+        sepme.erase(folders[name], ["Van Gogh"], output=tmp_path / "p.sepme", options=options)
+    assert not (tmp_path / "p.sepme").exists()
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux"])
+def test_sizes_that_do_not_divide_into_patches(
+    name: Family, folders: dict[Family, Path], tmp_path: Path
+) -> None:
+    """As with other models what is too much is left away; a size that cannot be is refused."""
+    with open_checkpoint(folders[name]) as checkpoint:
+        model = StableDiffusion.of(checkpoint, CPU)
+        assert [model.latent_shape(size)[1] for size in (16, 18, 19, 20)] == [8, 8, 8, 10]
+    for size in (3, *([4000] if name == "sd3" else [])):
+        with pytest.raises(UsageError, match=f"no images of {size} pixels"):
+            sample(folders[name], tmp_path, size)
+    assert sample(folders[name], tmp_path, 14) == (12, 12)
+
+
+def sample(model: Path, folder: Path, size: int) -> tuple[int, int]:
+    """Of one image beside its prompt, as high and wide as it is."""
+    sampling = sepme.SamplingOptions(images=1, steps=1, size=size)
+    sepme.sample(model, ["a cat"], output=folder / "grid.png", sampling=sampling, force=True)
+    with open_checkpoint(model) as checkpoint:
+        network = StableDiffusion.of(checkpoint, CPU)
+        shape = network.vae.decode(torch.zeros(1, *network.latent_shape(size))).shape
+    return shape[2], shape[3]
 
 
 def test_learning_is_refused(folders: dict[Family, Path], tmp_path: Path) -> None:

@@ -323,7 +323,9 @@ def test_a_pipeline_in_memory(
     original = bits(small.transformer)
     with sepme.patched(pipeline, patches):
         inside = dict(small.transformer.state_dict())
-        assert all(torch.equal(inside[n], value) for n, value in written.items() if n in inside)
+        assert written.keys() == inside.keys()
+        assert all(torch.equal(inside[name], value) for name, value in written.items())
+        assert not same(bits(small.transformer), original)
         small.transformer.float()
         assert not torch.equal(draw(), before) or dtype != torch.float32
         small.transformer.to(dtype)

@@ -70,13 +70,12 @@ class Family:
     flow; None for diffusion. guidance: its scale, where nobody says it. sizes: how many numbers the
     UNet embeds beside the time step and the pooled text: sizes and crops, 0 for none of it.
     aesthetics: how well made an image it is asked for, in place of the last two of these.
-    velocity_side: the latent side of those of its models
-    that predict velocity, which the spread of a bias tells; None where there are none.
-    usually_epsilon: whether hardly any of its models predicts velocity, so that nobody needs to be
-    told where nothing says so. kohya: what kohya's scripts call it. modelspec:
-    its architecture in ModelSpec. single_file_modules: whether kohya's scripts name its modules as
-    single files do, and not as diffusers does. entries: by naming, its targets outside of the
-    cross-attention, to their names in the file.
+    velocity_side: the latent side of those of its models that predict velocity, which the spread of
+    a bias tells; None where there are none. usually_epsilon: whether hardly any of its models
+    predicts velocity, so that nobody needs to be told where nothing says so. kohya: what kohya's
+    scripts call it. modelspec: its architecture in ModelSpec. single_file_modules: whether kohya's
+    scripts name its modules as single files do, and not as diffusers does. entries: by naming, its
+    targets outside of the cross-attention, to their names in the file.
     """
 
     name: FamilyName
@@ -104,11 +103,6 @@ class Family:
     def denoiser(self) -> Literal["unet", "transformer"]:
         """What predicts: its folder in a model folder."""
         return "transformer" if self.signs else "unet"
-
-    @property
-    def pools(self) -> bool:
-        """Whether the denoiser reads pooled text."""
-        return any(stream.pools for stream in self.streams)
 
     def columns(self, target: str, columns: int, size: int | None) -> int | None:
         """How many of the first columns of a target read its stream; None where there is no saying.
