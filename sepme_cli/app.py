@@ -18,6 +18,7 @@ import typer.main
 from rich.text import Text
 
 from sepme_cli.commands.apply import apply
+from sepme_cli.commands.attack import attack
 from sepme_cli.commands.card import card
 from sepme_cli.commands.diff import diff
 from sepme_cli.commands.erase import erase
@@ -46,7 +47,10 @@ app = typer.Typer(
 #: What the completion script of a shell sets when it asks; Typer makes the name from the program's.
 COMPLETING = "_SEPME_COMPLETE"
 
-for command in (erase, apply, revert, diff, inspect, verify, sign, sample, evaluate, card, export):
+COMMANDS = (
+    erase, apply, revert, diff, inspect, verify, sign, sample, evaluate, attack, card, export
+)  # fmt: skip
+for command in COMMANDS:
     app.command()(command)
 app.command(name="import")(import_)
 app.command()(example)

@@ -204,21 +204,45 @@ class TextEncoders:
         """All that the denoiser reads of prompts: e(c), and the pooled output where the family has
         one. paddings: see `encode`."""
         found = [clip.encode(prompts, paddings=paddings) for clip in self.clips]
-        rows = [
-            states for clip, (states, _) in zip(self.clips, found, strict=True) if clip.stream.rows
-        ]
-        parts = [_widened(torch.cat(rows, -1), self.checkpoint.width)] if rows else []
+        behind = []
         if self._reads_t5:
-            parts.append(self._t5.encode(prompts, paddings=paddings).to(self.machine.device))
+            behind.append(self._t5.encode(prompts, paddings=paddings).to(self.machine.device))
         elif self._t5_stream is not None:
             shape = (len(prompts), self._t5_stream.positions, self.checkpoint.width)
-            parts.append(torch.zeros(shape, device=self.machine.device))
-        pooled = [
-            clip.pooled(ends)
-            for clip, (_, ends) in zip(self.clips, found, strict=True)
-            if clip.stream.pools
-        ]
-        return Conditioning(torch.cat(parts, 1), torch.cat(pooled, -1) if pooled else None)
+            behind.append(torch.zeros(shape, device=self.machine.device))
+        return self._joined(found, behind)
+
+    def condition_tokens(self, ids: Tensor, vectors: Sequence[Tensor] = ()) -> Conditioning:
+        """The same of token ids [n, positions], differentiable in vectors.
+
+        vectors: of each text encoder [n, k, its width], which stand for the embeddings of the
+        tokens FREE. Raises UnsupportedError for a model that reads prompts with T5 too.
+        """
+        if self._t5_stream is not None:
+            raise UnsupportedError(
+                f"{self.checkpoint.path} reads prompts with T5, and tokens can be chosen for text "
+                "encoders of CLIP's kind alone",
+                file=self.checkpoint.path,
+                expected="a model that reads prompts with CLIP alone",
+                found=self.checkpoint.family.title,
+            )
+        given: Sequence[Tensor | None] = vectors or [None] * len(self.clips)
+        return self._joined(
+            [clip.encode_tokens(ids, free) for clip, free in zip(self.clips, given, strict=True)]
+        )
+
+    def _joined(
+        self, found: Sequence[tuple[Tensor, Tensor]], behind: Sequence[Tensor] = ()
+    ) -> Conditioning:
+        """What the denoiser reads, of the states and ends that each of CLIP's kind gives. behind:
+        rows of other text encoders."""
+        each = list(zip(self.clips, found, strict=True))
+        rows = [states for clip, (states, _) in each if clip.stream.rows]
+        parts = [_widened(torch.cat(rows, -1), self.checkpoint.width)] if rows else []
+        pooled = [clip.pooled(ends) for clip, (_, ends) in each if clip.stream.pools]
+        return Conditioning(
+            torch.cat([*parts, *behind], 1), torch.cat(pooled, -1) if pooled else None
+        )
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 from transformers.activations import ACT2FN
 
@@ -20,6 +20,8 @@ from sepme_cli.diffusion.weights import clip_shapes, clip_tensors, count_layers
 from sepme_cli.errors import UnsupportedError
 
 _HEAD_WIDTH = 64  # every CLIP text encoder
+FREE = -1
+"""The id of a token whose embedding is given instead of looked up."""
 _LEAST_POSITIONS = 3
 """A start, a word, and the end."""
 _BATCH = 64
@@ -156,6 +158,33 @@ class TextEncoder:
         packed = pack(ids, needed, self.positions)
         states, last = self._read_packed(packed)
         return states[packed.places], last[packed.places[range(len(ids)), _ends(ids)]]
+
+    @property
+    def token_embeddings(self) -> Tensor:
+        """The embedding of every token [vocabulary, width]."""
+        return self.model.embeddings.token_embedding.weight
+
+    def encode_tokens(self, ids: Tensor, free: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As `encode`, of token ids [n, positions], padded with END; differentiable in free
+        [n, k, width], the embeddings of the k tokens of each row that are FREE."""
+        is_free = ids == FREE
+        ends = _ends(ids)
+        # Behind the end each family pads as it does.
+        padding = torch.arange(ids.shape[1]) > ends[:, None]
+        ids = ids.masked_fill(padding, self.stream.pads).masked_fill(is_free, 0).to(self.device)
+
+        def put(_: nn.Module, inputs: tuple[Tensor], embedded: Tensor) -> Tensor:
+            assert free is not None
+            return embedded.masked_scatter(is_free[..., None].to(self.device), free.to(embedded))
+
+        embedding = self.model.embeddings.token_embedding
+        hook = None if free is None else embedding.register_forward_hook(put)
+        try:
+            states, last = self._read(ids)
+        finally:
+            if hook is not None:
+                hook.remove()
+        return states, last[range(len(ids)), ends]
 
     def ends(self, prompts: Sequence[str]) -> Tensor:
         """The state of the end of each text [len(prompts), width]; no padding is computed."""
