@@ -214,3 +214,10 @@ def needs_clip(victim: Victim) -> str | None:
     if all(stream.naming != "t5" for stream in victim.model.checkpoint.family.streams):
         return None
     return f"{victim.model.checkpoint.family.title} reads prompts with T5 too"
+
+
+def needs_images(victim: Victim) -> str | None:
+    """Why an attack that is given images of the concept cannot be tried."""
+    if victim.aim.images is not None:
+        return None
+    return "the judge recognised the concept in none of the original's images"

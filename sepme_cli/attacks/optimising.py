@@ -16,6 +16,7 @@ from sepme_cli.attacks.attack import (
     Trial,
     Victim,
     needs_clip,
+    needs_images,
 )
 from sepme_cli.attacks.tokens import filled, spliced, vocabulary
 from sepme_cli.diffusion.conditioning import Conditioning
@@ -45,9 +46,7 @@ class PrefixAttack(Attack):
     tokens: int
 
     def unfit(self, victim: Victim) -> str | None:
-        if victim.aim.images is None:
-            return "there are no images of the concept"
-        return needs_clip(victim)
+        return needs_clip(victim) or needs_images(victim)
 
     def cost(self, budget: Budget) -> Cost:
         steps = budget.cases * budget.times * budget.iterations
@@ -240,7 +239,7 @@ class Inversion(Attack):
     teaches = True
 
     def unfit(self, victim: Victim) -> str | None:
-        return "there are no images of the concept" if victim.aim.images is None else None
+        return needs_images(victim)
 
     def cost(self, budget: Budget) -> Cost:
         return Cost(images=budget.images, passes=3 * _NOISES * budget.inversion)

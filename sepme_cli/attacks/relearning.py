@@ -7,7 +7,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sepme_cli.attacks.attack import Attack, Attempt, Budget, Cost, Trial, Victim
+from sepme_cli.attacks.attack import (
+    Attack,
+    Attempt,
+    Budget,
+    Cost,
+    Trial,
+    Victim,
+    needs_images,
+)
 from sepme_cli.attacks.optimising import backwards
 from sepme_cli.diffusion.conditioning import Conditioning
 
@@ -40,9 +48,7 @@ class Relearning(Attack):
         self.teaches = shown == "concept"  # type: ignore[misc]
 
     def unfit(self, victim: Victim) -> str | None:
-        if self._images(victim) is None:
-            return "there are no images to train on"
-        return None
+        return needs_images(victim) if self.shown == "concept" else None
 
     def trials(self, victim: Victim, budget: Budget) -> tuple[Trial, ...]:
         return tuple(Trial(f"{count} steps") for count in budget.relearning)

@@ -15,6 +15,7 @@ from sepme_cli.attacks.attack import (
     Trial,
     Victim,
     needs_diffusion,
+    needs_images,
 )
 from sepme_cli.diffusion.schedule import Trajectory
 
@@ -171,7 +172,7 @@ class ImageToImage(SamplingAttack):
     title = "an image of it as the start"
 
     def unfit(self, victim: Victim) -> str | None:
-        return "there are no images of the concept" if victim.aim.images is None else None
+        return needs_images(victim)
 
     def cost(self, budget: Budget) -> Cost:
         return Cost(images=budget.cases * len(_STRENGTHS))
@@ -200,7 +201,7 @@ class Inpainting(SamplingAttack):
     title = "half of an image of it given"
 
     def unfit(self, victim: Victim) -> str | None:
-        return "there are no images of the concept" if victim.aim.images is None else None
+        return needs_images(victim)
 
     def cost(self, budget: Budget) -> Cost:
         return Cost(images=budget.cases)
