@@ -12,7 +12,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from transformers.activations import ACT2FN
 
 from sepme_cli.checkpoints.reading.networks import Network
-from sepme_cli.checkpoints.structure.families import TextStream
+from sepme_cli.checkpoints.structure.families import TextEncoderSpec
 from sepme_cli.diffusion.devices import Machine
 from sepme_cli.diffusion.packing import PackedTexts, pack, sees
 from sepme_cli.diffusion.tokenizer import END, tokenize, unread
@@ -31,14 +31,14 @@ _ROWS = 16
 class TextEncoder:
     """One text encoder, loaded when it is first used.
 
-    penultimate: what is read is the last layer but one, without the final norm. stream: what is
+    penultimate: what is read is the last layer but one, without the final norm. spec: what is
     particular to it in its family. tokenizer: a folder with its files, None for CLIP's own.
     """
 
     network: Network = field(repr=False)
     machine: Machine
     penultimate: bool
-    stream: TextStream
+    spec: TextEncoderSpec
     tokenizer: Path | None
 
     @property
@@ -99,7 +99,7 @@ class TextEncoder:
     def pooled_width(self) -> int:
         """Of the pooled output."""
         width = int(self.config["hidden_size"])
-        if self.stream.pools == "end":
+        if self.spec.pools == "end":
             return width
         return clip_shapes(self.network).get("text_projection.weight", (width,))[0]
 
@@ -113,7 +113,7 @@ class TextEncoder:
 
         Raises UnsupportedError for words of a tokenizer that the text encoder was not given.
         """
-        ids = tokenize(prompts, self.positions, padding=self.stream.pads, folder=self.tokenizer)
+        ids = tokenize(prompts, self.positions, padding=self.spec.pads, folder=self.tokenizer)
         known = self.config["vocab_size"]
         if len(ids) and int(ids.max()) >= known:
             raise UnsupportedError(
@@ -166,7 +166,7 @@ class TextEncoder:
 
     def pooled(self, ends: Tensor) -> Tensor:
         """The pooled output [n, p] of the states that `encode` gives of ends [n, width]."""
-        if self.stream.pools == "end":
+        if self.spec.pools == "end":
             return ends
         if (projection := self._tensors.get("text_projection.weight")) is None:
             raise _not_whole(self.network, "text_projection")
