@@ -182,11 +182,11 @@ def test_every_operation_is_documented_and_annotated_to_the_last_argument() -> N
         assert all(p.annotation is not p.empty for p in signature.parameters.values())
 
 
-@pytest.mark.parametrize("name", ["apply", "erase", "evaluate", "plan_erasure", "revert"])
+@pytest.mark.parametrize("name", ["apply", "erase", "evaluate", "plan_erasure", "revert", "sample"])
 def test_a_keyword_that_no_operation_has_is_not_passed_over(name: str) -> None:
-    needed = {"judge": "m:j", "report": "report"} if name == "evaluate" else {}
+    needed = {"evaluate": {"judge": "m:j", "report": "r"}, "sample": {"output": "grid.png"}}
     with pytest.raises(TypeError, match="unexpected keyword argument 'onyl'"):
-        getattr(sepme, name)("a.safetensors", "b.sepme", onyl="Monet", **needed)
+        getattr(sepme, name)("a.safetensors", "b.sepme", onyl="Monet", **needed.get(name, {}))
 
 
 def test_every_command_is_an_operation_of_that_name() -> None:
