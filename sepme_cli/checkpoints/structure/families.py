@@ -189,18 +189,21 @@ def _text_encoders(tensors: Names, layout: Layout) -> Iterator[str]:
     return (name.removeprefix(outer) for name in words if name.startswith(outer))
 
 
+#: In the names that single files of transformers have; older single files have others.
+_CLIP_L = TextEncoderSpec(
+    "clip_l", "text_encoder", "text_encoders.clip_l.transformer.", "transformers", pads=CLIP_END
+)
+_CLIP_G = TextEncoderSpec(
+    "clip_g",
+    "text_encoder_2",
+    "text_encoders.clip_g.transformer.",
+    "transformers",
+    pools="projection",
+)
 SD1 = Family(
     "sd1",
     "Stable Diffusion 1.x",
-    (
-        TextEncoderSpec(
-            "clip_l",
-            "text_encoder",
-            "cond_stage_model.transformer.",
-            "transformers",
-            pads=CLIP_END,
-        ),
-    ),
+    (replace(_CLIP_L, prefix="cond_stage_model.transformer."),),
     matches=lambda tensors, layout: True,
     kohya="sd_v1",
     modelspec="stable-diffusion-v1",
@@ -221,20 +224,8 @@ SDXL = Family(
     "sdxl",
     "Stable Diffusion XL",
     (
-        TextEncoderSpec(
-            "clip_l",
-            "text_encoder",
-            "conditioner.embedders.0.transformer.",
-            "transformers",
-            pads=CLIP_END,
-        ),
-        TextEncoderSpec(
-            "clip_g",
-            "text_encoder_2",
-            "conditioner.embedders.1.model.",
-            "openclip",
-            pools="projection",
-        ),
+        replace(_CLIP_L, prefix="conditioner.embedders.0.transformer."),
+        replace(_CLIP_G, prefix="conditioner.embedders.1.model.", naming="openclip"),
     ),
     matches=_is_xl,
     kohya="sdxl_base_v1-0",
@@ -253,9 +244,7 @@ REFINER = replace(
     SDXL,
     name="sdxl-refiner",
     title="the refiner of Stable Diffusion XL",
-    text_encoders=(
-        TextEncoderSpec("clip_g", "text_encoder_2", _REFINERS_TEXT, "openclip", pools="projection"),
-    ),
+    text_encoders=(replace(_CLIP_G, prefix=_REFINERS_TEXT, naming="openclip"),),
     matches=_is_refiner,
     kohya="sdxl_refiner_v1-0",
     modelspec="stable-diffusion-xl-v1-refiner",
@@ -267,28 +256,10 @@ _TRANSFORMERS_POOLED = "time_text_embed.text_embedder.linear_1.weight"
 _T5 = TextEncoderSpec(
     "t5xxl", "text_encoder_3", "text_encoders.t5xxl.transformer.", "t5", positions=256
 )
-_CLIP_L = TextEncoderSpec(
-    "clip_l",
-    "text_encoder",
-    "text_encoders.clip_l.transformer.",
-    "transformers",
-    pads=CLIP_END,
-    pools="projection",
-)
 SD3 = Family(
     "sd3",
     "Stable Diffusion 3",
-    (
-        _CLIP_L,
-        TextEncoderSpec(
-            "clip_g",
-            "text_encoder_2",
-            "text_encoders.clip_g.transformer.",
-            "transformers",
-            pools="projection",
-        ),
-        _T5,
-    ),
+    (replace(_CLIP_L, pools="projection"), _CLIP_G, _T5),
     signs={
         "original": re.compile(r"joint_blocks\.\d"),
         "diffusers": re.compile(r"pos_embed\.proj\."),
