@@ -16,6 +16,7 @@ from sepme_cli.errors import SepmeError
 from sepme_cli.operations.apply import ApplyOptions
 from sepme_cli.operations.evaluate import Scope
 from sepme_cli.operations.revert import RevertOptions
+from sepme_cli.operations.sample import Patching
 from sepme_cli.planning.request import EraseOptions
 
 ROOT = Path(__file__).parent.parent
@@ -85,7 +86,7 @@ def test_a_public_name_is_described(name: str) -> None:
         check(one)
 
 
-@pytest.mark.parametrize("options", [EraseOptions, ApplyOptions, RevertOptions, Scope])
+@pytest.mark.parametrize("options", [EraseOptions, ApplyOptions, RevertOptions, Scope, Patching])
 def test_options_that_functions_share_are_described(options: type) -> None:
     check(options)
 

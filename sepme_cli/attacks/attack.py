@@ -211,7 +211,7 @@ def needs_diffusion(victim: Victim) -> str | None:
 
 def needs_clip(victim: Victim) -> str | None:
     """Why an attack that chooses tokens cannot be tried."""
-    if all(stream.naming != "t5" for stream in victim.model.checkpoint.family.streams):
+    if all(spec.naming != "t5" for spec in victim.model.checkpoint.family.text_encoders):
         return None
     return f"{victim.model.checkpoint.family.title} reads prompts with T5 too"
 

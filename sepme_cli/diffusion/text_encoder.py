@@ -12,7 +12,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from transformers.activations import ACT2FN
 
 from sepme_cli.checkpoints.reading.networks import Network
-from sepme_cli.checkpoints.structure.families import TextStream
+from sepme_cli.checkpoints.structure.families import TextEncoderSpec
 from sepme_cli.diffusion.devices import Machine
 from sepme_cli.diffusion.packing import PackedTexts, pack, sees
 from sepme_cli.diffusion.tokenizer import END, tokenize, unread
@@ -33,14 +33,14 @@ _ROWS = 16
 class TextEncoder:
     """One text encoder, loaded when it is first used.
 
-    penultimate: what is read is the last layer but one, without the final norm. stream: what is
+    penultimate: what is read is the last layer but one, without the final norm. spec: what is
     particular to it in its family. tokenizer: a folder with its files, None for CLIP's own.
     """
 
     network: Network = field(repr=False)
     machine: Machine
     penultimate: bool
-    stream: TextStream
+    spec: TextEncoderSpec
     tokenizer: Path | None
 
     @property
@@ -101,7 +101,7 @@ class TextEncoder:
     def pooled_width(self) -> int:
         """Of the pooled output."""
         width = int(self.config["hidden_size"])
-        if self.stream.pools == "end":
+        if self.spec.pools == "end":
             return width
         return clip_shapes(self.network).get("text_projection.weight", (width,))[0]
 
@@ -115,7 +115,7 @@ class TextEncoder:
 
         Raises UnsupportedError for words of a tokenizer that the text encoder was not given.
         """
-        ids = tokenize(prompts, self.positions, padding=self.stream.pads, folder=self.tokenizer)
+        ids = tokenize(prompts, self.positions, padding=self.spec.pads, folder=self.tokenizer)
         known = self.config["vocab_size"]
         if len(ids) and int(ids.max()) >= known:
             raise UnsupportedError(
@@ -171,7 +171,7 @@ class TextEncoder:
         ends = _ends(ids)
         # Behind the end each family pads as it does.
         padding = torch.arange(ids.shape[1]) > ends[:, None]
-        ids = ids.masked_fill(padding, self.stream.pads).masked_fill(is_free, 0).to(self.device)
+        ids = ids.masked_fill(padding, self.spec.pads).masked_fill(is_free, 0).to(self.device)
 
         def put(_: nn.Module, inputs: tuple[Tensor], embedded: Tensor) -> Tensor:
             assert free is not None
@@ -195,7 +195,7 @@ class TextEncoder:
 
     def pooled(self, ends: Tensor) -> Tensor:
         """The pooled output [n, p] of the states that `encode` gives of ends [n, width]."""
-        if self.stream.pools == "end":
+        if self.spec.pools == "end":
             return ends
         if (projection := self._tensors.get("text_projection.weight")) is None:
             raise _not_whole(self.network, "text_projection")

@@ -23,7 +23,7 @@ from sepme_cli.composing.fitting import Change, fit
 from sepme_cli.composing.importing import (
     UNKNOWN,
     ImportResult,
-    LeftOut,
+    LeftOutPart,
     Naming,
     importable,
     summed_up,
@@ -116,7 +116,7 @@ def extract(
     )
 
 
-def _nothing(before: Checkpoint, after: EditedWeights, left_out: list[LeftOut]) -> RefusedError:
+def _nothing(before: Checkpoint, after: EditedWeights, left_out: list[LeftOutPart]) -> RefusedError:
     advice = "; keep the edited model, and erase from that" if left_out else ""
     return RefusedError(
         f"{after.path} does not differ from {before.path} in {importable(before.family)}: there is "
@@ -171,7 +171,7 @@ def _noise(before: Target, after: Target) -> float:
 
 def _left_out(
     before: Checkpoint, after: Checkpoint, progress: Progress
-) -> tuple[list[LeftOut], list[str]]:
+) -> tuple[list[LeftOutPart], list[str]]:
     """What else differs, network by network; and warnings of it."""
     left_out, warnings = [], []
     if after.stack is not None:
@@ -183,7 +183,7 @@ def _left_out(
     text = before.text_encoder_fingerprints(), after.text_encoder_fingerprints()
     changed = [name for name in text[0] if text[1].get(name, text[0][name]) != text[0][name]]
     if changed:
-        left_out += [LeftOut(f"text encoder {name}", 1) for name in changed]
+        left_out += [LeftOutPart(f"text encoder {name}", 1) for name in changed]
         warnings.append(
             f"the text encoder ({', '.join(changed)}) differs too, and stays as it is in "
             "the base: the edit may depend on it"
@@ -200,7 +200,7 @@ def _left_out(
             continue
         count = sum(_differing(pair[0].tensors, pair[1].tensors, before))
         if count:
-            left_out.append(LeftOut(f"{name}, other tensors", count))
+            left_out.append(LeftOutPart(f"{name}, other tensors", count))
             warnings.append(
                 f"{count} other tensors of the {name} differ and stay as they are in the base: "
                 f"only {importable(before.family)} can be extracted"
@@ -208,7 +208,9 @@ def _left_out(
     return left_out, warnings
 
 
-def _others_left_out(before: Checkpoint, after: EditedWeights) -> tuple[list[LeftOut], list[str]]:
+def _others_left_out(
+    before: Checkpoint, after: EditedWeights
+) -> tuple[list[LeftOutPart], list[str]]:
     """The same of a file that holds some weights alone."""
     denoiser = before.network("denoiser")
     ours = denoiser.tensors if denoiser is not None else {}
@@ -219,7 +221,7 @@ def _others_left_out(before: Checkpoint, after: EditedWeights) -> tuple[list[Lef
     ]
     if not others:
         return [], []
-    return [LeftOut("other tensors", len(others))], [
+    return [LeftOutPart("other tensors", len(others))], [
         f"{len(others)} other tensors in {after.path} ({others[0]} among them) are left "
         f"out: only {importable(before.family)} can be extracted, and the edit may depend on the "
         "rest"

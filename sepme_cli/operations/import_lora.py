@@ -21,7 +21,7 @@ from sepme_cli.composing.fitting import Change, fit
 from sepme_cli.composing.importing import (
     UNKNOWN,
     ImportResult,
-    LeftOut,
+    LeftOutPart,
     Naming,
     importable,
     summed_up,
@@ -186,7 +186,7 @@ def _delta(module: LoraModule, checkpoint: Checkpoint, name: str) -> Callable[[]
 
 def _left_out(
     ours: Mapping[str, LoraModule], others: Sequence[LoraModule], family: Family
-) -> tuple[list[LeftOut], list[str]]:
+) -> tuple[list[LeftOutPart], list[str]]:
     """What is left out by kind, with its share where all of it is plain, and a warning."""
     if not others:
         return [], []
@@ -200,7 +200,7 @@ def _left_out(
     known = {what: sum(filter(None, found)) for what, found in energies.items()}
     whole = kept + sum(known.values())
     told = [
-        LeftOut(what, len(found), None if None in found else known[what] / whole)
+        LeftOutPart(what, len(found), None if None in found else known[what] / whole)
         for what, found in energies.items()
     ]
     unknown = sum(found.count(None) for found in energies.values())
