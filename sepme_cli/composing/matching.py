@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 from patch_spec.base import Base
 from patch_spec.increment import Increment
 from patch_spec.stack import StackRecord
-from patch_spec.streams import Stream, stream_of
+from patch_spec.streams import Stream, network_of, stream_of
 from sepme_cli.arguments import Words
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
 from sepme_cli.checkpoints.reading.patches import Patches, PatchFile, read_patch_files, select
@@ -27,7 +27,8 @@ class Patchable(Protocol):
     """What increments can be added to: an open checkpoint, or a UNet in memory.
 
     path: what errors call it. by_name: its targets, by the names that patches give them. further:
-    keys and values in it that are none.
+    keys and values in it that are none. layer: another weight by its name in patches, None for one
+    that it does not have.
     """
 
     @property
@@ -40,6 +41,7 @@ class Patchable(Protocol):
     def by_name(self) -> Mapping[str, Shaped]: ...
     @property
     def further(self) -> Sequence[str]: ...
+    def layer(self, name: str) -> Shaped | None: ...
 
 
 ROUNDS_TWICE = "added to a checkpoint that is patched already, which rounds twice"
@@ -204,6 +206,9 @@ def _leaves(
     """Whether a target of a model stays as it is that an erasure should change."""
     if layered and target not in base.targets:
         return True
+    if any(part.layers for part in parts):
+        # They were not made by what is read of the text alone.
+        return False
     return not any(part.acts_on(target) for part in parts) and stream_of(target) == "pooled"
 
 
@@ -225,7 +230,8 @@ def _match_base(
     reference: the checkpoint before any patch; None where that is not at hand.
     """
     match: BaseMatch = "exact"
-    if any(target.copies[0].dtype != "F16" for target in checkpoint.targets):
+    layers = checkpoint.found_layers({name for file in files for name in file.patch.base.layers})
+    if any(target.copies[0].dtype != "F16" for target in (*checkpoint.targets, *layers)):
         match = "same-values"
     warnings = []
     for file in files:
@@ -239,11 +245,21 @@ def _match_base(
             differing = "" if same else "according to the stack record"
         else:
             differing = _differing(reference, file.patch.base)
+        differing = differing or _other_layers(checkpoint, file)
         if differing:
             match = "family"
             warnings.append(_another_model(checkpoint, file, differing))
             warnings += _text_encoders(checkpoint, file)
     return match, warnings
+
+
+def _other_layers(checkpoint: Checkpoint, file: PatchFile) -> str:
+    layers = file.patch.base.layers
+    found = checkpoint.found_layers(layers)
+    names = [
+        layer.name for layer in found if checkpoint.fingerprint_of(layer) != layers[layer.name]
+    ]
+    return f"{len(names)} of {len(layers)} further layers differ: {_some(names)}" * bool(names)
 
 
 def _another_model(checkpoint: Checkpoint, file: PatchFile, differing: str) -> str:
@@ -260,12 +276,15 @@ def _another_model(checkpoint: Checkpoint, file: PatchFile, differing: str) -> s
 
 def _check_targets(checkpoint: Patchable, file: PatchFile, part: Increment) -> None:
     for name, up in part.up.items():
-        target = checkpoint.by_name.get(name)
+        target = checkpoint.by_name.get(name) or checkpoint.layer(name)
         found = "no such tensor" if target is None else list(target.shape)
         expected = [len(up), part.basis_of(name).shape[1]]
         if found != expected:
+            place = network_of(name)
+            where = "" if place in (None, "denoiser") else f" (of its text encoder {place})"
             raise MismatchError(
-                f"{file.name} patches {name}, which {checkpoint.path} does not have in that shape",
+                f"{file.name} patches {name}{where}, which {checkpoint.path} does not have in that "
+                "shape",
                 file=checkpoint.path,
                 expected=expected,
                 found=found,

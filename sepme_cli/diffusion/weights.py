@@ -19,6 +19,7 @@ from sepme_cli.checkpoints.reading.text_encoders import (
     unfused,
 )
 from sepme_cli.checkpoints.structure.dtypes import NAMES
+from sepme_cli.checkpoints.structure.layers import WHOLE
 from sepme_cli.diffusion.arrays import Array, as_tensor, to_torch
 from sepme_cli.increments import Scaled, compose
 
@@ -110,7 +111,7 @@ def patched_weights(checkpoint: Checkpoint, stack: Sequence[Scaled]) -> dict[str
 def _patched(target: Target, stack: Sequence[Scaled]) -> Tensor:
     weight = to_torch(compose(target.read(), stack, target.name), torch.float32)
     stored = target.copies[0]
-    if stored.columns is None:
+    if stored.part.columns is None:
         return weight
-    beside = replace(stored, columns=None).read()[:, stored.columns :]
+    beside = replace(stored, part=WHOLE).read()[:, stored.part.columns :]
     return torch.cat([weight, to_torch(beside, torch.float32)], 1)

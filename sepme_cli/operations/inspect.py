@@ -149,7 +149,7 @@ def _checkpoint(checkpoint: Checkpoint) -> CheckpointInfo:
     stack, streams = checkpoint.stack, [stream.name for stream in checkpoint.family.streams]
     encoders = tuple(name for name in streams if checkpoint.network(name) is not None)
     files = checkpoint.all_files()
-    journals = [undo_path(file.path) for file in checkpoint.target_files]
+    journals = [undo_path(file.path) for file in checkpoint.patched_files]
     return CheckpointInfo(
         file=str(checkpoint.path),
         bytes=sum(os.fstat(file.file.fileno()).st_size for file in files),

@@ -181,7 +181,9 @@ def _checkpoint(
             need = ", ".join(unknown)
             unchecked.append(f"the weights themselves: that takes the patches of {need} too")
         else:
-            if lacking := original.base.targets.keys() - checkpoint.by_name.keys():
+            known = original.base.targets.keys() | checkpoint.stack.layers.keys()
+            there = {layer.name for layer in checkpoint.patched_layers}
+            if lacking := known - checkpoint.by_name.keys() - there:
                 detail = f"without {', '.join(sorted(lacking)[:3])}, which the base has"
                 yield Check("weights", False, detail)
                 return
@@ -211,16 +213,17 @@ def _unpatched(
 
 
 def _finite(checkpoint: Checkpoint, progress: Progress) -> Check:
-    progress.stage("reading the weights", len(checkpoint.targets))
+    targets = (*checkpoint.targets, *checkpoint.patched_layers)
+    progress.stage("reading the weights", len(targets))
     bad = []
-    for target in checkpoint.targets:
+    for target in targets:
         for copy in target.copies:
             try:
                 tensor_fingerprint(copy.read())
             except FormatError:
                 bad.append(copy.name)
         progress.advance()
-    detail = f"not finite: {', '.join(bad[:3])}" if bad else f"{len(checkpoint.targets)} targets"
+    detail = f"not finite: {', '.join(bad[:3])}" if bad else f"{len(targets)} targets"
     return Check("finite", not bad, detail)
 
 
@@ -267,6 +270,7 @@ def _rest(
 ) -> Iterator[Check]:
     """Whether the tensors that no patch in it touches are the base's, byte for byte."""
     targets = checkpoint.targets if checkpoint.stack is not None else ()
+    targets = (*targets, *checkpoint.patched_layers)
     touched = {copy.name for target in targets for copy in target.copies}
     ours, theirs = tensors_by_name(checkpoint), tensors_by_name(base)
     if ours.keys() != theirs.keys():

@@ -7,17 +7,14 @@ with its halves exchanged (shift and scale).
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
 
 from patch_spec.base import Family
 
 
 @dataclass(frozen=True)
-class _Rule:
+class Rule:
     """theirs: the module as the authors name it, a regular expression whose first group, if it has
     one, is the number of a block. ours: as diffusers does, of its parts from above. exchanged:
     whether the halves are."""
@@ -27,16 +24,16 @@ class _Rule:
     exchanged: bool = False
 
 
-def _rules(plain: Mapping[str, str], *blocks: tuple[str, str, Mapping[str, str]]) -> list[_Rule]:
+def _rules(plain: Mapping[str, str], *blocks: tuple[str, str, Mapping[str, str]]) -> list[Rule]:
     """plain: modules outside of blocks, blocks: what blocks are called by both, and the modules in
     them."""
-    found = [_Rule(re.escape(theirs), (ours,)) for theirs, ours in plain.items()]
+    found = [Rule(re.escape(theirs), (ours,)) for theirs, ours in plain.items()]
     for theirs, ours, inner in blocks:
         for their_part, our_parts in inner.items():
             names = tuple(f"{ours}.{{}}.{part}" for part in our_parts.split())
-            found.append(_Rule(rf"{theirs}\.(\d+)\.{re.escape(their_part)}", names))
+            found.append(Rule(rf"{theirs}\.(\d+)\.{re.escape(their_part)}", names))
     last = "final_layer.adaLN_modulation.1"
-    return [*found, _Rule(re.escape(last), ("norm_out.linear",), exchanged=True)]
+    return [*found, Rule(re.escape(last), ("norm_out.linear",), exchanged=True)]
 
 
 _QKV = "attn.to_q attn.to_k attn.to_v"
@@ -44,7 +41,7 @@ _ADDED_QKV = "attn.add_q_proj attn.add_k_proj attn.add_v_proj"
 _TIME = "time_text_embed.timestep_embedder.linear"
 _TEXT = "time_text_embed.text_embedder.linear"
 
-_RULES: Mapping[Family, Sequence[_Rule]] = {
+RULES: Mapping[Family, Sequence[Rule]] = {
     "sd3": _rules(
         {
             "x_embedder.proj": "pos_embed.proj",
@@ -127,42 +124,41 @@ _RULES: Mapping[Family, Sequence[_Rule]] = {
 }
 
 
-def in_diffusers_names(tensors: Mapping[str, Tensor], family: Family) -> dict[str, Tensor]:
-    """A transformer's tensors by diffusers' names; those that no rule knows are left out.
+@dataclass(frozen=True)
+class Module:
+    """A module of the authors', as diffusers has it.
 
-    tensors: by their authors' names, without what the file puts before all of them.
+    ours: its names there, of several those of its parts from above. exchanged: whether its halves
+    are.
     """
-    found: dict[str, Tensor] = {}
-    last = _last_block(tensors)
-    for name, value in tensors.items():
-        module, _, leaf = name.rpartition(".")
-        if name == "pos_embed":  # of Stable Diffusion 3
-            found["pos_embed.pos_embed"] = value
-        for rule, number in _matching(family, module):
-            # The last block makes nothing more of the text, and its norm is that of an end.
-            swap = rule.exchanged or (number == last and "norm1_context.linear" in rule.ours[0])
-            parts = _split(value, len(rule.ours), swap=swap)
-            for ours, part in zip(rule.ours, parts, strict=True):
-                found[f"{ours.format(number)}.{'weight' if leaf == 'scale' else leaf}"] = part
-    return found
+
+    ours: tuple[str, ...]
+    exchanged: bool
+
+    def rows(self, count: int) -> list[int]:
+        """How many of its rows each part has."""
+        # Queries, keys and values; and beside them, four times as many, what feeds forward.
+        shares = (1, 1, 1, 4)[: len(self.ours)]
+        found = [count * share // sum(shares) for share in shares]
+        return [*found[:-1], count - sum(found[:-1])]
 
 
-def _matching(family: Family, module: str) -> Iterator[tuple[_Rule, int | None]]:
-    for rule in _RULES[family]:
-        if match := re.fullmatch(rule.theirs, module):
-            yield rule, int(match[1]) if match.groups() else None
+def in_diffusers(family: Family, names: Iterable[str]) -> Iterator[tuple[str, Module]]:
+    """Of tensors of a transformer, as the authors name them, those that a rule knows."""
+    known = tuple(names)
+    last = _last_block(known)
+    for name in known:
+        module = name.rpartition(".")[0]
+        for rule in RULES.get(family, ()):
+            if match := re.fullmatch(rule.theirs, module):
+                number = int(match[1]) if match.groups() else None
+                # The last block makes nothing more of the text: its norm is that of an end.
+                ends = number == last and "norm1_context.linear" in rule.ours[0]
+                ours = tuple(one.format(number) for one in rule.ours)
+                yield name, Module(ours, rule.exchanged or ends)
 
 
-def _last_block(names: Mapping[str, object]) -> int | None:
+def _last_block(names: Iterable[str]) -> int | None:
     """The number of the last block of Stable Diffusion 3; None of Flux.1."""
     found = (re.match(r"joint_blocks\.(\d+)\.", name) for name in names)
     return max((int(match[1]) for match in found if match), default=None)
-
-
-def _split(value: Tensor, parts: int, *, swap: bool) -> Sequence[Tensor]:
-    if swap:
-        return [torch.cat(value.chunk(2)[::-1])]
-    if parts <= 3:  # queries, keys and values
-        return value.chunk(parts)
-    # Beside them what the feed-forward layer reads, four times as wide as they are each.
-    return value.split([len(value) // 7] * 3 + [len(value) - 3 * (len(value) // 7)])
