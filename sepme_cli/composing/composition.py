@@ -242,7 +242,7 @@ def assembled(
         return make(parts[0])
     whole = np.array(convert(parts[0].stored.whole()))
     for part in parts:
-        part.stored.put(make(part), whole)
+        part.stored.part.put(make(part), whole)
     return whole
 
 

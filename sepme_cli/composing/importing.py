@@ -10,7 +10,7 @@ from patch_spec.container import patch_bytes
 from patch_spec.increment import Increment, Kind
 from patch_spec.manifest import Patch
 from patch_spec.provenance import Measurements, Method, Setting
-from patch_spec.streams import stream_of
+from patch_spec.streams import network_of, stream_of
 from patch_spec.text import slugify
 from sepme_cli.checkpoints.disk.output import (
     check_output,
@@ -31,13 +31,29 @@ UNKNOWN = (
 )
 
 
+OF_IMAGES = (
+    "this increment changes layers that read more than the text of a prompt: there is no "
+    "prompt that it is sure to leave alone (--text-layers-only takes what reads text alone)"
+)
+EVERY_LAYER = "the weights of linear layers"
+
+
 def importable(family: ModelFamily) -> str:
-    """What of a family's models can be imported, in words: the layers that read the rows of a
-    prompt. What is done to the vector beside them is not."""
+    """What of a family's models reads the rows of a prompt alone, in words."""
     if family.denoiser == "unet":
         return "the keys and values of the cross-attention"
     (layer,) = (name for name in family.entries["diffusers"] if stream_of(name) == "tokens")
     return f"the layer that reads the rows of the text ({layer.removesuffix('.weight')})"
+
+
+def layers_of(fit: Fit) -> tuple[str, ...]:
+    """The layers that an increment with these factors changes."""
+    return tuple(name for name in fit.exponents if network_of(name) is not None)
+
+
+def cautions(fit: Fit) -> list[str]:
+    """What a user should know of an increment that was brought in."""
+    return [UNKNOWN, *([OF_IMAGES] if layers_of(fit) else [])]
 
 
 @dataclass(frozen=True)
@@ -74,7 +90,8 @@ class ImportResult:
         slug: Name for files and tensors.
         kind: Kind of increment: "additive", "operator" or "lora".
         rank: Rank of the increment.
-        targets: Number of weights that it changes.
+        targets: Number of weights that it changes, layers included.
+        layers: Number of those that read more than the text of a prompt.
         relative_error: Frobenius norm of its difference from the imported change, over all weights,
             relative to that change.
         residuals: The same for each weight, the largest first.
@@ -97,6 +114,7 @@ class ImportResult:
     left_out: tuple[LeftOut, ...]
     warnings: tuple[str, ...]
     seconds: float
+    layers: int = 0
 
 
 @dataclass(frozen=True)
@@ -179,4 +197,5 @@ def summed_up(
         left_out=tuple(left_out),
         warnings=warnings,
         seconds=seconds,
+        layers=len(increment.layers),
     )

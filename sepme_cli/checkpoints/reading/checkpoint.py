@@ -135,6 +135,10 @@ class Checkpoint:
         """A layer by the name that patches give it, None where it is not in here; see `Layers`."""
         return self.layers.find(name)
 
+    def weight(self, name: str) -> Target | None:
+        """A target or a layer by the name that patches give it; None where it is not in here."""
+        return self.by_name.get(name) or self.layer(name)
+
     def found_layers(self, names: Iterable[str]) -> tuple[Target, ...]:
         """Those of some layers that are in here."""
         return tuple(layer for name in names if (layer := self.layer(name)) is not None)

@@ -44,7 +44,7 @@ class Weight:
         """The values, as `Stored.read` gives them."""
         if self.journal is None:
             return self.stored.read()
-        return dequantised(self.stored.meant(self.whole()), self.stored.scales())
+        return dequantised(self.stored.part.of(self.whole()), self.stored.scales())
 
     def whole(self) -> Array:
         """All of the tensor, as it is stored."""

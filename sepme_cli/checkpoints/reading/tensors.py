@@ -135,44 +135,23 @@ class Stored:
     def read(self) -> Array:
         """The values: in the dtype they are stored in, or in float64 where that takes a scale."""
         if self.part.rows is None:
-            return dequantised(self.meant(self.whole()), self.scales())
+            return dequantised(self.part.of(self.whole()), self.scales())
         # Fused matrices are large, and their rows lie one behind the other.
         (begin, end), entry = self.part.rows, self.entry
         row = entry.nbytes // entry.shape[0]
         shape = (end - begin, *entry.shape[1:])
         at = entry.begin + begin * row, entry.begin + end * row
-        rows = replace(self, part=replace(self.part, rows=None))
         values = self.file.read(TensorEntry(entry.name, entry.dtype, shape, *at))
-        return dequantised(rows.meant(values), self.scales())
+        return dequantised(replace(self.part, rows=None).of(values), self.scales())
 
     def mapped(self) -> Array:
         """The same, of the file's own pages where it can be; see `WeightsFile.mapped`."""
         whole = self.file.mapped(self.entry)
-        return dequantised(self.meant(whole), self.scales())
+        return dequantised(self.part.of(whole), self.scales())
 
     def whole(self) -> Array:
         """All of the tensor, as it is stored."""
         return self.file.read(self.entry)
-
-    def meant(self, whole: Array) -> Array:
-        """Of all of the tensor what is meant."""
-        found = self._rows(whole)
-        return found if self.part.columns is None else found[:, : self.part.columns]
-
-    def put(self, meant: Array, whole: Array) -> None:
-        """Overwrite what is meant within all of the tensor, which is one piece of memory."""
-        inside = whole.reshape(len(whole), -1) if self.part.kernel else whole
-        if self.part.rows is not None:
-            inside = inside[slice(*self.part.rows)]
-        values = _exchanged(meant) if self.part.exchanged else meant
-        inside[:, : self.part.columns] = values
-
-    def _rows(self, whole: Array) -> Array:
-        part = self.part
-        found = whole.reshape(len(whole), -1) if part.kernel else whole
-        if part.rows is not None:
-            found = found[slice(*part.rows)]
-        return _exchanged(found) if part.exchanged else found
 
     def scales(self) -> Array | None:
         """What the stored numbers are multiplied by, so shaped that it broadcasts; None for 1."""
@@ -181,13 +160,7 @@ class Stored:
         scales = self.file.read(self.scale).astype(np.float64)
         if scales.size <= 1:
             return scales.reshape(())
-        return self._rows(scales.reshape(-1, *[1] * (len(self.entry.shape) - 1)))
-
-
-def _exchanged(rows: Array) -> Array:
-    """With the halves of the rows in each other's place."""
-    half = len(rows) // 2
-    return np.concatenate([rows[half:], rows[:half]])
+        return self.part.rows_of(scales.reshape(-1, *[1] * (len(self.entry.shape) - 1)))
 
 
 def is_companion(name: str) -> bool:

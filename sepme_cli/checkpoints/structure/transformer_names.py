@@ -146,19 +146,40 @@ class Module:
 def in_diffusers(family: Family, names: Iterable[str]) -> Iterator[tuple[str, Module]]:
     """Of tensors of a transformer, as the authors name them, those that a rule knows."""
     known = tuple(names)
-    last = _last_block(known)
+    last = _last_block(family, "joint_blocks", known)
     for name in known:
-        module = name.rpartition(".")[0]
         for rule in RULES.get(family, ()):
-            if match := re.fullmatch(rule.theirs, module):
+            if match := re.fullmatch(rule.theirs, name.rpartition(".")[0]):
+                yield name, _module(rule, int(match[1]) if match.groups() else None, last)
+
+
+def authors_modules(family: Family, modules: Iterable[str]) -> dict[str, Module]:
+    """Of modules of a transformer, as diffusers names them, those that are the authors' own or all
+    the parts of one; by the authors' names."""
+    known = frozenset(modules)
+    last = _last_block(family, "transformer_blocks", known)
+    found: dict[str, Module] = {}
+    for rule in RULES.get(family, ()):
+        own = re.compile(re.escape(rule.ours[0]).replace(r"\{\}", r"(\d{1,4})"))
+        template = rule.theirs.replace("\\.", ".").replace(r"(\d+)", "{}")
+        for name in known:
+            if match := own.fullmatch(name):
                 number = int(match[1]) if match.groups() else None
-                # The last block makes nothing more of the text: its norm is that of an end.
-                ends = number == last and "norm1_context.linear" in rule.ours[0]
-                ours = tuple(one.format(number) for one in rule.ours)
-                yield name, Module(ours, rule.exchanged or ends)
+                module = _module(rule, number, last)
+                if known.issuperset(module.ours):
+                    found[template.format(number)] = module
+    return found
 
 
-def _last_block(names: Iterable[str]) -> int | None:
-    """The number of the last block of Stable Diffusion 3; None of Flux.1."""
-    found = (re.match(r"joint_blocks\.(\d+)\.", name) for name in names)
+def _module(rule: Rule, number: int | None, last: int | None) -> Module:
+    # The last block makes nothing more of the text: its norm is that of an end.
+    ends = number is not None and number == last and "norm1_context.linear" in rule.ours[0]
+    return Module(tuple(one.format(number) for one in rule.ours), rule.exchanged or ends)
+
+
+def _last_block(family: Family, blocks: str, names: Iterable[str]) -> int | None:
+    """The number of the last block of Stable Diffusion 3; None of Flux.1, where all are alike."""
+    if family != "sd3":
+        return None
+    found = (re.match(rf"{blocks}\.(\d+)\.", name) for name in names)
     return max((int(match[1]) for match in found if match), default=None)
