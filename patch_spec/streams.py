@@ -14,7 +14,8 @@ STREAMS: tuple[Stream, ...] = ("tokens", "pooled")
 
 TARGETS: Mapping[Stream, re.Pattern[str]] = {
     "tokens": re.compile(
-        r"(?:[a-z0-9_]+\.)+attn2\.to_[kv]\.weight"
+        # In the blocks of transformers, attn2 has seen the image.
+        r"(?!(?:transformer_)?blocks\.)(?:[a-z0-9_]+\.)+attn2\.to_[kv]\.weight"
         r"|context_embedder\.weight"
         r"|condition_embedder\.text_embedder\.linear_1\.weight"
     ),

@@ -133,6 +133,7 @@ def _names() -> Iterator[tuple[str, str, Change]]:
         "query": KEY.replace("to_k", "to_q"),
         "without-owner": "attn2.to_k.weight",
         "second-layer": "add_embedding.linear_2.weight",
+        "image-attention": "transformer_blocks.0.attn2.to_k.weight",
         "inside-another": "decoder.context_embedder.weight",
         "climbs": f"../{KEY}",
         "too-long": "x" * limits.TARGET_BYTES + ".attn2.to_k.weight",

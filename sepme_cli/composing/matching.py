@@ -15,7 +15,7 @@ from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
 from sepme_cli.checkpoints.reading.patches import Patches, PatchFile, read_patch_files, select
 from sepme_cli.checkpoints.structure.dtypes import FP8
 from sepme_cli.checkpoints.structure.families import Family, Shaped
-from sepme_cli.errors import MismatchError, RefusedError, UsageError
+from sepme_cli.errors import MismatchError, RefusedError, UnsupportedError, UsageError
 from sepme_cli.progress import Progress
 
 BaseMatch = Literal["exact", "same-values", "family"]
@@ -158,12 +158,21 @@ def chosen_for(
 ) -> tuple[Increment, ...]:
     """The increments of patches, or of them those that are named, which fit a model in memory.
 
-    Raises what `read_patch_file`, `select` and `fit` raise, UsageError without a patch.
+    Raises what `read_patch_file`, `select` and `fit` raise, UsageError without a patch, and
+    UnsupportedError for increments that change layers.
     """
     files = read_patch_files(patches)
     if not files:
         raise UsageError("name at least one patch")
     chosen = select(files, only)
+    if layered := [part.concept for part in chosen if part.layers]:
+        raise UnsupportedError(
+            f"{', '.join(layered)}: these increments change layers that read more than the text, "
+            "which are not patched in memory: apply them to the model's file, or export them as a "
+            "LoRA",
+            expected="increments of what reads text alone",
+            found=", ".join(layered),
+        )
     progress.warn_all(fit(model, files, chosen).warnings)
     return chosen
 
@@ -276,7 +285,9 @@ def _another_model(checkpoint: Checkpoint, file: PatchFile, differing: str) -> s
 
 def _check_targets(checkpoint: Patchable, file: PatchFile, part: Increment) -> None:
     for name, up in part.up.items():
-        target = checkpoint.by_name.get(name) or checkpoint.layer(name)
+        target = checkpoint.by_name.get(name)
+        if target is None:
+            target = checkpoint.layer(name)
         found = "no such tensor" if target is None else list(target.shape)
         expected = [len(up), part.basis_of(name).shape[1]]
         if found != expected:

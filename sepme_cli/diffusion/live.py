@@ -100,7 +100,7 @@ class CrossAttention:
         return cls(family, widths_of(shapes), by_name, {t: names[t] for t in by_name})
 
     def layer(self, name: str) -> Tensor | None:
-        """None is reached in memory yet."""
+        """None: what is patched in memory are targets alone."""
         return None
 
     @property

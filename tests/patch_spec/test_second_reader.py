@@ -84,7 +84,7 @@ VECTORS_READ_BY = (
 
 
 ROWS_READ_BY = re.compile(
-    r"([a-z0-9_]+\.)+attn2\.to_[kv]\.weight|context_embedder\.weight"
+    r"(?!(transformer_)?blocks\.)([a-z0-9_]+\.)+attn2\.to_[kv]\.weight|context_embedder\.weight"
     r"|condition_embedder\.text_embedder\.linear_1\.weight"
 )
 

@@ -88,10 +88,23 @@ _UNREAD: Mapping[tuple[FamilyName, LoraFormat], str] = {
 
 
 def module_name(target: str, family: Family, span: int, to: LoraFormat) -> str:
-    """The module of a target in a LoRA file. span: L of the UNet, see `span_of`."""
+    """The module of a target or a layer in a LoRA file. span: L of the UNet, see `span_of`.
+
+    Layers of transformers are not those of kohya's modules.
+    """
+    network, _, rest = _module(target).partition(".")
+    if network_of(target) not in (None, "denoiser"):
+        stream = next(stream for stream in family.streams if stream.name == network)
+        if to == "peft":
+            return f"{stream.folder}.text_model.{rest}"
+        return f"{joined_prefixes(stream, family)[-2]}{_joined(rest)}"
     if to == "peft":
         return f"{family.denoiser}.{_module(target)}"
-    return f"lora_unet_{_joined(_layout(family, span, _kohyas_naming(family)).stored(target))}"
+    naming = _kohyas_naming(family)
+    if network_of(target) is None:
+        return f"lora_unet_{_joined(_layout(family, span, naming).stored(target))}"
+    (module,) = authors_layers([target], family, span) if naming == "ldm" else [target]
+    return f"lora_unet_{_joined(module)}"
 
 
 def unread(family: Family, to: LoraFormat) -> str | None:
