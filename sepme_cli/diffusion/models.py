@@ -107,9 +107,11 @@ class StableDiffusion:
             own = {n: w for n, w in weights.items() if network_of(n) in (None, "denoiser")}
             stack.enter_context(self.denoiser.with_weights(own))
             for clip in self.text.clips if len(own) < len(weights) else ():
-                start = f"{clip.stream.name}."
+                name = clip.stream.name
                 of_clip = {
-                    n.removeprefix(start): w for n, w in weights.items() if n.startswith(start)
+                    layer.removeprefix(f"{name}."): weight
+                    for layer, weight in weights.items()
+                    if network_of(layer) == name
                 }
                 stack.enter_context(replaced_weights(clip.model, of_clip))
             yield
