@@ -41,7 +41,12 @@ class TensorDifference:
 
 def compare_tensors(a: Checkpoint, b: Checkpoint, progress: Progress) -> Iterator[TensorDifference]:
     """The tensors that both have and that are not the same bytes, in a's order."""
-    targets = {copy.name: target.name for target in a.targets for copy in target.copies}
+    targets = {
+        copy.name: target.name
+        for target in (*a.targets, *a.patched_layers, *b.patched_layers)
+        for copy in target.copies
+        if copy.part.rows is None
+    }
     ours, theirs = tensors_by_name(a), tensors_by_name(b)
     common = [name for name in ours if name in theirs]
     progress.stage("comparing", len(common))

@@ -218,7 +218,9 @@ def _changes(
     checkpoint: Checkpoint, parts: Sequence[Increment], progress: Progress
 ) -> list[TensorDifference]:
     """What the increments would add to each weight that is stored now."""
-    acted = [t for t in checkpoint.targets if any(part.acts_on(t.name) for part in parts)]
+    layers = checkpoint.found_layers(sorted({name for part in parts for name in part.layers}))
+    targets = (*checkpoint.targets, *layers)
+    acted = [t for t in targets if any(part.acts_on(t.name) for part in parts)]
     progress.stage("comparing", len(acted))
     changes = []
     for target in acted:

@@ -43,6 +43,8 @@ class CheckpointInfo:
         undo: Undo journal beside it, or None.
         metadata: Its metadata.
         pooled: Width of the pooled text that the model reads beside the rows, or None.
+        layers: Number of further weights that the applied increments change, which read more than
+            the text.
         files: Files with tensors, for a folder.
         kind: "checkpoint".
     """
@@ -64,6 +66,7 @@ class CheckpointInfo:
     undo: str | None
     metadata: Mapping[str, str]
     pooled: int | None = None
+    layers: int = 0
     files: tuple[str, ...] = ()
     kind: Literal["checkpoint"] = "checkpoint"
 
@@ -168,5 +171,6 @@ def _checkpoint(checkpoint: Checkpoint) -> CheckpointInfo:
         undo=str(journals[0]) if all(path.exists() for path in journals) else None,
         metadata=dict(checkpoint.metadata),
         pooled=checkpoint.widths.get("pooled"),
+        layers=len(stack.layers) if stack is not None else 0,
         files=tuple(file.place for file in files) if checkpoint.folder is not None else (),
     )
