@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, TypedDict
 
 from patch_spec.base import Base, Family
 from patch_spec.container import patch_bytes
@@ -115,6 +115,30 @@ class ImportResult:
     warnings: tuple[str, ...]
     seconds: float
     layers: int = 0
+
+
+class ImportOptions(TypedDict, total=False):
+    """Options of `import_lora` and `extract`, beside the models and the output.
+
+    Attributes:
+        concept: Name of the concept, for the increment's prompts; by default the LoRA's title, or
+            the file's name.
+        kind: Kind of the concept: "style", "object" or "any".
+        rank: Rank of the increment. If left out, the lowest one that keeps to `error`.
+        error: Largest relative error of any weight's change (Frobenius), 0 to 1; by default 0.01
+            for a LoRA and 0.05 for an edited model.
+        text_layers_only: Take only what is done to the weights that read the rows of a prompt and
+            nothing else: the keys and values of the cross-attention, or of a transformer the layer
+            that takes the text in.
+        force: Overwrite an existing output.
+    """
+
+    concept: str | None
+    kind: AsKind
+    rank: int | None
+    error: float
+    text_layers_only: bool
+    force: bool
 
 
 @dataclass(frozen=True)

@@ -220,7 +220,7 @@ def apply(
     destination, statement = request.destination, request.statement
     with ExitStack() as stack:
         target = stack.enter_context(destination.opened(progress))
-        _check_dtype(target.checkpoint, request.dtype)
+        _check_dtype(target.checkpoint, request)
         plan = stack.enter_context(_planned(target.checkpoint, request, progress))
         target.write(plan.composition.rewrites(), plan.companions)
         if late := plan.composition.rounding_loss.warning:
@@ -300,9 +300,12 @@ def _layers_after(checkpoint: Checkpoint, new: Sequence[Increment]) -> dict[str,
     return {**before, **{layer.name: checkpoint.fingerprint_of(layer) for layer in found}}
 
 
-def _check_dtype(checkpoint: Checkpoint, dtype: str | None) -> None:
-    scaled = [copy for target in checkpoint.targets for copy in target.copies if copy.scale]
-    if dtype is not None and scaled:
+def _check_dtype(checkpoint: Checkpoint, request: ApplyRequest) -> None:
+    if request.dtype is None:
+        return
+    weights = (*checkpoint.targets, *_layers_of(checkpoint, request.chosen))
+    scaled = [copy for target in weights for copy in target.copies if copy.scale]
+    if scaled:
         raise UnsupportedError(
             f"{checkpoint.path} is scaled fp8, whose scales other programs would apply again; "
             "leave out --dtype, or convert it first",

@@ -226,6 +226,9 @@ def _changes(
     for target in acted:
         weight = target.read()
         found = [factors(part, target.name, weight) for part in parts if part.acts_on(target.name)]
-        changes.append(measure_change(target.copies[0].name, weight, found))
+        stored = target.copies[0]
+        # A fused matrix is several layers, and has one name.
+        name = stored.name if stored.part.rows is None else target.name
+        changes.append(measure_change(name, weight, found))
         progress.advance()
     return changes

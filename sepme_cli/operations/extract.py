@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Container, Iterator, Mapping, Sequence
-from typing import BinaryIO
+from typing import BinaryIO, Unpack
 
 import ml_dtypes
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from patch_spec.grid import Float64
 from patch_spec.provenance import Setting
 from patch_spec.streams import network_of, stream_of
-from sepme_cli.arguments import FilePath, PlaceLike, as_path, as_place
+from sepme_cli.arguments import FilePath, PlaceLike, as_path, as_place, check_known
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint, open_checkpoint
 from sepme_cli.checkpoints.reading.edited import EditedWeights, open_edited
 from sepme_cli.checkpoints.reading.targets import Target
@@ -22,6 +22,7 @@ from sepme_cli.composing.comparison import rounding, same_bytes
 from sepme_cli.composing.fitting import Change, fit
 from sepme_cli.composing.importing import (
     EVERY_LAYER,
+    ImportOptions,
     ImportResult,
     LeftOut,
     Naming,
@@ -32,7 +33,6 @@ from sepme_cli.composing.importing import (
     write_patch,
 )
 from sepme_cli.composing.matching import check_unpatched
-from sepme_cli.erasure.prompts import AsKind
 from sepme_cli.erasure.words import given_name
 from sepme_cli.errors import MismatchError, RefusedError
 from sepme_cli.progress import SILENT, Collector, Progress
@@ -49,13 +49,8 @@ def extract(
     edited: PlaceLike,
     output: FilePath | BinaryIO | None = None,
     *,
-    concept: str | None = None,
-    kind: AsKind = "any",
-    rank: int | None = None,
-    error: float = ERROR,
-    text_layers_only: bool = False,
-    force: bool = False,
     progress: Progress = SILENT,
+    **options: Unpack[ImportOptions],
 ) -> ImportResult:
     """Turn another method's edit of a model into a patch.
 
@@ -69,16 +64,8 @@ def extract(
             UCE and ESD save it.
         output: Patch to write, a file or binary stream. If left out, the concept's slug with
             .sepme, in the current folder.
-        concept: Name of the concept, for the increment's prompts; by default the edited file's
-            name.
-        kind: Kind of the concept: "style", "object" or "any".
-        rank: Rank of the increment. If left out, the lowest one that keeps to `error`.
-        error: Largest relative error of any weight's change (Frobenius), 0 to 1.
-        text_layers_only: Take only what changed in the weights that read the rows of a prompt and
-            nothing else: the keys and values of the cross-attention, or of a transformer the layer
-            that takes the text in.
-        force: Overwrite an existing output.
         progress: Receives progress and warnings.
+        **options: More options; see `ImportOptions`.
 
     Returns:
         What was written, its error, and what was left out.
@@ -90,18 +77,22 @@ def extract(
         UnsupportedError: A file is of a kind that is not supported.
         SystemFailure: A file cannot be read or written.
     """
+    check_known(options, ImportOptions)
     started, progress = time.monotonic(), Collector(progress)
+    rank, error = options.get("rank"), options.get("error", ERROR)
+    text_only = options.get("text_layers_only", False)
     base, edited = as_place(base), as_place(edited)
-    named = given_name(edited.stem if concept is None else concept, "--concept")
-    naming = Naming(named, kind, as_path(output), force)
+    given, kind = options.get("concept"), options.get("kind", "any")
+    named = given_name(edited.stem if given is None else given, "--concept")
+    naming = Naming(named, kind, as_path(output), options.get("force", False))
     naming.check(base, edited)
     with (
         open_checkpoint(base, progress) as before,
         open_edited(edited, before, progress) as after,
     ):
         check_unpatched(before, "extract with the file from before any patch")
-        what = importable(before.family) if text_layers_only else EVERY_LAYER
-        pairs = list(_compared(before, after, whole=not text_layers_only))
+        what = importable(before.family) if text_only else EVERY_LAYER
+        pairs = list(_compared(before, after, whole=not text_only))
         _check_edited(before, after, pairs, what)
         found = fit([_change(*pair) for pair in pairs], rank=rank, error=error, progress=progress)
         if after.whole is not None:

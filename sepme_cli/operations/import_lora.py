@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Unpack
 
 from patch_spec import limits
 from patch_spec.errors import FormatError
@@ -13,7 +13,7 @@ from patch_spec.grid import Float64
 from patch_spec.provenance import Setting
 from patch_spec.streams import network_of, stream_of
 from patch_spec.text import clean_text
-from sepme_cli.arguments import FilePath, PlaceLike, as_path, as_place
+from sepme_cli.arguments import FilePath, PlaceLike, as_path, as_place, check_known
 from sepme_cli.checkpoints.hub.cache import fetch_beside, local
 from sepme_cli.checkpoints.lora.names import (
     ATTENTION,
@@ -33,6 +33,7 @@ from sepme_cli.checkpoints.structure.transformer_names import Module
 from sepme_cli.composing.fitting import Change, fit
 from sepme_cli.composing.importing import (
     EVERY_LAYER,
+    ImportOptions,
     ImportResult,
     LeftOut,
     Naming,
@@ -43,7 +44,6 @@ from sepme_cli.composing.importing import (
     write_patch,
 )
 from sepme_cli.composing.matching import check_unpatched
-from sepme_cli.erasure.prompts import AsKind
 from sepme_cli.erasure.words import given_name
 from sepme_cli.errors import MismatchError, RefusedError, SepmeError
 from sepme_cli.evaluation.intervals import percent
@@ -60,13 +60,8 @@ def import_lora(
     base: PlaceLike,
     output: FilePath | BinaryIO | None = None,
     *,
-    concept: str | None = None,
-    kind: AsKind = "any",
-    rank: int | None = None,
-    error: float = ERROR,
-    text_layers_only: bool = False,
-    force: bool = False,
     progress: Progress = SILENT,
+    **options: Unpack[ImportOptions],
 ) -> ImportResult:
     """Turn a LoRA into a patch.
 
@@ -80,16 +75,8 @@ def import_lora(
         base: Model that it is for; the patch records its weights.
         output: Patch to write, a file or binary stream. If left out, the concept's slug with
             .sepme, in the current folder.
-        concept: Name of the concept, for the increment's prompts; by default the LoRA's title or
-            name.
-        kind: Kind of the concept: "style", "object" or "any".
-        rank: Rank of the increment. If left out, the lowest one that keeps to `error`.
-        error: Largest relative error of any weight's change (Frobenius), 0 to 1.
-        text_layers_only: Take only what it does to the weights that read the rows of a prompt and
-            nothing else: the keys and values of the cross-attention, or of a transformer the layer
-            that takes the text in.
-        force: Overwrite an existing output.
         progress: Receives progress and warnings.
+        **options: More options; see `ImportOptions`.
 
     Returns:
         What was written, its error, and what was left out.
@@ -101,16 +88,20 @@ def import_lora(
         UnsupportedError: It is not a plain LoRA, or the model is not supported.
         SystemFailure: A file cannot be read or written.
     """
+    check_known(options, ImportOptions)
     started, progress = time.monotonic(), Collector(progress)
+    rank, error = options.get("rank"), options.get("error", ERROR)
+    text_only = options.get("text_layers_only", False)
     place, base = as_place(lora), as_place(base)
     path = local(place, progress)
     fetch_beside(place, path, PEFT_CONFIG, progress)
     with open_lora(path) as file, open_checkpoint(base, progress) as checkpoint:
         check_unpatched(checkpoint, "import with the file from before any patch")
-        naming = Naming(_concept(concept, file, place), kind, as_path(output), force)
+        concept, kind = _concept(options.get("concept"), file, place), options.get("kind", "any")
+        naming = Naming(concept, kind, as_path(output), options.get("force", False))
         naming.check(base, path)
-        what = importable(checkpoint.family) if text_layers_only else EVERY_LAYER
-        ours, others = _sorted_out(file, checkpoint, whole=not text_layers_only)
+        what = importable(checkpoint.family) if text_only else EVERY_LAYER
+        ours, others = _sorted_out(file, checkpoint, whole=not text_only)
         if not ours:
             raise _nothing(file, others, checkpoint.family, what)
         changes = [_change(own, checkpoint.path) for own in ours.values()]

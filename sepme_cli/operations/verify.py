@@ -4,6 +4,9 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
+
+import numpy.typing as npt
 
 from patch_spec.digest import tensor_fingerprint
 from patch_spec.errors import FormatError
@@ -13,9 +16,19 @@ from sepme_cli.checkpoints.reading.checkpoint import Checkpoint, open_checkpoint
 from sepme_cli.checkpoints.reading.copies import unpatched_copies
 from sepme_cli.checkpoints.reading.kinds import kind_of
 from sepme_cli.checkpoints.reading.patches import PatchFile, read_patch_file
+from sepme_cli.checkpoints.reading.targets import Target
+from sepme_cli.checkpoints.reading.tensors import Stored
+from sepme_cli.checkpoints.structure.layers import WHOLE
 from sepme_cli.checkpoints.writing.writer import Rewrite
 from sepme_cli.composing.comparison import same_bytes, tensors_by_name
-from sepme_cli.composing.composition import Composition, Sources, find_original
+from sepme_cli.composing.composition import (
+    Composition,
+    Sources,
+    StoredPart,
+    assembled,
+    find_original,
+    stored_in_file,
+)
 from sepme_cli.composing.matching import fit
 from sepme_cli.errors import MismatchError, UnsupportedError, UsageError
 from sepme_cli.places import Place
@@ -265,6 +278,35 @@ def _different(rewrite: Rewrite, progress: Progress) -> Iterator[str]:
         progress.advance()
 
 
+def _partly_different(targets: Sequence[Target], base: Checkpoint) -> Iterator[str]:
+    """The tensors of which a patch changes a part, where the rest of them is not the base's."""
+    for file in {copy.file.place: copy.file for t in targets for copy in t.copies}.values():
+        for name, parts in stored_in_file(file, targets).items():
+            if parts[0].stored.part != WHOLE and not _same_beside(parts, base):
+                yield name
+
+
+def _same_beside(parts: Sequence[StoredPart], base: Checkpoint) -> bool:
+    """Whether a tensor is the base's but for parts of it; one that the base has in another shape
+    or dtype is not compared."""
+    originals: dict[str, Stored] = {}
+    for part in parts:
+        found = base.weight(part.target.name)
+        if found is None or part.copy >= len(found.copies):
+            return True
+        stored, own = found.copies[part.copy], part.stored
+        if (stored.dtype, stored.entry.shape) != (own.dtype, own.entry.shape):
+            return True
+        originals[part.target.name] = stored
+
+    def restored(part: StoredPart) -> npt.NDArray[Any]:
+        stored = originals[part.target.name]
+        return stored.part.of(stored.whole())
+
+    whole = originals[parts[0].target.name].whole()
+    return assembled(parts, restored).tobytes() == whole.tobytes()
+
+
 def _rest(
     checkpoint: Checkpoint, base: Checkpoint, unchecked: list[str], progress: Progress
 ) -> Iterator[Check]:
@@ -280,7 +322,7 @@ def _rest(
         return
     names = [name for name, stored in ours.items() if stored.name not in touched]
     progress.stage("comparing", len(names))
-    different = []
+    different = list(_partly_different(targets, base))
     for name in names:
         if not same_bytes(ours[name], theirs[name]):
             different.append(name)
