@@ -46,10 +46,7 @@ def _factors(
 ) -> list[Factors | None]:
     for increment in increments:
         _check_shape(increment, target, weight)
-    stream = stream_of(target)
-    if stream is None:
-        return [None] * len(increments)
-    shifts = [_shift(increment, stream) for increment in increments]
+    shifts = [_shift(increment, stream_of(target)) for increment in increments]
     made = iter(operator_factors(weight, [shift for shift in shifts if shift is not None]))
     found: list[Factors | None] = []
     for increment, shift in zip(increments, shifts, strict=True):
@@ -65,9 +62,9 @@ def _factors(
     return found
 
 
-def _shift(increment: Increment, stream: Stream) -> tuple[Float32, int] | None:
+def _shift(increment: Increment, stream: Stream | None) -> tuple[Float32, int] | None:
     """What an operator does to a stream, and its exponent; None of all else."""
-    found = increment.on(stream)
+    found = None if stream is None else increment.on(stream)
     return None if found is None or found.shift is None else (found.shift, found.exponent)
 
 
@@ -94,7 +91,8 @@ def compose(
 ) -> npt.NDArray[Any]:
     """cast(W + sum of scale * dW), summed from W on in the order of the increments' digests.
 
-    weight: the base's [out, d], any float dtype. terms: increments and scales, in any order;
+    weight: the base's [out, d], any float dtype, of a target or a layer. terms: increments and
+    scales, in any order;
     what does not touch the target adds nothing. dtype: of the result, W's own if left out.
     Raises FormatError C1 as `increment_delta` does, C2 for a result that is not finite.
     """

@@ -42,7 +42,7 @@ def increment_digest(increment: Identified) -> str:
 
 
 def base_digest(base: Identified) -> str:
-    """The digest of a base: family, width, target tensors. Not the text encoders (SPEC.md)."""
+    """The digest of a base: of its targets alone; see SPEC.md."""
     return _digest(base)
 
 

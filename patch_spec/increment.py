@@ -16,7 +16,7 @@ from patch_spec.digest import increment_digest
 from patch_spec.grid import Float16, Float32
 from patch_spec.provenance import Measurements, Method
 from patch_spec.records import Fields, as_integer
-from patch_spec.streams import Stream, stream_of
+from patch_spec.streams import Stream, network_of, stream_of
 
 Kind = Literal["additive", "lora", "operator"]
 KINDS: tuple[Kind, ...] = ("additive", "lora", "operator")
@@ -42,9 +42,9 @@ class Description:
     """All that a manifest says of an increment but its digest.
 
     prompts: what stands for the concept. rank: r, of the stream `tokens`; 0 for an increment that
-    leaves it alone. exponents: by target, of all but an operator. shift_exponent: of an operator,
-    else 0. pooled_rank, pooled_exponent: the same two of the stream `pooled`; the rank is 0 for an
-    increment that leaves it alone, and for a lora, whose rank is that of all its targets.
+    leaves it alone. exponents: by target or layer, of all but an operator. shift_exponent: of an
+    operator, else 0. pooled_rank, pooled_exponent: the same two of the stream `pooled`; the rank is
+    0 for an increment that leaves it alone, and for a lora, whose rank is that of all its targets.
     """
 
     concept: str
@@ -58,6 +58,11 @@ class Description:
     shift_exponent: int = 0
     pooled_rank: int = 0
     pooled_exponent: int = 0
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers that the increment changes, in order: of a lora alone."""
+        return tuple(sorted(name for name in self.exponents if network_of(name) is not None))
 
     def describe(self) -> dict[str, Any]:
         """The manifest's entry without its digest."""
@@ -123,8 +128,8 @@ class Increment(Description):
     basis: float32 [rank, d] on the grid. An additive increment has `up`, float16 [out, rank] by
     target, and `exponents` for the same targets: dW = up @ basis * 2**exponent. An operator has
     `shift`, float32 [d, rank] on the grid: dW = W @ shift @ basis * 2**shift_exponent. Of a lora
-    every target has a basis of its own, `down`, float32 [rank, d] on the grid:
-    dW = up @ down * 2**exponent; its `basis`, what all targets share, has no rows.
+    every target, which may also be a layer, has a basis of its own, `down`, float32 [rank, d] on
+    the grid: dW = up @ down * 2**exponent; its `basis`, what all targets share, has no rows.
     pooled_basis, pooled_shift: what targets that read the stream `pooled` have in their place.
     Two increments are equal if their slugs and their digests are.
     """
@@ -224,7 +229,7 @@ def _exponents(fields: Fields) -> dict[str, int]:
     where = fields.place("exponents")
     return {
         target: _exponent(value, where)
-        for target, value in fields.mapping("exponents", limits.TARGETS, least=1).items()
+        for target, value in fields.mapping("exponents", limits.LAYERS, least=1).items()
     }
 
 

@@ -26,6 +26,9 @@ PROMPTS = 4096
 KEPT_PROMPTS = 65536
 """That a patch keeps: those of 1024 concepts that were taken out before, 64 of each."""
 TARGETS = 1024
+LAYERS = 2048
+"""Of a base or a stack; and targets and layers of an increment: one of all of Stable Diffusion XL's
+has a thousand."""
 TEXT_ENCODERS = 4
 SETTINGS = 64
 WORST = 16
@@ -38,6 +41,8 @@ RANK = 77
 WIDTH = 4096
 """The widest stream, T5-XXL's; the exactness of the operator product rests on it."""
 OUT = 16384
+LAYER_SIDE = 32768
+"""Rows or columns of a layer: the products of a lora are exact whatever they are."""
 EXPONENT = 64
 """Scales are powers of two from 2**-64 to 2**64."""
 SAFE_INTEGER = 2**53 - 1

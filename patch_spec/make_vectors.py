@@ -14,18 +14,24 @@ from patch_spec.cases.examples import (
     CONTEXT,
     KEY,
     POOLED,
+    QUERY,
+    TEXT_LAYER,
     VALUE,
     additive,
     extremes,
     journal,
+    layered,
     lora,
     measured,
     on_both,
+    on_layers,
+    on_layers_alone,
     on_pooled,
     operator,
     original,
     patch,
     stack,
+    stack_of_layers,
     tensor_file,
     two_streams,
     weights,
@@ -51,12 +57,24 @@ _PATCHES: dict[str, Callable[[], tuple[Increment, ...]]] = {
     "operator": lambda: (operator(),),
     "both": lambda: (additive(), operator()),
     "extremes": lambda: (extremes(),),
+    "layers": lambda: (on_layers(), operator()),
+    "layers-alone": lambda: (on_layers_alone(),),
     "lora": lambda: (lora(), operator()),
     "measured": lambda: (measured(),),
     "pooled": lambda: (on_both(), on_pooled()),
     "wide": lambda: (widest(),),
 }
-_BASES: dict[str, Callable[[], Base]] = {"pooled": two_streams, "wide": wide}
+_BASES: dict[str, Callable[[], Base]] = {
+    "layers": layered,
+    "layers-alone": layered,
+    "pooled": two_streams,
+    "wide": wide,
+}
+_STACKED = {
+    KEY: "key.F16",
+    QUERY: "value.F16",
+    f"cond_stage_model.transformer.text_model.{TEXT_LAYER.removeprefix('clip_l.')}": "pooled.F16",
+}
 _Term = tuple[str, float]
 # patch, tensor of weights.safetensors, target, slugs with scales
 _COMPOSITIONS: tuple[tuple[str, str, str, tuple[_Term, ...]], ...] = (
@@ -72,6 +90,10 @@ _COMPOSITIONS: tuple[tuple[str, str, str, tuple[_Term, ...]], ...] = (
     ("lora", "key.F16", KEY, (("degas", 1.0),)),
     ("lora", "key.F64", KEY, (("degas", 0.7), ("ukiyo-e", -1.3))),
     ("lora", "value.F16", VALUE, (("degas", 1.0), ("ukiyo-e", 1.0))),
+    ("layers", "key.F16", KEY, (("degas", 1.0), ("ukiyo-e", 1.0))),
+    ("layers", "value.F16", QUERY, (("degas", 0.7), ("ukiyo-e", 1.0))),
+    ("layers", "pooled.F16", TEXT_LAYER, (("degas", 1.0),)),
+    ("layers-alone", "value.F16", KEY, (("degas", 1.0),)),
     ("both", "value.F16", KEY, (("monet", 1.0),)),
     ("both", "key.F16", KEY, (("monet", 1e6),)),
     ("pooled", "key.F16", KEY, (("hokusai", 1.0), ("monet", 1.0))),
@@ -94,6 +116,10 @@ def vectors() -> dict[str, bytes]:
     files["valid/original.safetensors"] = original()
     stacked = tensor_file({"sepme": stack().to_metadata()}, {KEY: weights()["key.F16"]})
     files["valid/stack.safetensors"] = stacked
+    files["valid/stack-layers.safetensors"] = tensor_file(
+        {"sepme": stack_of_layers().to_metadata()},
+        {name: weights()[own] for name, own in _STACKED.items()},
+    )
     files["valid/journal.safetensors"] = journal({})
     files |= {_path(case): case.data for case in invalid_cases()}
     index = json.dumps(_index(), indent=1, ensure_ascii=False)
@@ -139,6 +165,11 @@ def _index() -> dict[str, Any]:
             "fingerprints": {name: tensor_fingerprint(array) for name, array in weights().items()},
         },
         "stack": {"file": "valid/stack.safetensors", "base": stack().base},
+        "stack_of_layers": {
+            "file": "valid/stack-layers.safetensors",
+            "base": stack_of_layers().base,
+            "layers": dict(stack_of_layers().layers),
+        },
         "undo": {"file": "valid/journal.safetensors", "original": "valid/original.safetensors"},
         "compose": list(_compositions()),
         "invalid": [

@@ -1,10 +1,11 @@
 """The stack record: which increments a patched checkpoint has in it, and on which base."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Self, cast
 
 from patch_spec import limits
-from patch_spec.base import FAMILIES, Family
+from patch_spec.base import FAMILIES, Family, check_layer
 from patch_spec.errors import FormatError
 from patch_spec.records import Fields, as_digest, dump_record, load_record
 
@@ -46,7 +47,8 @@ class StackRecord:
     """What `__metadata__["sepme"]` of a patched checkpoint says.
 
     base: the digest of the base. entries: in the order of their digests, in which they were
-    summed. tool: what wrote the checkpoint. patches: SHA-256 of the patch files, in order.
+    summed. tool: what wrote the checkpoint. patches: SHA-256 of the patch files, in order. layers:
+    those that the increments change, to the fingerprints that they have in the base.
     """
 
     base: str
@@ -54,6 +56,7 @@ class StackRecord:
     entries: tuple[StackEntry, ...]
     tool: str
     patches: tuple[str, ...] = ()
+    layers: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         ordered = tuple(sorted(self.entries, key=lambda entry: entry.digest))
@@ -68,12 +71,11 @@ class StackRecord:
 
     @classmethod
     def from_metadata(cls, text: str) -> Self:
-        """A record from its canonical JSON; FormatError, rules J1 to J9, S1 and S2."""
-        fields = Fields(
-            load_record(text.encode(), FORMAT),
-            ("base", "family", "increments", "patches", "tool"),
-            "stack",
-        )
+        """A record from its canonical JSON; FormatError, rules J1 to J9, P1, S1 and S2."""
+        members = load_record(text.encode(), FORMAT)
+        known = ("base", "family", "increments", "patches", "tool")
+        fields = Fields(members, (*known, *(["layers"] if "layers" in members else [])), "stack")
+        layers = fields.mapping("layers", limits.LAYERS, least=1) if "layers" in members else {}
         entries = fields.sequence("increments", limits.STACK_ENTRIES, least=1)
         patches = fields.sequence("patches", limits.STACK_ENTRIES)
         record = cls(
@@ -85,6 +87,10 @@ class StackRecord:
             ),
             fields.word("tool"),
             tuple(as_digest(patch, "stack.patches") for patch in patches),
+            {
+                check_layer(name, "stack.layers"): as_digest(fingerprint, f"stack.layers.{name}")
+                for name, fingerprint in layers.items()
+            },
         )
         digests = [entry.digest for entry in record.entries]
         unique = len(set(digests)) == len(digests) and len(set(patches)) == len(patches)
@@ -101,5 +107,6 @@ class StackRecord:
             "increments": [entry.to_json() for entry in self.entries],
             "patches": list(self.patches),
             "tool": self.tool,
+            **({"layers": dict(self.layers)} if self.layers else {}),
         }
         return dump_record(FORMAT, members).decode()

@@ -1,4 +1,4 @@
-"""The validator: the rules of SPEC.md that tie a patch's parts together (P3 to P12, V1 to V5).
+"""The validator: the rules of SPEC.md that tie a patch's parts together (P3 to P13, V1 to V5).
 
 No I/O, and the same on reading and on writing. `validate_header` and `validate_layout` need the
 header alone and run before any memory is taken for factors; `validate_factors` looks at values.
@@ -42,7 +42,7 @@ def validate_header(header: Header, header_bytes: bytes) -> str:
 
 
 def validate_layout(header: Header, manifest: Manifest) -> None:
-    """Rules P4 to P10 and P12: the manifest agrees with itself, and the header with it."""
+    """Rules P4 to P10, P12, P13: the manifest agrees with itself, and the header with it."""
     _check_increments(manifest.increments)
     widths = manifest.base.widths
     for target, shape in manifest.base.shapes.items():
@@ -57,11 +57,13 @@ def validate_layout(header: Header, manifest: Manifest) -> None:
                 found=shape[1],
             )
     for summary in manifest.increments:
-        if unknown := sorted(set(summary.exponents) - set(manifest.base.targets)):
+        layers = manifest.base.layers if summary.kind == "lora" else {}
+        if unknown := sorted(set(summary.exponents) - set(manifest.base.targets) - set(layers)):
             raise FormatError(
                 "P7", "a target that the base does not name", where=summary.slug, found=unknown[0]
             )
         _check_streams(summary, manifest.base)
+    _check_layers(manifest)
     _check_tensors(header.tensors, layout(manifest))
 
 
@@ -83,6 +85,7 @@ def validate_factors(increments: Iterable[Increment], summaries: Iterable[Summar
 def layout(manifest: Manifest) -> tuple[TensorEntry, ...]:
     """The tensors that a patch with this manifest has, in the order of the file."""
     shapes: dict[tuple[str, str], tuple[int, ...]] = {}
+    shapes_of_base = {**manifest.base.shapes, **manifest.base.layer_shapes}
     for summary in manifest.increments:
         ranks = _ranks(summary)
         for stream, rank in ranks.items():
@@ -93,7 +96,7 @@ def layout(manifest: Manifest) -> tuple[TensorEntry, ...]:
             if summary.kind == "operator":
                 shapes["F32", f"{name}.shift"] = rows[::-1]
         for target in summary.exponents:
-            out, width = manifest.base.shapes[target]
+            out, width = shapes_of_base[target]
             rank = summary.rank if summary.kind == "lora" else ranks[_stream(target)]
             if summary.kind == "lora":
                 shapes["F32", f"{summary.slug}.down.{target}"] = (rank, width)
@@ -165,6 +168,33 @@ def _check_streams(summary: Summary, base: Base) -> None:
             expected=" and ".join(base.widths),
             found=" and ".join(ranks),
         )
+
+
+def _check_layers(manifest: Manifest) -> None:
+    """Rule P13: no increment promises anything where one has layers."""
+    changed = {name for summary in manifest.increments for name in summary.layers}
+    if unused := sorted(set(manifest.base.layers) - changed):
+        raise FormatError(
+            "P13", "a layer that no increment changes", where="base.layers", found=unused[0]
+        )
+    if changed and manifest.separable_from:
+        raise FormatError(
+            "P13",
+            "an increment that changes layers is separable from nothing",
+            where="separable_from",
+            expected="an empty list",
+            found=f"{len(manifest.separable_from)} prompts",
+        )
+    for summary in manifest.increments:
+        told = summary.measured
+        if summary.layers and (told.leakage, told.separability) != (None, None):
+            raise FormatError(
+                "P13",
+                "an increment that changes layers is separable from nothing",
+                where=summary.slug,
+                expected="null for leakage and separability",
+                found=f"{told.leakage} and {told.separability}",
+            )
 
 
 def _check_tensors(found: tuple[TensorEntry, ...], expected: tuple[TensorEntry, ...]) -> None:

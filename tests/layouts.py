@@ -33,7 +33,7 @@ def diffusers_name(name: str, span: int) -> str:
             return ours + name.removeprefix(theirs)
     found = re.fullmatch(r"(?:(input|output)_blocks\.(\d+)|middle_block)\.([01])\.(.+)", name)
     assert found is not None, name
-    place = Layout("", span)._attention(found[1], found[2] or "0")
+    place = Layout("", span).block(found[1], found[2] or "0", "attentions")
     if found[3] == "1":
         return f"{place}.{found[4]}"
     if found[4].startswith("op."):

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
 
 from patch_spec.base import Family
-from sepme_cli.diffusion.transformer_names import _RULES
+from sepme_cli.checkpoints.structure.transformer_names import RULES
 from tests.small_model import small_text
 
 T5_WIDTH = 224
@@ -204,7 +204,7 @@ def original_names(model: SmallTransformer) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     if "pos_embed.pos_embed" in state:
         found["pos_embed"] = state["pos_embed.pos_embed"]
-    for rule in _RULES[model.family]:
+    for rule in RULES[model.family]:
         theirs = rule.theirs.replace("\\.", ".").replace("(\\d+)", "{}")
         for number in range(9) if "{}" in theirs else (0,):
             for leaf in ("weight", "bias"):

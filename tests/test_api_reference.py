@@ -12,8 +12,10 @@ import pytest
 from griffe import Docstring, DocstringSectionKind, Parser
 
 import sepme_cli
+from sepme_cli.composing.importing import ImportOptions
 from sepme_cli.errors import SepmeError
 from sepme_cli.operations.apply import ApplyOptions
+from sepme_cli.operations.attack import Ways
 from sepme_cli.operations.evaluate import Scope
 from sepme_cli.operations.revert import RevertOptions
 from sepme_cli.operations.sample import Patching
@@ -86,7 +88,10 @@ def test_a_public_name_is_described(name: str) -> None:
         check(one)
 
 
-@pytest.mark.parametrize("options", [EraseOptions, ApplyOptions, RevertOptions, Scope, Patching])
+@pytest.mark.parametrize(
+    "options",
+    [EraseOptions, ApplyOptions, RevertOptions, ImportOptions, Scope, Patching, Ways],
+)
 def test_options_that_functions_share_are_described(options: type) -> None:
     check(options)
 
@@ -99,6 +104,7 @@ def test_the_page_has_every_public_name() -> None:
         EraseOptions,
         ApplyOptions,
         RevertOptions,
+        ImportOptions,
         Scope,
         *get_args(sepme_cli.InspectResult),
     ):

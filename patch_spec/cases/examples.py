@@ -32,6 +32,8 @@ KEY = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
 VALUE = "mid_block.attentions.0.transformer_blocks.0.attn2.to_v.weight"
 POOLED = "add_embedding.linear_1.weight"
 CONTEXT = "context_embedder.weight"
+QUERY = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight"
+TEXT_LAYER = "clip_l.encoder.layers.0.mlp.fc1.weight"
 TOOL = "sepme 0.1.0"
 DTYPES: Mapping[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
@@ -89,6 +91,16 @@ def two_streams() -> Base:
         targets={**base(KEY).targets, POOLED: tensor_fingerprint(vector)},
         shapes={**base(KEY).shapes, POOLED: (len(vector), POOLED_WIDTH)},
         pooled=POOLED_WIDTH,
+    )
+
+
+def layered() -> Base:
+    """The usual base, with a layer of the denoiser and one of the text encoder."""
+    layers = {QUERY: weights()["value.F16"], TEXT_LAYER: weights()["pooled.F16"]}
+    return replace(
+        base(),
+        layers={name: tensor_fingerprint(array) for name, array in layers.items()},
+        layer_shapes={QUERY: (6, WIDTH), TEXT_LAYER: (5, POOLED_WIDTH)},
     )
 
 
@@ -210,6 +222,37 @@ def lora() -> Increment:
     )
 
 
+def on_layers() -> Increment:
+    """A LoRA whole: a target and two layers, of different widths."""
+    query, query_exponent = split_up(numbers("up query", 6, 2))
+    text, text_exponent = split_up(numbers("up text", 5, 2) / 100)
+    return replace(
+        lora(),
+        up={KEY: lora().up[KEY], QUERY: query, TEXT_LAYER: text},
+        exponents={
+            KEY: lora().exponents[KEY],
+            QUERY: query_exponent,
+            TEXT_LAYER: text_exponent,
+        },
+        down={
+            KEY: lora().down[KEY],
+            QUERY: to_grid(numbers("down query", 2, WIDTH)),
+            TEXT_LAYER: to_grid(numbers("down text", 2, POOLED_WIDTH)),
+        },
+    )
+
+
+def on_layers_alone() -> Increment:
+    """The same without the target."""
+    whole = on_layers()
+    return replace(
+        whole,
+        up={name: whole.up[name] for name in whole.layers},
+        exponents={name: whole.exponents[name] for name in whole.layers},
+        down={name: whole.down[name] for name in whole.layers},
+    )
+
+
 def measured() -> Increment:
     """An increment of which it is known what else it changes."""
     collateral = Collateral(300, 0.0625, 0.125, {"Manet": 0.25, "a café": 0.5})
@@ -232,11 +275,13 @@ def extremes() -> Increment:
 
 
 def patch(*increments: Increment, of: Base | None = None) -> Patch:
-    """A patch with these increments, and prompts that they keep; of: what base."""
+    """A patch with these increments, and prompts that they keep; of: what base.
+
+    None are kept where an increment has layers."""
     return Patch(
         base=of or base(),
         increments=increments,
-        separable_from=("", "Van Gogh"),
+        separable_from=() if any(part.layers for part in increments) else ("", "Van Gogh"),
         protected=("a painting",),
         tool=TOOL,
     )
@@ -257,6 +302,16 @@ def stack() -> StackRecord:
         for increment, scale in zip(both.increments, (1.0, 0.5), strict=True)
     )
     return StackRecord(base().digest, "sd1", entries, TOOL, (patch_digest(both),))
+
+
+def stack_of_layers() -> StackRecord:
+    """The record of a checkpoint in which layers are changed, too."""
+    both = patch(on_layers(), operator(), of=layered())
+    entries = tuple(
+        StackEntry(part.digest, part.concept, part.slug, 1.0) for part in both.increments
+    )
+    of = layered()
+    return StackRecord(of.digest, "sd1", entries, TOOL, (patch_digest(both),), of.layers)
 
 
 def tensor_file(metadata: Mapping[str, str], arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:

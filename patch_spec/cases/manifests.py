@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from patch_spec import limits
-from patch_spec.cases.examples import KEY
+from patch_spec.cases.examples import KEY, QUERY, TEXT_LAYER
 from patch_spec.cases.tools import Change, Invalid, drop, put, with_manifest, with_text
 
 _INCREMENT = ("increments", 0)
@@ -11,6 +11,8 @@ _SETTINGS = (*_INCREMENT, "method", "settings")
 _COLLATERAL = (*_INCREMENT, "measured", "collateral")
 _MEASURED = {"captions": 1, "median": 0.5, "p95": 0.5, "worst": {}}
 _TARGET = ("base", "targets", KEY)
+_LAYERS = ("base", "layers")
+_LAYER = {"fingerprint": "0" * 64, "shape": [6, 8]}
 _POOLED = {"rank": 1, "shift_exponent": 0}
 
 
@@ -48,6 +50,8 @@ def _fields() -> Iterator[tuple[str, str, Change]]:
     yield "J3", "pooled-exponent-in-additive", put(*_INCREMENT, "pooled", to=_POOLED)
     yield "J4", "pooled-null", put(*_INCREMENT, "pooled", to=None)
     yield "J4", "pooled-width-null", put("base", "pooled", to=None)
+    yield "J4", "layers-list", put(*_LAYERS, to=[])
+    yield "J3", "layer-without-shape", put(*_LAYERS, to={QUERY: {"fingerprint": "0" * 64}})
     yield "J4", "base-null", put("base", to=None)
     yield "J4", "increments-object", put("increments", to={})
     yield "J4", "unknown-family", put("base", "family", to="sd9")
@@ -78,6 +82,8 @@ def _numbers() -> Iterator[tuple[str, str, Change]]:
     yield "J6", "pooled-rank-0", put(*_INCREMENT, "pooled", to={"rank": 0})
     yield "J6", "out-0", put(*_TARGET, "shape", to=[0, 8])
     yield "J6", "out-16385", put(*_TARGET, "shape", to=[limits.OUT + 1, 8])
+    yield "J6", "layer-32769-wide", put(*_LAYERS, to={QUERY: {**_LAYER, "shape": [6, 32769]}})
+    yield "J6", "layer-32769-tall", put(*_LAYERS, to={QUERY: {**_LAYER, "shape": [32769, 8]}})
     yield "J6", "setting-2-53", put(*_SETTINGS, "seed", to=2.0**53)
     yield "J6", "leakage-huge", put(*_INCREMENT, "measured", "leakage", to=1e300)
     many = {f"{number:x}": 0 for number in range(limits.WORST + 1)}
@@ -89,6 +95,9 @@ def _numbers() -> Iterator[tuple[str, str, Change]]:
     yield "J7", "5-text-encoders", put("base", "text_encoders", to=_counted(limits.TEXT_ENCODERS))
     yield "J7", "65-settings", put(*_SETTINGS, to=_counted(limits.SETTINGS))
     yield "J7", "no-exponents", put(*_INCREMENT, "exponents", to={})
+    yield "J7", "no-layers", put(*_LAYERS, to={})
+    yield "J7", "2049-layers", put(*_LAYERS, to=_counted(limits.LAYERS))
+    yield "J7", "2049-exponents", put(*_INCREMENT, "exponents", to=_counted(limits.LAYERS))
     yield "J7", "shape-of-three", put(*_TARGET, "shape", to=[4, 8, 1])
     yield "J8", "digest-upper-case", put(*_INCREMENT, "digest", to="A" * 64)
     yield "J8", "digest-short", put(*_TARGET, "fingerprint", to="0" * 63)
@@ -124,10 +133,22 @@ def _names() -> Iterator[tuple[str, str, Change]]:
         "query": KEY.replace("to_k", "to_q"),
         "without-owner": "attn2.to_k.weight",
         "second-layer": "add_embedding.linear_2.weight",
+        "image-attention": "transformer_blocks.0.attn2.to_k.weight",
         "inside-another": "decoder.context_embedder.weight",
         "climbs": f"../{KEY}",
         "too-long": "x" * limits.TARGET_BYTES + ".attn2.to_k.weight",
     }.items():
         yield "P1", f"target-{about}", put("base", "targets", name, to={})
+    for about, name in {
+        "target": KEY,
+        "bias": QUERY.replace("weight", "bias"),
+        "upper-case": QUERY.upper(),
+        "climbs": f"../{QUERY}",
+        "trailing-dot": f"{QUERY}.",
+        "norm-of-text-encoder": "clip_l.encoder.layers.0.layer_norm1.weight",
+        "number-with-zero": TEXT_LAYER.replace("layers.0", "layers.00"),
+        "too-long": "x" * limits.TARGET_BYTES + ".weight",
+    }.items():
+        yield "P1", f"layer-{about}", put(*_LAYERS, to={name: _LAYER})
     for about, slug in {"upper-case": "Monet", "option": "-rf", "dot": "a.b"}.items():
         yield "P2", f"slug-{about}", put(*_INCREMENT, "slug", to=slug)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from patch_spec.canonical import canonical_json
-from patch_spec.cases.examples import KEY, VALUE, journal, stack, tensor_file, weights
+from patch_spec.cases.examples import KEY, TEXT_LAYER, VALUE, journal, stack, tensor_file, weights
 from patch_spec.cases.tools import Change, Invalid, Members, put, raw
 
 
@@ -17,6 +17,9 @@ def other_cases() -> Iterator[Invalid]:
         ("S1", "increment-twice", _repeat),
         ("S2", "scale-0", put("increments", 0, "scale", to=0)),
         ("J7", "stack-empty", put("increments", to=[])),
+        ("J7", "stack-no-layers", put("layers", to={})),
+        ("J8", "stack-layer-fingerprint", put("layers", to={TEXT_LAYER: "0" * 63})),
+        ("P1", "stack-layer-target", put("layers", to={KEY: "0" * 64})),
         ("J9", "stack-version-2", put("version", to=2)),
     ):
         yield Invalid(rule, about, _stack_file(change), "stack")

@@ -1,4 +1,4 @@
-"""Patches whose parts do not fit together (P3 to P12), and factors out of bounds (V1 to V5)."""
+"""Patches whose parts do not fit together (P3 to P13), and factors out of bounds (V1 to V5)."""
 
 import json
 from collections.abc import Iterator
@@ -13,11 +13,14 @@ from patch_spec.canonical import canonical_json
 from patch_spec.cases.examples import (
     KEY,
     POOLED_WIDTH,
+    QUERY,
     VALUE,
     additive,
     base,
+    layered,
     lora,
     on_both,
+    on_layers,
     on_pooled,
     operator,
     patch,
@@ -37,11 +40,13 @@ from patch_spec.cases.tools import (
 )
 from patch_spec.container import assemble
 from patch_spec.increment import Increment
+from patch_spec.provenance import Measurements
 
 
 def patch_cases() -> Iterator[Invalid]:
     """Patches that are wrong as a whole."""
     yield from _manifests()
+    yield from _layers()
     yield from _tensors()
     yield from _order()
     yield from _factors()
@@ -66,6 +71,26 @@ def _manifests() -> Iterator[Invalid]:
     yield Invalid("P12", "target-without-stream", assemble(patch(_no_rows(), of=two_streams())))
     of_both = replace(lora(), pooled_rank=2)
     yield Invalid("P12", "lora-of-two-ranks", assemble(patch(of_both, of=_both_targets())))
+
+
+def _layers() -> Iterator[Invalid]:
+    yield Invalid("P7", "layer-not-in-base", assemble(patch(on_layers())))
+    query = {QUERY: on_layers().up[QUERY]}
+    shared = replace(small(), up={**small().up, **query}, exponents={KEY: 0, QUERY: 0})
+    yield Invalid("P7", "layer-in-additive", assemble(patch(shared, of=layered())))
+    yield Invalid("P13", "layer-unchanged", assemble(patch(lora(), of=layered())))
+    whole = patch(on_layers(), operator(), of=layered())
+    promising = replace(whole, separable_from=("",))
+    yield Invalid("P13", "layers-and-separable", assemble(promising))
+    for about, measured in {
+        "leakage": Measurements(leakage=0.5),
+        "separability": Measurements(separability=0.5),
+    }.items():
+        told = replace(on_layers(), measured=measured)
+        yield Invalid("P13", f"layers-and-{about}", assemble(patch(told, of=layered())))
+    narrow = {**on_layers().down, QUERY: on_layers().down[QUERY][:, 1:]}
+    narrower = patch(replace(on_layers(), down=narrow), of=layered())
+    yield Invalid("P9", "down-of-layer-narrower", assemble(narrower))
 
 
 def _no_vector() -> Base:

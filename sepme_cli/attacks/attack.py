@@ -95,7 +95,7 @@ class Victim:
 
     def attacked(self) -> AbstractContextManager[None]:
         """The model with the weights that are attacked."""
-        return self.model.denoiser.with_weights(self.weights)
+        return self.model.with_weights(self.weights)
 
     @property
     def guidance(self) -> float:

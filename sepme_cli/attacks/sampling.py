@@ -152,7 +152,7 @@ def steps(
     asked = model.machine.put(model.text.condition([trial.question.prompt])).repeated(len(x))
     blank, x = model.machine.put(victim.blank), model.machine.put(x)
     weights = victim.weights if attacked else {}
-    with model.denoiser.with_weights(weights), torch.no_grad():
+    with model.with_weights(weights), torch.no_grad():
         for t in trajectory.times[slice(*between)]:
             if keep is not None:
                 x = keep.put(x, t)

@@ -92,17 +92,25 @@ def import_(
             show_default=False,
         ),
     ] = None,
+    text_layers_only: Annotated[
+        bool,
+        typer.Option(
+            "--text-layers-only",
+            help="Take only what is done to weights that read the text and nothing else.",
+        ),
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Turn a LoRA, or another method's edit, into a patch.
 
-    LORA is a file of kohya's scripts, PEFT or diffusers. What it changes in the keys and values of
-    the cross-attention (of a transformer: in the layer that reads the rows of the text) becomes one
-    increment, which can be applied, combined and reverted exactly like any other. Everything else
-    is left out, and listed. The difference between two checkpoints (--base and --edited) is treated
-    in the same way.
+    LORA is a file of kohya's scripts, PEFT or diffusers. What it changes in the weights of linear
+    layers, CLIP's text encoders included, becomes one increment, which can be applied, combined and
+    reverted exactly like any other. Everything else is left out, and listed. The difference between
+    two checkpoints (--base and --edited) is treated in the same way. With --text-layers-only the
+    increment is of the keys and values of the cross-attention (of a transformer: of the layer that
+    takes the text in), where it depends on no image.
 
     Examples:
 
@@ -129,6 +137,7 @@ def import_(
             "concept": concept,
             "kind": kind,
             "rank": rank,
+            "text_layers_only": text_layers_only,
             "force": force,
             "progress": out.progress,
         }

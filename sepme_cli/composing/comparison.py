@@ -15,6 +15,7 @@ from patch_spec.streams import Stream, stream_of
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
 from sepme_cli.checkpoints.reading.tensors import Stored, stored_in
 from sepme_cli.checkpoints.structure.dtypes import NAMES, numpy_dtype
+from sepme_cli.checkpoints.structure.layers import WHOLE
 from sepme_cli.progress import Progress
 
 Float64 = npt.NDArray[np.float64]
@@ -40,7 +41,12 @@ class TensorDifference:
 
 def compare_tensors(a: Checkpoint, b: Checkpoint, progress: Progress) -> Iterator[TensorDifference]:
     """The tensors that both have and that are not the same bytes, in a's order."""
-    targets = {copy.name: target.name for target in a.targets for copy in target.copies}
+    targets = {
+        copy.name: target.name
+        for target in (*a.targets, *a.patched_layers, *b.patched_layers)
+        for copy in target.copies
+        if copy.part.rows is None
+    }
     ours, theirs = tensors_by_name(a), tensors_by_name(b)
     common = [name for name in ours if name in theirs]
     progress.stage("comparing", len(common))
@@ -122,7 +128,7 @@ def _difference(name: str, a: Stored, b: Stored, target: str | None) -> TensorDi
 
 def _chunks(stored: Stored) -> Iterator[Float64]:
     """The values, some at a time; scaled ones and some columns at once, which are never large."""
-    if stored.scale is not None or stored.columns is not None:
+    if stored.scale is not None or stored.part != WHOLE:
         flat = stored.read().astype(np.float64).reshape(-1)
         yield from (flat[at : at + _CHUNK] for at in range(0, flat.size, _CHUNK))
         return

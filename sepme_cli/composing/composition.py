@@ -15,14 +15,21 @@ from patch_spec.compose import cast_once
 from patch_spec.header import Header, TensorEntry
 from patch_spec.increment import Increment
 from patch_spec.stack import StackEntry, StackRecord
+from patch_spec.streams import network_of
 from sepme_cli.checkpoints.journals.undo import undo_path
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
-from sepme_cli.checkpoints.reading.original import Original, open_base, open_undo_journals
+from sepme_cli.checkpoints.reading.original import (
+    Original,
+    Weight,
+    open_base,
+    open_undo_journals,
+)
 from sepme_cli.checkpoints.reading.patches import PatchFile, kept_patches
 from sepme_cli.checkpoints.reading.targets import Target
 from sepme_cli.checkpoints.reading.tensors import Stored, WeightsFile, dequantised, quantised
 from sepme_cli.checkpoints.structure.dtypes import FP8, NAMES, numpy_dtype
 from sepme_cli.checkpoints.structure.headers import in_dtype, same_but_record, with_record
+from sepme_cli.checkpoints.structure.layers import WHOLE
 from sepme_cli.checkpoints.writing.writer import Rewrite, Values
 from sepme_cli.errors import MalformedError, MismatchError, UsageError
 from sepme_cli.increments import Scaled, compose
@@ -85,6 +92,15 @@ class RoundingLoss:
 
 
 @dataclass(frozen=True)
+class StoredPart:
+    """A copy of a target or layer as it is stored. copy: which; see `Target.copies`."""
+
+    target: Target
+    copy: int
+    stored: Stored
+
+
+@dataclass(frozen=True)
 class Composition:
     """What will be written, before any of it is.
 
@@ -102,11 +118,31 @@ class Composition:
 
     def rewrites(self) -> tuple[Rewrite, ...]:
         """The same for the writer, file by file. Values are read when they are written."""
-        files = self.checkpoint.target_files if self.dtype is None else self.checkpoint.all_files()
-        return tuple(self._rewrite(file) for file in files)
+        files = {file.place: file for file in self.checkpoint.patched_files}
+        files |= {file.place: file for file in self._files_after}
+        if self.dtype is not None:
+            files |= {file.place: file for file in self.checkpoint.all_files()}
+        return tuple(self._rewrite(file) for file in files.values())
+
+    @cached_property
+    def _files_after(self) -> tuple[WeightsFile, ...]:
+        """Those that will have the record."""
+        return self.checkpoint.files_with(self.record.layers if self.record is not None else ())
+
+    @cached_property
+    def _composed_weights(self) -> tuple[Target, ...]:
+        """What is written anew: with an original all that a patch may have changed."""
+        acted = sorted({name for part, _ in self.terms for name in part.layers})
+        before = self.checkpoint.patched_layers if self.original is not None else ()
+        layers = {layer.name: layer for layer in (*before, *self.checkpoint.found_layers(acted))}
+        targets = self.checkpoint.targets
+        if self.original is None:
+            targets = tuple(target for target in targets if self._acted_on(target))
+        return (*targets, *layers.values())
 
     def _rewrite(self, file: WeightsFile) -> Rewrite:
-        replaced = dict(self._composed_in(file))
+        found = stored_in_file(file, self._composed_weights)
+        replaced = {name: self._assembled(parts) for name, parts in found.items()}
         if self.dtype is not None:
             for entry in file.header.tensors:
                 if entry.name not in replaced and entry.dtype in NAMES:
@@ -114,41 +150,45 @@ class Composition:
         header, header_bytes = self._foundation(file)
         if self.dtype is not None:
             header, header_bytes = in_dtype(header, self.dtype)
-        if file in self.checkpoint.target_files:
-            header_bytes = with_record(header, header_bytes, self.record)
-        return Rewrite(file, replaced, header_bytes, header.data_length)
-
-    def _composed_in(self, file: WeightsFile) -> Iterator[tuple[str, Values]]:
-        for target in self.checkpoint.targets:
-            if self.original is not None or self._acted_on(target):
-                for copy, stored in enumerate(target.copies):
-                    if stored.file is file:
-                        yield stored.name, self._composed(target, copy, stored)
+        record = self.record if file in self._files_after else None
+        header_bytes = with_record(header, header_bytes, record)
+        return Rewrite(file, replaced, header_bytes, header.data_length, record is not None)
 
     def _acted_on(self, target: Target) -> bool:
         return any(increment.acts_on(target.name) for increment, _ in self.terms)
 
-    def _composed(self, target: Target, copy: int, stored: Stored) -> Values:
+    def _assembled(self, parts: Sequence[StoredPart]) -> Values:
         def values() -> Array:
-            original = self.original
-            source = original.weight(target.name, copy) if original else stored
-            weight = source.read()
-            if self.dtype is None and stored.dtype in FP8:
-                result = self._quantised(weight, target, stored)
-            else:
-                dtype = numpy_dtype(self.dtype or stored.dtype)
-                result = compose(weight, self.terms, target.name, dtype)
-                if self._acted_on(target):
-                    self.rounding_loss.compare(weight, result)
-            if stored.columns is None:
-                return result
-            # What lies beside is the base's too, unless that has it in another dtype.
-            whole = (source if source.dtype == stored.dtype else stored).whole()
-            if self.dtype is not None:
-                whole = converted(whole, self.dtype, stored.name)
-            return stored.joined(result, whole)
+            def convert(whole: Array) -> Array:
+                return whole if self.dtype is None else converted(whole, self.dtype, stored.name)
+
+            stored = parts[0].stored
+            return assembled(parts, self._composed, convert)
 
         return values
+
+    def _composed(self, part: StoredPart) -> Array:
+        target, stored = part.target, part.stored
+        weight = self._source(part).read()
+        if self.dtype is None and stored.dtype in FP8:
+            return self._quantised(weight, target, stored)
+        dtype = numpy_dtype(self.dtype or stored.dtype)
+        result = compose(weight, self.terms, target.name, dtype)
+        if self._acted_on(target):
+            self.rounding_loss.compare(weight, result)
+        return result
+
+    def _source(self, part: StoredPart) -> Stored | Weight:
+        """Where a weight is as it was before any patch: a layer that none in it changes is here."""
+        name = part.target.name
+        here = network_of(name) is not None and name not in self._layers_before
+        if self.original is None or here:
+            return part.stored
+        return self.original.weight(name, part.copy)
+
+    @property
+    def _layers_before(self) -> Mapping[str, str]:
+        return {} if self.checkpoint.stack is None else self.checkpoint.stack.layers
 
     def _quantised(self, weight: Array, target: Target, stored: Stored) -> Array:
         exact = compose(weight, self.terms, target.name, np.dtype(np.float64))
@@ -177,6 +217,33 @@ class Composition:
             if header is not None and same_but_record(header, file.header):
                 return header, header_bytes
         return file.header, file.header_bytes
+
+
+def stored_in_file(file: WeightsFile, targets: Iterable[Target]) -> dict[str, list[StoredPart]]:
+    """The tensors of a file that hold these targets: by name, what of each they hold."""
+    found: dict[str, list[StoredPart]] = {}
+    for target in targets:
+        for copy, stored in enumerate(target.copies):
+            if stored.file is file:
+                found.setdefault(stored.name, []).append(StoredPart(target, copy, stored))
+    return found
+
+
+def assembled(
+    parts: Sequence[StoredPart],
+    make: Callable[[StoredPart], Array],
+    convert: Callable[[Array], Array] = lambda whole: whole,
+) -> Array:
+    """A tensor with these parts of it made anew, and all others as they are stored.
+
+    convert: brings what is stored into the dtype of what is made.
+    """
+    if parts[0].stored.part == WHOLE:
+        return make(parts[0])
+    whole = np.array(convert(parts[0].stored.whole()))
+    for part in parts:
+        part.stored.part.put(make(part), whole)
+    return whole
 
 
 def converted(values: Array, dtype: str, name: str) -> Array:
@@ -259,7 +326,7 @@ def find_original(
         with open_base(base, record, progress) as original:
             yield original
         return
-    beside = {file.place: undo_path(file.path) for file in checkpoint.target_files}
+    beside = {file.place: undo_path(file.path) for file in checkpoint.patched_files}
     with ExitStack() as stack:
         if undo is not None:
             if len(beside) > 1:

@@ -25,8 +25,11 @@ from patch_spec.grid import (
     to_grid,
 )
 from patch_spec.increment import Kind
+from patch_spec.streams import stream_of
 from sepme_cli.errors import MalformedError, RefusedError
 from sepme_cli.progress import Progress
+
+Pair = tuple[Float64, Float64]
 
 _ROUNDING = 2.0**-10
 """What fp16 factors lose at most, relative."""
@@ -41,13 +44,41 @@ class Change:
     """What is to become of a target's weight.
 
     read: dW [out, d]. weight: the base's W, where an operator may stand for the changes. noise:
-    |dW| that rounding alone makes, which no factor need follow.
+    |dW| that rounding alone makes, which no factor need follow. pair: up [out, n] and down [n, d],
+    whose product dW is, where it is one; it takes less time and memory.
     """
 
     target: str
     read: Callable[[], Float64] = field(repr=False)
     weight: Callable[[], npt.NDArray[Any]] | None = field(default=None, repr=False)
     noise: float = 0.0
+    pair: Callable[[], Pair | None] = field(default=lambda: None, repr=False)
+
+    def found(self) -> "Float64 | Product":
+        """dW, not multiplied out where that can be had."""
+        pair = self.pair()
+        return self.read() if pair is None else Product(*pair)
+
+
+@dataclass(frozen=True)
+class Product:
+    """up @ down, not multiplied out."""
+
+    up: Float64
+    down: Float64
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.up), self.down.shape[1]
+
+    @property
+    def norm(self) -> float:
+        return _norm_of_product(self.up, self.down)
+
+    def times(self, rows: Float64) -> Float64:
+        """dW rows^T [out, r], for rows [r, d]."""
+        seen: Float64 = self.up @ (self.down @ rows.T)
+        return seen
 
 
 @dataclass(frozen=True)
@@ -92,12 +123,19 @@ def fit(
     """The smallest factors that leave of no change more than `error`, relative; None where
     nothing changes.
 
-    rank: take this one, and whatever it leaves. One target is in memory at a time.
+    Where anything but what reads the rows of a prompt changes, each target has its own. rank: take
+    this one, and whatever it leaves. One target is in memory at a time.
     Raises RefusedError where no rank that a patch can have is near enough.
     """
-    nonzero, gram = _look(changes, error, progress)
+    shared = all(stream_of(change.target) == "tokens" for change in changes)
+    nonzero, gram = _look(changes, error, progress, shared=shared)
     if not nonzero.changes:
         return None
+    if not shared:
+        if any(stream_of(change.target) != "tokens" for change in nonzero.changes):
+            return _own_bases(nonzero, rank, progress)
+        rows = [change for change in changes if stream_of(change.target) == "tokens"]
+        return fit(rows, rank=rank, error=error, progress=progress)
     common = np.linalg.eigh(gram)[1][:, ::-1].T[: rank or limits.RANK]
     count = _least_rank(nonzero, common, progress)
     if count is None:
@@ -115,16 +153,16 @@ def fit(
 
 
 def _look(
-    changes: Sequence[Change], error: float, progress: Progress
+    changes: Sequence[Change], error: float, progress: Progress, *, shared: bool
 ) -> tuple[_NonzeroChanges, Float64]:
-    """Which changes there are; the sum over them of dW^T dW [d, d], each by |dW|^2, so that every
-    target counts alike."""
+    """Which changes there are; if all have one width, the sum over them of dW^T dW [d, d], each by
+    |dW|^2, so that every target counts alike."""
     progress.stage("comparing the weights", len(changes))
     kept, norms, allowed = [], {}, {}
     gram: Float64 = np.zeros(())
     for change in changes:
-        delta = change.read()
-        norm = float(np.linalg.norm(delta))
+        delta = change.read() if shared else change.found()
+        norm = _norm(delta)
         if not norm <= _LARGEST:
             raise MalformedError(
                 f"the change of {change.target} is not finite, or larger than any weight",
@@ -135,7 +173,8 @@ def _look(
             kept.append(change)
             norms[change.target] = norm
             allowed[change.target] = max(error, change.noise / norm)
-            gram = gram + (delta.T @ delta) / norm**2
+            if not isinstance(delta, Product) and shared:
+                gram = gram + (delta.T @ delta) / norm**2
         progress.advance()
     return _NonzeroChanges(tuple(kept), norms, allowed), gram
 
@@ -225,12 +264,13 @@ def _own_bases(nonzero: _NonzeroChanges, rank: int | None, progress: Progress) -
     progress.stage("factorising", len(nonzero.changes))
     rows, least, unfit = {}, 1, {}
     for change in nonzero.changes:
-        delta, target = change.read(), change.target
+        delta, target = change.found(), change.target
         rows[target] = _leading_rows(delta, rank or limits.RANK)
         room = max(0.0, nonzero.allowed[target] ** 2 - _ROUNDING**2)
-        needed = _needed(delta @ rows[target].T, nonzero.norms[target], room)
+        seen = _times(delta, rows[target])
+        needed = _needed(seen, nonzero.norms[target], room)
         if needed is None:
-            left = 1 - float(np.square(delta @ rows[target].T).sum()) / nonzero.norms[target] ** 2
+            left = 1 - float(np.square(seen).sum()) / nonzero.norms[target] ** 2
             unfit[target] = math.sqrt(max(0.0, left))
         least = max(least, needed or 0)
         progress.advance()
@@ -245,19 +285,18 @@ def _with_bases(
     progress.stage("fitting", len(nonzero.changes))
     up, exponents, down, residuals = {}, {}, {}, {}
     for change in nonzero.changes:
-        delta, target = change.read(), change.target
+        delta, target = change.found(), change.target
         own = np.zeros((rank, delta.shape[1]))
         own[: len(rows[target])] = rows[target][:rank]
         down[target] = to_grid(own)
-        up[target], exponents[target] = split_up(_solved(delta, down[target]))
-        error = additive_delta(up[target], exponents[target], down[target]) - delta
-        residuals[target] = float(np.linalg.norm(error)) / nonzero.norms[target]
+        up[target], exponents[target] = split_up(_times(delta, down[target].astype(np.float64)))
+        left = _left(delta, up[target], exponents[target], down[target])
+        residuals[target] = left / nonzero.norms[target]
         progress.advance()
-    width = next(iter(down.values())).shape[1]
     return Fit(
         "lora",
         rank,
-        np.zeros((0, width), np.float32),
+        np.zeros((0, 0), np.float32),
         residuals,
         nonzero.total(residuals),
         up=up,
@@ -278,9 +317,41 @@ def _solved(delta: Float64, basis: Float32) -> Float64:
     return factor
 
 
-def _leading_rows(delta: Float64, count: int) -> Float64:
+def _norm(delta: Float64 | Product) -> float:
+    return delta.norm if isinstance(delta, Product) else float(np.linalg.norm(delta))
+
+
+def _norm_of_product(up: Float64, down: Float64) -> float:
+    """|up @ down|, Frobenius; through triangles, so that what nearly cancels is right."""
+    return float(np.linalg.norm(np.linalg.qr(up).R @ np.linalg.qr(down.T).R.T))
+
+
+def _times(delta: Float64 | Product, rows: Float64) -> Float64:
+    """dW rows^T [out, r], which of all but orthonormal rows is the factor that comes nearest."""
+    if isinstance(delta, Product):
+        return delta.times(rows)
+    seen: Float64 = delta @ rows.T
+    return seen
+
+
+def _left(delta: Float64 | Product, up: Float16, exponent: int, down: Float32) -> float:
+    """|up down 2^exponent - dW|, Frobenius."""
+    if not isinstance(delta, Product):
+        return float(np.linalg.norm(additive_delta(up, exponent, down) - delta))
+    left = np.hstack([np.ldexp(up.astype(np.float64), exponent), -delta.up])
+    return _norm_of_product(left, np.vstack([down.astype(np.float64), delta.down]))
+
+
+def _leading_rows(delta: Float64 | Product, count: int) -> Float64:
     """The right singular vectors [r, d] of the largest singular values, through the smaller Gram
     matrix; those of nothing are left out."""
+    if isinstance(delta, Product):
+        right = np.linalg.qr(delta.down.T)
+        inner = np.linalg.svd(np.linalg.qr(delta.up).R @ right.R.T, full_matrices=False)
+        sizes = inner.S
+        real = int((sizes > 1e-7 * sizes.max(initial=0.0)).sum())
+        leading: Float64 = (right.Q @ inner.Vh.T[:, : min(real, count)]).T
+        return leading
     if delta.shape[0] < delta.shape[1]:
         vectors = np.linalg.eigh(delta @ delta.T)[1][:, ::-1][:, :count]
         found = np.linalg.qr(delta.T @ vectors)

@@ -3,14 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, TypedDict
 
 from patch_spec.base import Base, Family
 from patch_spec.container import patch_bytes
 from patch_spec.increment import Increment, Kind
 from patch_spec.manifest import Patch
 from patch_spec.provenance import Measurements, Method, Setting
-from patch_spec.streams import stream_of
+from patch_spec.streams import network_of, stream_of
 from patch_spec.text import slugify
 from sepme_cli.checkpoints.disk.output import (
     check_output,
@@ -31,13 +31,29 @@ UNKNOWN = (
 )
 
 
+OF_IMAGES = (
+    "this increment changes layers that read more than the text of a prompt: there is no "
+    "prompt that it is sure to leave alone (--text-layers-only takes what reads text alone)"
+)
+EVERY_LAYER = "the weights of linear layers"
+
+
 def importable(family: ModelFamily) -> str:
-    """What of a family's models can be imported, in words: the layers that read the rows of a
-    prompt. What is done to the vector beside them is not."""
+    """What of a family's models reads the rows of a prompt alone, in words."""
     if family.denoiser == "unet":
         return "the keys and values of the cross-attention"
     (layer,) = (name for name in family.entries["diffusers"] if stream_of(name) == "tokens")
     return f"the layer that reads the rows of the text ({layer.removesuffix('.weight')})"
+
+
+def layers_of(fit: Fit) -> tuple[str, ...]:
+    """The layers that an increment with these factors changes."""
+    return tuple(name for name in fit.exponents if network_of(name) is not None)
+
+
+def cautions(fit: Fit) -> list[str]:
+    """What a user should know of an increment that was brought in."""
+    return [UNKNOWN, *([OF_IMAGES] if layers_of(fit) else [])]
 
 
 @dataclass(frozen=True)
@@ -74,7 +90,8 @@ class ImportResult:
         slug: Name for files and tensors.
         kind: Kind of increment: "additive", "operator" or "lora".
         rank: Rank of the increment.
-        targets: Number of weights that it changes.
+        targets: Number of weights that it changes, layers included.
+        layers: Number of those that read more than the text of a prompt.
         relative_error: Frobenius norm of its difference from the imported change, over all weights,
             relative to that change.
         residuals: The same for each weight, the largest first.
@@ -97,6 +114,31 @@ class ImportResult:
     left_out: tuple[LeftOutPart, ...]
     warnings: tuple[str, ...]
     seconds: float
+    layers: int = 0
+
+
+class ImportOptions(TypedDict, total=False):
+    """Options of `import_lora` and `extract`, beside the models and the output.
+
+    Attributes:
+        concept: Name of the concept, for the increment's prompts; by default the LoRA's title, or
+            the file's name.
+        kind: Kind of the concept: "style", "object" or "any".
+        rank: Rank of the increment. If left out, the lowest one that keeps to `error`.
+        error: Largest relative error of any weight's change (Frobenius), 0 to 1; by default 0.01
+            for a LoRA and 0.05 for an edited model.
+        text_layers_only: Take only what is done to the weights that read the rows of a prompt and
+            nothing else: the keys and values of the cross-attention, or of a transformer the layer
+            that takes the text in.
+        force: Overwrite an existing output.
+    """
+
+    concept: str | None
+    kind: AsKind
+    rank: int | None
+    error: float
+    text_layers_only: bool
+    force: bool
 
 
 @dataclass(frozen=True)
@@ -179,4 +221,5 @@ def summed_up(
         left_out=tuple(left_out),
         warnings=warnings,
         seconds=seconds,
+        layers=len(increment.layers),
     )

@@ -9,13 +9,13 @@ from typing import Literal, Protocol
 from patch_spec.base import Base
 from patch_spec.increment import Increment
 from patch_spec.stack import StackRecord
-from patch_spec.streams import Stream, stream_of
+from patch_spec.streams import Stream, network_of, stream_of
 from sepme_cli.arguments import Words
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
 from sepme_cli.checkpoints.reading.patches import Patches, PatchFile, read_patch_files, select
 from sepme_cli.checkpoints.structure.dtypes import FP8
 from sepme_cli.checkpoints.structure.families import Family, Shaped
-from sepme_cli.errors import MismatchError, RefusedError, UsageError
+from sepme_cli.errors import MismatchError, RefusedError, UnsupportedError, UsageError
 from sepme_cli.progress import Progress
 
 BaseMatch = Literal["exact", "same-values", "family"]
@@ -27,7 +27,8 @@ class Patchable(Protocol):
     """What increments can be added to: an open checkpoint, or a UNet in memory.
 
     path: what errors call it. by_name: its targets, by the names that patches give them. further:
-    keys and values in it that are none.
+    keys and values in it that are none. layer: another weight by its name in patches, None for one
+    that it does not have.
     """
 
     @property
@@ -40,6 +41,7 @@ class Patchable(Protocol):
     def by_name(self) -> Mapping[str, Shaped]: ...
     @property
     def further(self) -> Sequence[str]: ...
+    def layer(self, name: str) -> Shaped | None: ...
 
 
 ROUNDS_TWICE = "added to a checkpoint that is patched already, which rounds twice"
@@ -156,12 +158,21 @@ def chosen_for(
 ) -> tuple[Increment, ...]:
     """The increments of patches, or of them those that are named, which fit a model in memory.
 
-    Raises what `read_patch_file`, `select` and `fit` raise, UsageError without a patch.
+    Raises what `read_patch_file`, `select` and `fit` raise, UsageError without a patch, and
+    UnsupportedError for increments that change layers.
     """
     files = read_patch_files(patches)
     if not files:
         raise UsageError("name at least one patch")
     chosen = select(files, only)
+    if layered := [part.concept for part in chosen if part.layers]:
+        raise UnsupportedError(
+            f"{', '.join(layered)}: these increments change layers that read more than the text, "
+            "which are not patched in memory: apply them to the model's file, or export them as a "
+            "LoRA",
+            expected="increments of what reads text alone",
+            found=", ".join(layered),
+        )
     progress.warn_all(fit(model, files, chosen).warnings)
     return chosen
 
@@ -204,6 +215,9 @@ def _leaves(
     """Whether a target of a model stays as it is that an erasure should change."""
     if layered and target not in base.targets:
         return True
+    if any(part.layers for part in parts):
+        # They were not made by what is read of the text alone.
+        return False
     return not any(part.acts_on(target) for part in parts) and stream_of(target) == "pooled"
 
 
@@ -225,7 +239,8 @@ def _match_base(
     reference: the checkpoint before any patch; None where that is not at hand.
     """
     match: BaseMatch = "exact"
-    if any(target.copies[0].dtype != "F16" for target in checkpoint.targets):
+    layers = checkpoint.found_layers({name for file in files for name in file.patch.base.layers})
+    if any(target.copies[0].dtype != "F16" for target in (*checkpoint.targets, *layers)):
         match = "same-values"
     warnings = []
     for file in files:
@@ -239,11 +254,21 @@ def _match_base(
             differing = "" if same else "according to the stack record"
         else:
             differing = _differing(reference, file.patch.base)
+        differing = differing or _other_layers(checkpoint, file)
         if differing:
             match = "family"
             warnings.append(_another_model(checkpoint, file, differing))
             warnings += _text_encoders(checkpoint, file)
     return match, warnings
+
+
+def _other_layers(checkpoint: Checkpoint, file: PatchFile) -> str:
+    layers = file.patch.base.layers
+    found = checkpoint.found_layers(layers)
+    names = [
+        layer.name for layer in found if checkpoint.fingerprint_of(layer) != layers[layer.name]
+    ]
+    return f"{len(names)} of {len(layers)} further layers differ: {_some(names)}" * bool(names)
 
 
 def _another_model(checkpoint: Checkpoint, file: PatchFile, differing: str) -> str:
@@ -261,11 +286,16 @@ def _another_model(checkpoint: Checkpoint, file: PatchFile, differing: str) -> s
 def _check_targets(checkpoint: Patchable, file: PatchFile, part: Increment) -> None:
     for name, up in part.up.items():
         target = checkpoint.by_name.get(name)
+        if target is None:
+            target = checkpoint.layer(name)
         found = "no such tensor" if target is None else list(target.shape)
         expected = [len(up), part.basis_of(name).shape[1]]
         if found != expected:
+            place = network_of(name)
+            where = "" if place in (None, "denoiser") else f" (of its text encoder {place})"
             raise MismatchError(
-                f"{file.name} patches {name}, which {checkpoint.path} does not have in that shape",
+                f"{file.name} patches {name}{where}, which {checkpoint.path} does not have in that "
+                "shape",
                 file=checkpoint.path,
                 expected=expected,
                 found=found,

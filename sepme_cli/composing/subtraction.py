@@ -1,7 +1,8 @@
 """Taking increments off weights that were rounded with them in: near the original, never exact."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from threading import Lock
 from typing import Any
 
@@ -9,10 +10,9 @@ import numpy.typing as npt
 
 from patch_spec.stack import StackEntry, StackRecord
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
-from sepme_cli.checkpoints.reading.tensors import Stored
 from sepme_cli.checkpoints.structure.headers import with_record
 from sepme_cli.checkpoints.writing.writer import Rewrite, Values
-from sepme_cli.composing.composition import Sources
+from sepme_cli.composing.composition import Sources, StoredPart, assembled, stored_in_file
 from sepme_cli.errors import RefusedError
 from sepme_cli.increments import Scaled, rounding_bound, subtract
 
@@ -43,7 +43,7 @@ def measured(rewrite: Rewrite, error: LargestError) -> Rewrite:
         return make
 
     replaced = {name: noted(values) for name, values in rewrite.replaced.items()}
-    return Rewrite(rewrite.source, replaced, rewrite.header_bytes, rewrite.size)
+    return replace(rewrite, replaced=replaced)
 
 
 def subtraction(
@@ -68,39 +68,38 @@ def subtraction(
             expected="--base, --undo, or the patch files",
             found="neither",
         )
-    if any(copy.scale for target in checkpoint.targets for copy in target.copies):
+    out, stay = sources.terms(taken), sources.terms(remaining)
+    layers = checkpoint.found_layers(sorted({name for part, _ in out for name in part.layers}))
+    weights = (*checkpoint.targets, *layers)
+    if any(copy.scale for target in weights for copy in target.copies):
         raise RefusedError(
             f"{checkpoint.path}: scaled fp8 cannot be subtracted from; nothing was changed",
             file=checkpoint.path,
             expected="--base, or --undo",
             found="neither",
         )
-    out, stay = sources.terms(taken), sources.terms(remaining)
     # What an unknown operator made of the weights cannot be told from the weights.
     bounded = len(stay) == len(remaining) or all(part.kind != "operator" for part, _ in out)
 
-    def values(target: str, stored: Stored) -> Values:
-        def make() -> npt.NDArray[Any]:
-            result, bound = subtract(stored.read(), out, stay, target)
-            error.add(bound if bounded else None)
-            return result if stored.columns is None else stored.joined(result, stored.whole())
+    acted = [target for target in weights if _acts(out, target.name)]
 
-        return make
+    def subtracted(part: StoredPart) -> npt.NDArray[Any]:
+        result, bound = subtract(part.stored.read(), out, stay, part.target.name)
+        error.add(bound if bounded else None)
+        return result
 
     return tuple(
         Rewrite(
             file,
             {
-                stored.name: values(target.name, stored)
-                for target in checkpoint.targets
-                if _acts(out, target.name)
-                for stored in target.copies
-                if stored.file is file
+                name: partial(assembled, parts, subtracted)
+                for name, parts in stored_in_file(file, acted).items()
             },
             with_record(file.header, file.header_bytes, after),
             file.header.data_length,
+            after is not None,
         )
-        for file in checkpoint.target_files
+        for file in checkpoint.patched_files
     )
 
 

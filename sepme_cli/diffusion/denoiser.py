@@ -16,6 +16,7 @@ from sepme_cli.diffusion.arrays import to_torch
 from sepme_cli.diffusion.conditioning import Conditioning
 from sepme_cli.diffusion.devices import Machine
 from sepme_cli.diffusion.vae import VAE
+from sepme_cli.diffusion.weights import replaced_weights
 
 
 @dataclass(frozen=True)
@@ -87,16 +88,8 @@ class Denoiser(ABC):
     @contextmanager
     def with_weights(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
         """The network with some layers' weights replaced, for the length of the block."""
-        parameters = {name: self.network.get_parameter(name) for name in weights}
-        originals = {name: parameter.data for name, parameter in parameters.items()}
-        try:
-            for name, weight in weights.items():
-                parameters[name].data = weight.to(originals[name])
+        with replaced_weights(self.network, weights):
             yield
-        finally:
-            for name, weight in originals.items():
-                # The network may have been moved meanwhile.
-                parameters[name].data = weight.to(parameters[name])
 
     @contextmanager
     def with_increment(self, up: Mapping[str, Tensor], basis: Tensor) -> Iterator[None]:

@@ -99,6 +99,10 @@ class CrossAttention:
         shapes = {target: tuple(weight.shape) for target, weight in by_name.items()}
         return cls(family, widths_of(shapes), by_name, {t: names[t] for t in by_name})
 
+    def layer(self, name: str) -> Tensor | None:
+        """None: what is patched in memory are targets alone."""
+        return None
+
     @property
     def width(self) -> int:
         """d of the text embedding."""

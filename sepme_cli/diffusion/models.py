@@ -2,12 +2,16 @@
 
 import logging
 import re
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
 import torch
+from torch import Tensor
 
+from patch_spec.streams import network_of
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
 from sepme_cli.checkpoints.reading.prediction import recorded_prediction
 from sepme_cli.checkpoints.structure.families import Prediction
@@ -18,6 +22,7 @@ from sepme_cli.diffusion.text import TextEncoders
 from sepme_cli.diffusion.transformer import Transformer
 from sepme_cli.diffusion.unet import UNet
 from sepme_cli.diffusion.vae import VAE
+from sepme_cli.diffusion.weights import replaced_weights
 from sepme_cli.errors import UnsupportedError, UsageError
 from sepme_cli.progress import SILENT, Progress
 
@@ -91,6 +96,25 @@ class StableDiffusion:
             expected="a model that predicts noise or the velocity of diffusion",
             found=self.checkpoint.family.title,
         )
+
+    @contextmanager
+    def with_weights(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        """The model with weights replaced, for the length of the block.
+
+        weights: by the names that patches give targets and layers, those of text encoders too.
+        """
+        with ExitStack() as stack:
+            own = {n: w for n, w in weights.items() if network_of(n) in (None, "denoiser")}
+            stack.enter_context(self.denoiser.with_weights(own))
+            for clip in self.text.clips if len(own) < len(weights) else ():
+                name = clip.spec.name
+                of_clip = {
+                    layer.removeprefix(f"{name}."): weight
+                    for layer, weight in weights.items()
+                    if network_of(layer) == name
+                }
+                stack.enter_context(replaced_weights(clip.model, of_clip))
+            yield
 
     def load(self) -> None:
         """Load everything that generating needs; UnsupportedError where that is not all there."""

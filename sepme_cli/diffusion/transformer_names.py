@@ -1,130 +1,12 @@
-"""What the authors of Stable Diffusion 3 and of Flux.1 call a transformer's tensors, and what
-diffusers calls them.
+"""A transformer's tensors by diffusers' names, whoever named them in the file."""
 
-diffusers' own converters know the published widths alone; these tables know none. A tensor of the
-authors' is one of diffusers', several of them one above the other (queries, keys, values), or one
-with its halves exchanged (shift and scale).
-"""
-
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from patch_spec.base import Family
-
-
-@dataclass(frozen=True)
-class _Rule:
-    """theirs: the module as the authors name it, a regular expression whose first group, if it has
-    one, is the number of a block. ours: as diffusers does, of its parts from above. exchanged:
-    whether the halves are."""
-
-    theirs: str
-    ours: tuple[str, ...]
-    exchanged: bool = False
-
-
-def _rules(plain: Mapping[str, str], *blocks: tuple[str, str, Mapping[str, str]]) -> list[_Rule]:
-    """plain: modules outside of blocks, blocks: what blocks are called by both, and the modules in
-    them."""
-    found = [_Rule(re.escape(theirs), (ours,)) for theirs, ours in plain.items()]
-    for theirs, ours, inner in blocks:
-        for their_part, our_parts in inner.items():
-            names = tuple(f"{ours}.{{}}.{part}" for part in our_parts.split())
-            found.append(_Rule(rf"{theirs}\.(\d+)\.{re.escape(their_part)}", names))
-    last = "final_layer.adaLN_modulation.1"
-    return [*found, _Rule(re.escape(last), ("norm_out.linear",), exchanged=True)]
-
-
-_QKV = "attn.to_q attn.to_k attn.to_v"
-_ADDED_QKV = "attn.add_q_proj attn.add_k_proj attn.add_v_proj"
-_TIME = "time_text_embed.timestep_embedder.linear"
-_TEXT = "time_text_embed.text_embedder.linear"
-
-_RULES: Mapping[Family, Sequence[_Rule]] = {
-    "sd3": _rules(
-        {
-            "x_embedder.proj": "pos_embed.proj",
-            "t_embedder.mlp.0": f"{_TIME}_1",
-            "t_embedder.mlp.2": f"{_TIME}_2",
-            "y_embedder.mlp.0": f"{_TEXT}_1",
-            "y_embedder.mlp.2": f"{_TEXT}_2",
-            "context_embedder": "context_embedder",
-            "final_layer.linear": "proj_out",
-        },
-        (
-            "joint_blocks",
-            "transformer_blocks",
-            {
-                "x_block.attn.qkv": _QKV,
-                "x_block.attn.ln_q": "attn.norm_q",
-                "x_block.attn.ln_k": "attn.norm_k",
-                "x_block.attn.proj": "attn.to_out.0",
-                "x_block.attn2.qkv": _QKV.replace("attn.", "attn2."),
-                "x_block.attn2.ln_q": "attn2.norm_q",
-                "x_block.attn2.ln_k": "attn2.norm_k",
-                "x_block.attn2.proj": "attn2.to_out.0",
-                "x_block.adaLN_modulation.1": "norm1.linear",
-                "x_block.mlp.fc1": "ff.net.0.proj",
-                "x_block.mlp.fc2": "ff.net.2",
-                "context_block.attn.qkv": _ADDED_QKV,
-                "context_block.attn.ln_q": "attn.norm_added_q",
-                "context_block.attn.ln_k": "attn.norm_added_k",
-                "context_block.attn.proj": "attn.to_add_out",
-                "context_block.adaLN_modulation.1": "norm1_context.linear",
-                "context_block.mlp.fc1": "ff_context.net.0.proj",
-                "context_block.mlp.fc2": "ff_context.net.2",
-            },
-        ),
-    ),
-    "flux": _rules(
-        {
-            "img_in": "x_embedder",
-            "txt_in": "context_embedder",
-            "time_in.in_layer": f"{_TIME}_1",
-            "time_in.out_layer": f"{_TIME}_2",
-            "vector_in.in_layer": f"{_TEXT}_1",
-            "vector_in.out_layer": f"{_TEXT}_2",
-            "guidance_in.in_layer": "time_text_embed.guidance_embedder.linear_1",
-            "guidance_in.out_layer": "time_text_embed.guidance_embedder.linear_2",
-            "final_layer.linear": "proj_out",
-        },
-        (
-            "double_blocks",
-            "transformer_blocks",
-            {
-                "img_mod.lin": "norm1.linear",
-                "txt_mod.lin": "norm1_context.linear",
-                "img_attn.qkv": _QKV,
-                "txt_attn.qkv": _ADDED_QKV,
-                "img_attn.norm.query_norm": "attn.norm_q",
-                "img_attn.norm.key_norm": "attn.norm_k",
-                "txt_attn.norm.query_norm": "attn.norm_added_q",
-                "txt_attn.norm.key_norm": "attn.norm_added_k",
-                "img_attn.proj": "attn.to_out.0",
-                "txt_attn.proj": "attn.to_add_out",
-                "img_mlp.0": "ff.net.0.proj",
-                "img_mlp.2": "ff.net.2",
-                "txt_mlp.0": "ff_context.net.0.proj",
-                "txt_mlp.2": "ff_context.net.2",
-            },
-        ),
-        (
-            "single_blocks",
-            "single_transformer_blocks",
-            {
-                "modulation.lin": "norm.linear",
-                "linear1": f"{_QKV} proj_mlp",
-                "linear2": "proj_out",
-                "norm.query_norm": "attn.norm_q",
-                "norm.key_norm": "attn.norm_k",
-            },
-        ),
-    ),
-}
+from sepme_cli.checkpoints.structure.transformer_names import in_diffusers
 
 
 def in_diffusers_names(tensors: Mapping[str, Tensor], family: Family) -> dict[str, Tensor]:
@@ -133,36 +15,12 @@ def in_diffusers_names(tensors: Mapping[str, Tensor], family: Family) -> dict[st
     tensors: by their authors' names, without what the file puts before all of them.
     """
     found: dict[str, Tensor] = {}
-    last = _last_block(tensors)
-    for name, value in tensors.items():
-        module, _, leaf = name.rpartition(".")
-        if name == "pos_embed":  # of Stable Diffusion 3
-            found["pos_embed.pos_embed"] = value
-        for rule, number in _matching(family, module):
-            # The last block makes nothing more of the text, and its norm is that of an end.
-            swap = rule.exchanged or (number == last and "norm1_context.linear" in rule.ours[0])
-            parts = _split(value, len(rule.ours), swap=swap)
-            for ours, part in zip(rule.ours, parts, strict=True):
-                found[f"{ours.format(number)}.{'weight' if leaf == 'scale' else leaf}"] = part
+    if "pos_embed" in tensors:  # of Stable Diffusion 3
+        found["pos_embed.pos_embed"] = tensors["pos_embed"]
+    for name, module in in_diffusers(family, tensors):
+        value, leaf = tensors[name], name.rpartition(".")[2]
+        if module.exchanged:
+            value = torch.cat(value.chunk(2)[::-1])
+        for ours, part in zip(module.ours, value.split(module.rows(len(value))), strict=True):
+            found[f"{ours}.{'weight' if leaf == 'scale' else leaf}"] = part
     return found
-
-
-def _matching(family: Family, module: str) -> Iterator[tuple[_Rule, int | None]]:
-    for rule in _RULES[family]:
-        if match := re.fullmatch(rule.theirs, module):
-            yield rule, int(match[1]) if match.groups() else None
-
-
-def _last_block(names: Mapping[str, object]) -> int | None:
-    """The number of the last block of Stable Diffusion 3; None of Flux.1."""
-    found = (re.match(r"joint_blocks\.(\d+)\.", name) for name in names)
-    return max((int(match[1]) for match in found if match), default=None)
-
-
-def _split(value: Tensor, parts: int, *, swap: bool) -> Sequence[Tensor]:
-    if swap:
-        return [torch.cat(value.chunk(2)[::-1])]
-    if parts <= 3:  # queries, keys and values
-        return value.chunk(parts)
-    # Beside them what the feed-forward layer reads, four times as wide as they are each.
-    return value.split([len(value) // 7] * 3 + [len(value) - 3 * (len(value) // 7)])

@@ -1,13 +1,14 @@
 """Tensors of an open checkpoint as torch has them."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
 from sepme_cli.checkpoints.reading.networks import Network
@@ -19,6 +20,7 @@ from sepme_cli.checkpoints.reading.text_encoders import (
     unfused,
 )
 from sepme_cli.checkpoints.structure.dtypes import NAMES
+from sepme_cli.checkpoints.structure.layers import WHOLE
 from sepme_cli.diffusion.arrays import Array, as_tensor, to_torch
 from sepme_cli.increments import Scaled, compose
 
@@ -102,15 +104,34 @@ def count_layers(names: Mapping[str, object]) -> int:
 
 
 def patched_weights(checkpoint: Checkpoint, stack: Sequence[Scaled]) -> dict[str, Tensor]:
-    """The targets' weights [out, columns] with increments added, in fp32, rounded as `apply`
-    stores them."""
-    return {target.name: _patched(target, stack) for target in checkpoint.targets}
+    """The weights [out, columns] of all targets, and of the layers that increments change, with
+    these added, in fp32, rounded as `apply` stores them."""
+    layers = checkpoint.found_layers(sorted({name for part, _ in stack for name in part.layers}))
+    return {target.name: _patched(target, stack) for target in (*checkpoint.targets, *layers)}
+
+
+@contextmanager
+def replaced_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """A network with some parameters replaced, for the length of the block.
+
+    weights: by the parameters' names; of a kernel [out, in, 1, 1] as a matrix.
+    """
+    parameters = {name: network.get_parameter(name) for name in weights}
+    originals = {name: parameter.data for name, parameter in parameters.items()}
+    try:
+        for name, weight in weights.items():
+            parameters[name].data = weight.to(originals[name]).reshape(originals[name].shape)
+        yield
+    finally:
+        for name, weight in originals.items():
+            # The network may have been moved meanwhile.
+            parameters[name].data = weight.to(parameters[name])
 
 
 def _patched(target: Target, stack: Sequence[Scaled]) -> Tensor:
     weight = to_torch(compose(target.read(), stack, target.name), torch.float32)
     stored = target.copies[0]
-    if stored.columns is None:
+    if stored.part.columns is None:
         return weight
-    beside = replace(stored, columns=None).read()[:, stored.columns :]
+    beside = replace(stored, part=WHOLE).read()[:, stored.part.columns :]
     return torch.cat([weight, to_torch(beside, torch.float32)], 1)

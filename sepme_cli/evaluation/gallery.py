@@ -58,7 +58,7 @@ class Gallery:
         self, state: State, batches: Sequence[Sequence[Question]], advance: Callable[[int], None]
     ) -> None:
         """Generate and keep one image for each question."""
-        with self.model.denoiser.with_weights(state.weights()):
+        with self.model.with_weights(state.weights()):
             for batch in batches:
                 drawn = generate_images(
                     self.model,

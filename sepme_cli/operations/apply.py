@@ -23,6 +23,7 @@ from sepme_cli.checkpoints.disk.output import check_output
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
 from sepme_cli.checkpoints.reading.original import Original
 from sepme_cli.checkpoints.reading.patches import Patches, PatchFile, read_patch_files, select
+from sepme_cli.checkpoints.reading.targets import Target
 from sepme_cli.checkpoints.structure.dtypes import CASTS, header_dtype
 from sepme_cli.checkpoints.writing.companions import Companions
 from sepme_cli.checkpoints.writing.destination import Destination
@@ -219,7 +220,7 @@ def apply(
     destination, statement = request.destination, request.statement
     with ExitStack() as stack:
         target = stack.enter_context(destination.opened(progress))
-        _check_dtype(target.checkpoint, request.dtype)
+        _check_dtype(target.checkpoint, request)
         plan = stack.enter_context(_planned(target.checkpoint, request, progress))
         target.write(plan.composition.rewrites(), plan.companions)
         if late := plan.composition.rounding_loss.warning:
@@ -277,6 +278,7 @@ def _plan(
         entries,
         TOOL,
         sources.digests(checkpoint.stack, entries),
+        _layers_after(checkpoint, new),
     )
     composition = Composition(
         checkpoint,
@@ -291,9 +293,19 @@ def _plan(
     )
 
 
-def _check_dtype(checkpoint: Checkpoint, dtype: str | None) -> None:
-    scaled = [copy for target in checkpoint.targets for copy in target.copies if copy.scale]
-    if dtype is not None and scaled:
+def _layers_after(checkpoint: Checkpoint, new: Sequence[Increment]) -> dict[str, str]:
+    """The layers that will be changed, with what they were before any patch."""
+    before = {} if checkpoint.stack is None else checkpoint.stack.layers
+    found = _layers_of(checkpoint, new)
+    return {**before, **{layer.name: checkpoint.fingerprint_of(layer) for layer in found}}
+
+
+def _check_dtype(checkpoint: Checkpoint, request: ApplyRequest) -> None:
+    if request.dtype is None:
+        return
+    weights = (*checkpoint.targets, *_layers_of(checkpoint, request.chosen))
+    scaled = [copy for target in weights for copy in target.copies if copy.scale]
+    if scaled:
         raise UnsupportedError(
             f"{checkpoint.path} is scaled fp8, whose scales other programs would apply again; "
             "leave out --dtype, or convert it first",
@@ -307,7 +319,7 @@ def _result(plan: _Plan, destination: Destination, seconds: float) -> ApplyResul
     checkpoint, record = plan.composition.checkpoint, plan.companions.record
     changed = [
         len(target.copies)
-        for target in checkpoint.targets
+        for target in (*checkpoint.targets, *_layers_of(checkpoint, plan.new))
         if any(part.acts_on(target.name) for part in plan.new)
     ]
     return ApplyResult(
@@ -323,6 +335,10 @@ def _result(plan: _Plan, destination: Destination, seconds: float) -> ApplyResul
         warnings=(),
         seconds=seconds,
     )
+
+
+def _layers_of(checkpoint: Checkpoint, parts: Sequence[Increment]) -> tuple[Target, ...]:
+    return checkpoint.found_layers(sorted({name for part in parts for name in part.layers}))
 
 
 def _why_not_exact(original: Original | None, missing: Sequence[StackEntry]) -> str:

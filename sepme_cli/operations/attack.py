@@ -69,8 +69,8 @@ class Ways(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
-class Ground:
-    """What a run of attacks happens on. tried: of each attack the outcomes, by victim."""
+class Trials:
+    """What all attacks of a run have in common: the models, and how much is tried on each."""
 
     victims: Sequence[Victim]
     campaign: Campaign
@@ -176,13 +176,13 @@ def attack(
         settings = [key, judge, sampling.steps, victims[0].guidance, sampling.size, sampling.seed]
         about = digest_of([aim.images, aim.others]) + "".join(aim.descriptions)
         campaign = Campaign(report / TRIALS, jury, budget, f"{settings} {about}")
-        ground = Ground(victims, campaign, budget, false_positives)
-        _announce(network, attacks, ground, gallery, progress)
+        trials = Trials(victims, campaign, budget, false_positives)
+        _announce(network, attacks, trials, gallery, progress)
         figures: dict[str, AttackFigures] = {}
         outcomes: dict[str, Mapping[str, list[Outcome]]] = {}
         for one in attacks:
             progress.stage(one.title)
-            outcomes[one.name], figures[one.name] = _tried(one, ground)
+            outcomes[one.name], figures[one.name] = _tried(one, trials)
         result = AttackResult(
             report=str(report),
             page=str(report / PAGE),
@@ -266,17 +266,17 @@ def _floor(
     return Victim("floor", network, {}, aim, sampling, key_of(network, facts))
 
 
-def _tried(attack: Attack, ground: Ground) -> tuple[Mapping[str, list[Outcome]], AttackFigures]:
+def _tried(attack: Attack, trials: Trials) -> tuple[Mapping[str, list[Outcome]], AttackFigures]:
     """An attack on every victim that it can be tried on."""
-    unfit = attack.unfit(ground.victims[0])
+    unfit = attack.unfit(trials.victims[0])
     found: dict[str, list[Outcome]] = {}
-    for victim in ground.victims:
+    for victim in trials.victims:
         fits = unfit is None and attack.unfit(victim) is None
-        found[victim.name] = ground.campaign.run(attack, victim) if fits else []
+        found[victim.name] = trials.campaign.run(attack, victim) if fits else []
     figures: Mapping[str, Success | None] = {
         name: success(outcomes) for name, outcomes in found.items()
     }
-    tries = attack.cost(ground.budget).images / ground.budget.cases if attack.best else 1
+    tries = attack.cost(trials.budget).images / trials.budget.cases if attack.best else 1
     return found, AttackFigures(
         title=attack.title,
         group=attack.group,
@@ -285,7 +285,7 @@ def _tried(attack: Attack, ground: Ground) -> tuple[Mapping[str, list[Outcome]],
         patched=figures["patched"],
         original=figures["original"],
         floor=figures.get("floor"),
-        chance=None if unfit else 1 - (1 - ground.false_positives) ** tries,
+        chance=None if unfit else 1 - (1 - trials.false_positives) ** tries,
         unfit=unfit,
     )
 
@@ -303,18 +303,18 @@ def _strongest(figures: Mapping[str, AttackFigures]) -> str | None:
 def _announce(
     network: StableDiffusion,
     attacks: Sequence[Attack],
-    ground: Ground,
+    trials: Trials,
     gallery: Gallery,
     progress: Progress,
 ) -> None:
     """Say how long it will take at most."""
     image = gallery.seconds_per_image()
     a_pass = image / (2 * gallery.sampling.steps)
-    costs = [one.cost(ground.budget) for one in attacks if one.unfit(ground.victims[0]) is None]
-    seconds = len(ground.victims) * sum(c.images * image + c.passes * a_pass for c in costs)
+    costs = [one.cost(trials.budget) for one in attacks if one.unfit(trials.victims[0]) is None]
+    seconds = len(trials.victims) * sum(c.images * image + c.passes * a_pass for c in costs)
     minutes = max(1, round(seconds / 60))
     progress.say(
-        f"{len(costs)} attacks on {len(ground.victims)} models will take up to about "
+        f"{len(costs)} attacks on {len(trials.victims)} models will take up to about "
         f"{f'{minutes // 60} h ' if minutes >= 60 else ''}{minutes % 60} min; a smaller --budget, "
         "fewer --steps or a faster --device make it shorter. It can be interrupted: the same "
         "command continues it"

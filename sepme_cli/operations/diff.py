@@ -218,12 +218,17 @@ def _changes(
     checkpoint: Checkpoint, parts: Sequence[Increment], progress: Progress
 ) -> list[TensorDifference]:
     """What the increments would add to each weight that is stored now."""
-    acted = [t for t in checkpoint.targets if any(part.acts_on(t.name) for part in parts)]
+    layers = checkpoint.found_layers(sorted({name for part in parts for name in part.layers}))
+    targets = (*checkpoint.targets, *layers)
+    acted = [t for t in targets if any(part.acts_on(t.name) for part in parts)]
     progress.stage("comparing", len(acted))
     changes = []
     for target in acted:
         weight = target.read()
         found = [factors(part, target.name, weight) for part in parts if part.acts_on(target.name)]
-        changes.append(measure_change(target.copies[0].name, weight, found))
+        stored = target.copies[0]
+        # A fused matrix is several layers, and has one name.
+        name = stored.name if stored.part.rows is None else target.name
+        changes.append(measure_change(name, weight, found))
         progress.advance()
     return changes

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from patch_spec.base import Family
 from patch_spec.compose import Factors
 from patch_spec.increment import Increment
+from patch_spec.streams import network_of
 from sepme_cli.arguments import FilePath, PlaceLike, Words, as_path, as_place
 from sepme_cli.checkpoints.disk.output import check_output, output_name, write_output
 from sepme_cli.checkpoints.lora.names import LoraFormat, module_name, unread
@@ -114,13 +115,17 @@ class _Source:
 
     def columns(self, target: str) -> int:
         """How many the whole weight has, of which the target is the first ones."""
+        if network_of(target) is not None:
+            return self.shapes[target][1]
         if self.checkpoint is not None:
             return self.checkpoint.by_name[target].copies[0].entry.shape[1]
         return FAMILIES[self.family].whole_columns(target, self.shapes[target][1])
 
     def weight(self, target: str) -> npt.NDArray[np.generic]:
         if self.checkpoint is not None:
-            return self.checkpoint.by_name[target].read()
+            found = self.checkpoint.weight(target)
+            assert found is not None  # the patch fits
+            return found.read()
         return np.broadcast_to(np.float32(0), self.shapes[target])
 
 
@@ -174,6 +179,14 @@ def export(
         check_suffix(target)
         check_output(target, (patch, base), force=force)
     concepts = tuple(part.concept for part, _ in terms)
+    family = FAMILIES[file.patch.base.family]
+    if to == "kohya" and family.denoiser == "transformer" and any(p.layers for p, _ in terms):
+        raise UsageError(
+            f"{family.title}: in kohya's format several of the layers that these increments change "
+            "are one module; export with --to peft, which diffusers and ComfyUI read",
+            expected="--to peft",
+            found="--to kohya",
+        )
     loss = _Loss()
     with _source(file, [part for part, _ in terms], as_place(base), progress) as source:
         pairs = dict(_pairs(source, terms, wanted, to, loss, progress))
@@ -221,13 +234,14 @@ def _source(
                 expected="--base MODEL",
                 found="none",
             )
-        yield _Source(known.family, known.shapes, None)
+        yield _Source(known.family, {**known.shapes, **known.layer_shapes}, None)
         return
     with open_checkpoint(base, progress) as checkpoint:
         check_unpatched(checkpoint, "export with the file from before any patch")
         found = fit(checkpoint, [file], parts).compared(checkpoint)
         progress.warn_all(found.warnings)
-        shapes = {target.name: target.shape for target in checkpoint.targets}
+        layers = checkpoint.found_layers(sorted({name for part in parts for name in part.layers}))
+        shapes = {target.name: target.shape for target in (*checkpoint.targets, *layers)}
         yield _Source(checkpoint.family.name, shapes, checkpoint, found.match)
 
 

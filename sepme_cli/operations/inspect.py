@@ -43,6 +43,8 @@ class CheckpointInfo:
         undo: Undo journal beside it, or None.
         metadata: Its metadata.
         pooled: Width of the pooled text that the model reads beside the rows, or None.
+        layers: Number of further weights that the applied increments change, which read more than
+            the text.
         files: Files with tensors, for a folder.
         kind: "checkpoint".
     """
@@ -64,6 +66,7 @@ class CheckpointInfo:
     undo: str | None
     metadata: Mapping[str, str]
     pooled: int | None = None
+    layers: int = 0
     files: tuple[str, ...] = ()
     kind: Literal["checkpoint"] = "checkpoint"
 
@@ -149,7 +152,7 @@ def _checkpoint(checkpoint: Checkpoint) -> CheckpointInfo:
     stack, names = checkpoint.stack, [spec.name for spec in checkpoint.family.text_encoders]
     encoders = tuple(name for name in names if checkpoint.network(name) is not None)
     files = checkpoint.all_files()
-    journals = [undo_path(file.path) for file in checkpoint.target_files]
+    journals = [undo_path(file.path) for file in checkpoint.patched_files]
     return CheckpointInfo(
         file=str(checkpoint.path),
         bytes=sum(os.fstat(file.file.fileno()).st_size for file in files),
@@ -168,5 +171,6 @@ def _checkpoint(checkpoint: Checkpoint) -> CheckpointInfo:
         undo=str(journals[0]) if all(path.exists() for path in journals) else None,
         metadata=dict(checkpoint.metadata),
         pooled=checkpoint.widths.get("pooled"),
+        layers=len(stack.layers) if stack is not None else 0,
         files=tuple(file.place for file in files) if checkpoint.folder is not None else (),
     )

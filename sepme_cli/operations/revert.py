@@ -226,14 +226,16 @@ def _plan(
 ) -> _Plan:
     remaining = tuple(entry for entry in record.entries if entry not in taken)
     sources = Sources.gather(request.files, checkpoint)
-    after = _record_after(record, sources, remaining)
-    why = _why_not_exact(checkpoint, original, sources.missing(remaining), bool(remaining))
+    missing = sources.missing(remaining)
+    exact = original is not None and not missing
+    after = _record_after(record, sources, remaining, exact=exact)
+    why = _why_not_exact(checkpoint, original, missing, bool(remaining))
     if why and request.exact:
         raise RefusedError(
             f"{checkpoint.path}: the result would not be exact: {why}", file=checkpoint.path
         )
     error = LargestError()
-    if original is not None and not sources.missing(remaining):
+    if exact:
         composition = Composition(checkpoint, original, sources.terms(remaining), after)
         rewrites = composition.rewrites()
         if why:
@@ -252,12 +254,17 @@ def _plan(
 
 
 def _record_after(
-    record: StackRecord, sources: Sources, remaining: tuple[StackEntry, ...]
+    record: StackRecord, sources: Sources, remaining: tuple[StackEntry, ...], *, exact: bool
 ) -> StackRecord | None:
     if not remaining:
         return None
+    layers = record.layers
+    if exact:
+        # What was only subtracted from is not the base's again.
+        stay = {name for part, _ in sources.terms(remaining) for name in part.layers}
+        layers = {name: value for name, value in layers.items() if name in stay}
     patches = sources.digests(record, remaining)
-    return StackRecord(record.base, record.family, remaining, TOOL, patches)
+    return StackRecord(record.base, record.family, remaining, TOOL, patches, layers)
 
 
 def _why_not_exact(
@@ -275,7 +282,7 @@ def _why_not_exact(
             f"the patches of what stays in are needed to compose it anew: {names}; give them "
             "too, and name what to put back with --concept"
         )
-    for target in checkpoint.targets:
+    for target in (*checkpoint.targets, *checkpoint.patched_layers):
         for copy, stored in enumerate(target.copies):
             found, wanted = original.weight(target.name, copy).dtype, stored.dtype
             wider = numpy_dtype(found).itemsize > numpy_dtype(wanted).itemsize

@@ -130,7 +130,7 @@ def sample(
 
         sheets = [generate()]
         if chosen:
-            with network.denoiser.with_weights(patched):
+            with network.with_weights(patched):
                 sheets.append(generate())
     labels = [label for p in prompts for label in ([p, "  patched"] if chosen else [p])]
     rows = torch.stack(sheets, 1).flatten(0, 1)

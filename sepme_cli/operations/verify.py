@@ -4,6 +4,9 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
+
+import numpy.typing as npt
 
 from patch_spec.digest import tensor_fingerprint
 from patch_spec.errors import FormatError
@@ -13,9 +16,19 @@ from sepme_cli.checkpoints.reading.checkpoint import Checkpoint, open_checkpoint
 from sepme_cli.checkpoints.reading.copies import unpatched_copies
 from sepme_cli.checkpoints.reading.kinds import kind_of
 from sepme_cli.checkpoints.reading.patches import PatchFile, read_patch_file
+from sepme_cli.checkpoints.reading.targets import Target
+from sepme_cli.checkpoints.reading.tensors import Stored
+from sepme_cli.checkpoints.structure.layers import WHOLE
 from sepme_cli.checkpoints.writing.writer import Rewrite
 from sepme_cli.composing.comparison import same_bytes, tensors_by_name
-from sepme_cli.composing.composition import Composition, Sources, find_original
+from sepme_cli.composing.composition import (
+    Composition,
+    Sources,
+    StoredPart,
+    assembled,
+    find_original,
+    stored_in_file,
+)
 from sepme_cli.composing.matching import fit
 from sepme_cli.errors import MismatchError, UnsupportedError, UsageError
 from sepme_cli.places import Place
@@ -181,7 +194,9 @@ def _checkpoint(
             need = ", ".join(unknown)
             unchecked.append(f"the weights themselves: that takes the patches of {need} too")
         else:
-            if lacking := original.base.targets.keys() - checkpoint.by_name.keys():
+            known = original.base.targets.keys() | checkpoint.stack.layers.keys()
+            there = {layer.name for layer in checkpoint.patched_layers}
+            if lacking := known - checkpoint.by_name.keys() - there:
                 detail = f"without {', '.join(sorted(lacking)[:3])}, which the base has"
                 yield Check("weights", False, detail)
                 return
@@ -211,16 +226,17 @@ def _unpatched(
 
 
 def _finite(checkpoint: Checkpoint, progress: Progress) -> Check:
-    progress.stage("reading the weights", len(checkpoint.targets))
+    targets = (*checkpoint.targets, *checkpoint.patched_layers)
+    progress.stage("reading the weights", len(targets))
     bad = []
-    for target in checkpoint.targets:
+    for target in targets:
         for copy in target.copies:
             try:
                 tensor_fingerprint(copy.read())
             except FormatError:
                 bad.append(copy.name)
         progress.advance()
-    detail = f"not finite: {', '.join(bad[:3])}" if bad else f"{len(checkpoint.targets)} targets"
+    detail = f"not finite: {', '.join(bad[:3])}" if bad else f"{len(targets)} targets"
     return Check("finite", not bad, detail)
 
 
@@ -262,11 +278,41 @@ def _different(rewrite: Rewrite, progress: Progress) -> Iterator[str]:
         progress.advance()
 
 
+def _partly_different(targets: Sequence[Target], base: Checkpoint) -> Iterator[str]:
+    """The tensors of which a patch changes a part, where the rest of them is not the base's."""
+    for file in {copy.file.place: copy.file for t in targets for copy in t.copies}.values():
+        for name, parts in stored_in_file(file, targets).items():
+            if parts[0].stored.part != WHOLE and not _same_beside(parts, base):
+                yield name
+
+
+def _same_beside(parts: Sequence[StoredPart], base: Checkpoint) -> bool:
+    """Whether a tensor is the base's but for parts of it; one that the base has in another shape
+    or dtype is not compared."""
+    originals: dict[str, Stored] = {}
+    for part in parts:
+        found = base.weight(part.target.name)
+        if found is None or part.copy >= len(found.copies):
+            return True
+        stored, own = found.copies[part.copy], part.stored
+        if (stored.dtype, stored.entry.shape) != (own.dtype, own.entry.shape):
+            return True
+        originals[part.target.name] = stored
+
+    def restored(part: StoredPart) -> npt.NDArray[Any]:
+        stored = originals[part.target.name]
+        return stored.part.of(stored.whole())
+
+    whole = originals[parts[0].target.name].whole()
+    return assembled(parts, restored).tobytes() == whole.tobytes()
+
+
 def _rest(
     checkpoint: Checkpoint, base: Checkpoint, unchecked: list[str], progress: Progress
 ) -> Iterator[Check]:
     """Whether the tensors that no patch in it touches are the base's, byte for byte."""
     targets = checkpoint.targets if checkpoint.stack is not None else ()
+    targets = (*targets, *checkpoint.patched_layers)
     touched = {copy.name for target in targets for copy in target.copies}
     ours, theirs = tensors_by_name(checkpoint), tensors_by_name(base)
     if ours.keys() != theirs.keys():
@@ -276,7 +322,7 @@ def _rest(
         return
     names = [name for name, stored in ours.items() if stored.name not in touched]
     progress.stage("comparing", len(names))
-    different = []
+    different = list(_partly_different(targets, base))
     for name in names:
         if not same_bytes(ours[name], theirs[name]):
             different.append(name)

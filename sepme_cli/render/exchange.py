@@ -45,6 +45,8 @@ def imported(result: "ImportResult", *, whole: bool) -> RenderableType:
             ("patch", f"{result.patch}, {size(result.bytes)}"),
             ("concept", result.concept),
             ("for", f"{result.family}, {counted(result.targets, 'weight')} changed"),
+            ("read the text", None if not result.layers else f"{result.targets - result.layers}"),
+            ("read more", None if not result.layers else f"{result.layers}"),
             ("kind", f"{_KINDS[result.kind]}, rank {result.rank}"),
             ("error", f"{cell_text(result.relative_error)} relative"),
             ("time", duration(result.seconds)),

@@ -1,6 +1,7 @@
 """Results as a person reads them: names and values below each other, and tables."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from patch_spec.streams import network_of
 from sepme_cli.evaluation.intervals import percent
 from sepme_cli.render.tables import add_row, cell_text, counted, fields, new_table
 from sepme_cli.render.wording import duration, printable, size
@@ -328,6 +330,7 @@ def _checkpoint(result: "CheckpointInfo", whole: bool) -> RenderableType:
             ("kind", f"checkpoint, {result.title}, {result.layout}"),
             ("dtype", result.dtype),
             ("targets", f"{result.targets} of {result.tensors} tensors{twins}"),
+            ("further layers", f"{result.layers} changed" if result.layers else None),
             (
                 "text",
                 f"width {result.width}{pooled}, "
@@ -369,6 +372,7 @@ def _patch(result: "PatchInfo", whole: bool) -> RenderableType:
             ("file", f"{result.file}{amount}"),
             ("kind", f"patch, by {manifest['tool']}"),
             ("for", f"{base['family']}, {counted(len(base['targets']), 'weight')}"),
+            ("further layers", _layers(base.get("layers", {}))),
             ("recipe", manifest["recipe"]),
             ("prompts", _below_each_other(prompts) if whole else None),
             ("separable from", _below_each_other(manifest["separable_from"]) if whole else None),
@@ -377,6 +381,15 @@ def _patch(result: "PatchInfo", whole: bool) -> RenderableType:
         "",
         table,
     )
+
+
+def _layers(layers: Mapping[str, Any]) -> str | None:
+    """How many of each network: they read more than the text, and nothing is promised of them."""
+    if not layers:
+        return None
+    counts = Counter(network_of(name) for name in layers)
+    told = ", ".join(f"{count} of {network}" for network, count in sorted(counts.items(), key=str))
+    return f"{told}: no prompt is promised to stay as it is"
 
 
 def _rank(part: Mapping[str, Any]) -> str:

@@ -226,7 +226,7 @@ def test_what_else_differs_is_said(tmp_path: Path) -> None:
         for name, (kind, values) in tensors.items()
     }
     path = write_safetensors(tmp_path / "e.safetensors", edited)
-    result = extract(model, path, tmp_path / "x.sepme", rank=3)
+    result = extract(model, path, tmp_path / "x.sepme", rank=3, text_layers_only=True)
     assert {part.what: part.count for part in result.left_out} == {
         "text encoder clip_l": 1,
         "unet, other tensors": 2,

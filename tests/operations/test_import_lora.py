@@ -206,7 +206,7 @@ def test_what_a_patch_cannot_hold_is_counted(model: Path, tmp_path: Path) -> Non
     extra = more([name for names in others.values() for name in names])
     loha = {f"{mid}_proj_out.hada_w1_a": ("F32", np.zeros((2, 2), "<f4"))}
     lora = write(tmp_path / "l", kohya(base, pairs) | extra | loha)
-    result = import_lora(lora, model, tmp_path / "x.sepme")
+    result = import_lora(lora, model, tmp_path / "x.sepme", text_layers_only=True)
     counts = {part.what: part.count for part in result.left_out}
     wanted = {what: len(names) for what, names in others.items()}
     assert counts == wanted | {"projection around the attention (LoHa)": 1}
@@ -294,11 +294,11 @@ def test_what_cannot_be_imported(model: Path, tmp_path: Path) -> None:
     for said in ('{"unet.lora_alpha": "8"}', '{"unet.alpha_pattern": [1]}', "{"):
         lora = write(tmp_path / "bad.safetensors", peft, {"lora_adapter_metadata": said})
         with pytest.raises(MalformedError):
-            import_lora(lora, model, tmp_path / "x.sepme")
+            import_lora(lora, model, tmp_path / "x.sepme", text_layers_only=True)
     for error, tensors in cases:
         lora = write(tmp_path / "bad.safetensors", tensors)
         with pytest.raises(error):
-            import_lora(lora, model, tmp_path / "x.sepme")
+            import_lora(lora, model, tmp_path / "x.sepme", text_layers_only=True)
         assert not (tmp_path / "x.sepme").exists()
 
 

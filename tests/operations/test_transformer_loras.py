@@ -158,7 +158,7 @@ def test_what_was_exported_comes_back(
     """What reads the rows; what reads the pooled text is counted."""
     lora, again = tmp_path / "lora.safetensors", tmp_path / "again.sepme"
     sepme.export(patch, to, lora, base=model)
-    result = sepme.import_lora(lora, model, again)
+    result = sepme.import_lora(lora, model, again, text_layers_only=True)
     (part,) = read_patch(again).increments
     weight = load_file(model / "diffusion_pytorch_model.safetensors")[ROWS[family]].numpy()
     wanted = sum(delta(p, ROWS[family], weight) for p in read_patch(patch).increments)
@@ -216,7 +216,7 @@ def test_the_names_of_other_programs(
     base = base_of(model)
     tensors = dotted(random_pairs(base, 2), lambda name: module(f"{name}.weight", family), up, down)
     lora = write(tmp_path / "l.safetensors", tensors)
-    result = sepme.import_lora(lora, model, tmp_path / "x.sepme")
+    result = sepme.import_lora(lora, model, tmp_path / "x.sepme", text_layers_only=True)
     assert [one.name for one in result.residuals] == [ROWS[family]]
     assert result.relative_error < 1e-3
     assert [(one.what, one.count) for one in result.left_out] == [
@@ -233,7 +233,7 @@ def test_the_factor_in_the_metadata_of_diffusers(model: Path, tmp_path: Path) ->
     for alpha in (2, 8):
         said = {"lora_adapter_metadata": json.dumps({"transformer.lora_alpha": alpha})}
         lora = write(tmp_path / "l.safetensors", tensors, said)
-        sepme.import_lora(lora, model, tmp_path / "x.sepme", force=True)
+        sepme.import_lora(lora, model, tmp_path / "x.sepme", force=True, text_layers_only=True)
         (part,) = read_patch(tmp_path / "x.sepme").increments
         (target,) = part.exponents
         norms.append(np.linalg.norm(delta(part, target, np.zeros(base.shapes[target]))))
@@ -282,7 +282,7 @@ def test_a_lora_on_other_layers_is_refused_by_what_it_is_on(
     model = write_transformer_folder(small_transformer(name), tmp_path / "m") / "transformer"
     lora = write(tmp_path / "l.safetensors", more([module]))
     with pytest.raises(RefusedError, match="load it as a LoRA, or merge it") as caught:
-        sepme.import_lora(lora, model, tmp_path / "x.sepme")
+        sepme.import_lora(lora, model, tmp_path / "x.sepme", text_layers_only=True)
     assert str(caught.value.expected).endswith(f"({plain(ROWS[name])})")
     assert caught.value.found == f"{kind}: 1 modules"
     assert not (tmp_path / "x.sepme").exists()
@@ -294,7 +294,7 @@ def test_what_a_patch_cannot_hold_is_counted(tmp_path: Path) -> None:
     ours = dotted(rows, lambda n: f"transformer.{n}", ".lora_B.weight", ".lora_A.weight")
     others = [module for name, module, _ in ELSEWHERE if name == "flux"]
     lora = write(tmp_path / "l.safetensors", ours | more(others))
-    result = sepme.import_lora(lora, model, tmp_path / "x.sepme")
+    result = sepme.import_lora(lora, model, tmp_path / "x.sepme", text_layers_only=True)
     counts = {one.what: one.count for one in result.left_out}
     assert counts == {
         kind: sum(one == kind for name, _, one in ELSEWHERE if name == "flux")
@@ -364,7 +364,9 @@ def test_an_edited_transformer(family: Family, single_file: bool, tmp_path: Path
 
     base = written(small_transformer(family), "base")
     after = edited(small_transformer(family), (ROWS[family], *ATTENTION[family]))
-    result = sepme.extract(base, written(after, "edited"), tmp_path / "x.sepme", concept="Monet")
+    result = sepme.extract(
+        base, written(after, "edited"), tmp_path / "x.sepme", concept="Monet", text_layers_only=True
+    )
     assert [one.name for one in result.residuals] == [ROWS[family]]
     assert [(one.what, one.count) for one in result.left_out] == [("transformer, other tensors", 2)]
     assert any(f"({plain(ROWS[family])})" in warning for warning in result.warnings)
@@ -380,7 +382,7 @@ def test_a_transformer_that_was_edited_elsewhere_is_refused(family: Family, tmp_
     other = edited(small_transformer(family), ATTENTION[family])
     after = write_transformer_folder(other, tmp_path / "edited")
     with pytest.raises(RefusedError, match="keep the edited model") as caught:
-        sepme.extract(base, after, tmp_path / "x.sepme")
+        sepme.extract(base, after, tmp_path / "x.sepme", text_layers_only=True)
     assert f"({plain(ROWS[family])})" in str(caught.value)
     assert caught.value.found == "transformer, other tensors: 2"
     with pytest.raises(RefusedError, match=r"nothing to extract$"):
@@ -398,14 +400,18 @@ def test_the_edited_weights_alone(family: Family, original: bool, tmp_path: Path
     rows = (original_names(after) if original else after.transformer.state_dict())[name]
     rest = {n: after.transformer.get_parameter(n).detach() for n in ATTENTION[family]}
     save_file({f"model.diffusion_model.{name}": rows, **rest}, tmp_path / "e.safetensors")
-    result = sepme.extract(base, tmp_path / "e.safetensors", tmp_path / "x.sepme")
+    result = sepme.extract(
+        base, tmp_path / "e.safetensors", tmp_path / "x.sepme", text_layers_only=True
+    )
     assert [one.name for one in result.residuals] == [ROWS[family]]
     assert [(one.what, one.count) for one in result.left_out] == [("other tensors", 2)]
     authors = {n: v for n, v in original_names(after).items() if AUTHORS[family] in n}
     for others, prefix in ((rest, ""), (rest, "transformer."), (authors, "diffusion_model.")):
         save_file({prefix + n: v for n, v in others.items()}, tmp_path / "e.safetensors")
         with pytest.raises(RefusedError, match="keep the edited model") as caught:
-            sepme.extract(base, tmp_path / "e.safetensors", tmp_path / "y.sepme")
+            sepme.extract(
+                base, tmp_path / "e.safetensors", tmp_path / "y.sepme", text_layers_only=True
+            )
         assert caught.value.found == f"other tensors: {len(others)}"
 
 

@@ -25,16 +25,26 @@ from sepme_cli.checkpoints.disk.files import (
 
 
 @dataclass(frozen=True)
-class State:
-    """What a journal keeps: a checkpoint's header, and the tensors that patches touch.
+class Kept:
+    """A tensor that a journal keeps, and where its bytes begin in an open file."""
 
-    touched: where they are in the data section, which begins at data_start of an open file.
-    """
-
+    entry: TensorEntry
     descriptor: int
-    data_start: int
+    begin: int
+
+
+@dataclass(frozen=True)
+class State:
+    """What a journal keeps: a checkpoint's header, and the tensors that patches touch."""
+
     header_bytes: bytes
-    touched: Sequence[TensorEntry]
+    kept: Sequence[Kept]
+
+    def with_more(self, other: "State") -> "State":
+        """The same, and those tensors of another state that it lacks."""
+        names = {one.entry.name for one in self.kept}
+        more = [one for one in other.kept if one.entry.name not in names]
+        return State(self.header_bytes, [*self.kept, *more])
 
 
 @dataclass(frozen=True)
@@ -67,8 +77,11 @@ class Journal:
     @property
     def state(self) -> State:
         """What it keeps, to be kept in another journal."""
-        kept = tuple(self.own.by_name[entry.name] for entry in self.touched)
-        return State(self.file.fileno(), self.own.data_start, self.header_bytes, kept)
+        start, file = self.own.data_start, self.file.fileno()
+        entries = (self.own.by_name[entry.name] for entry in self.touched)
+        return State(
+            self.header_bytes, [Kept(entry, file, start + entry.begin) for entry in entries]
+        )
 
     def read_bytes(self, name: str) -> bytes:
         """The bytes that a touched tensor had."""
@@ -85,18 +98,19 @@ def write_undo(path: Path, state: State, record: UndoRecord) -> None:
     """Write an undo journal, whole and synced, over an older one, by the checkpoint's writer."""
     position = len(state.header_bytes)
     entries = [TensorEntry(HEADER_TENSOR, "U8", (position,), 0, position)]
-    for kept in state.touched:
-        end = position + kept.nbytes
-        entries.append(TensorEntry(kept.name, kept.dtype, kept.shape, position, end))
+    for kept in state.kept:
+        entry = kept.entry
+        end = position + entry.nbytes
+        entries.append(TensorEntry(entry.name, entry.dtype, entry.shape, position, end))
         position = end
     first = encode_header({METADATA_KEY: record.to_metadata()}, entries) + state.header_bytes
     with new_file(path, len(first) + position, force=True) as descriptor:
         write_all(descriptor, first, 0)
         offset = len(first)
-        for kept in state.touched:
-            begin = state.data_start + kept.begin
-            copy_all(state.descriptor, begin, descriptor, offset, kept.nbytes, path)
-            offset += kept.nbytes
+        for kept in state.kept:
+            count = kept.entry.nbytes
+            copy_all(kept.descriptor, kept.begin, descriptor, offset, count, path)
+            offset += count
 
 
 def open_undo(path: Path) -> Journal:

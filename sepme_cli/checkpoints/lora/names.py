@@ -10,8 +10,11 @@ from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from patch_spec.base import Family as FamilyName
-from sepme_cli.checkpoints.structure.families import Family
+from patch_spec.streams import network_of
+from sepme_cli.checkpoints.structure.families import Family, TextEncoderSpec
+from sepme_cli.checkpoints.structure.layers import authors_layers
 from sepme_cli.checkpoints.structure.layout import DenoiserNaming, Layout, span_of
+from sepme_cli.checkpoints.structure.transformer_names import Module
 
 LoraFormat = Literal["kohya", "peft"]
 
@@ -56,6 +59,17 @@ _KINDS: Mapping[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
 """By denoiser, its parts in words, and what tells them in a module's name with dots for all joints;
 the first that is met is meant."""
 
+ATTENTION = frozenset(
+    {
+        "query and output of the cross-attention",
+        "self-attention",
+        "feed-forward",
+        "attention",
+        "attention and feed-forward in one",
+    }
+)
+"""Of these parts those that are layers in every model which has them at all."""
+
 _UNET = re.compile(r"\b(?:down|up|input|output)\.blocks\.\d|\bmid(?:dle)?\.block\.")
 _TRANSFORMER = re.compile(r"\bblocks\.\d|\b(?:context\.embedder|txt\.in|text\.embedd(?:er|ing))\b")
 """What tells that a module is a UNet's; and that one which is not is a transformer's."""
@@ -74,10 +88,23 @@ _UNREAD: Mapping[tuple[FamilyName, LoraFormat], str] = {
 
 
 def module_name(target: str, family: Family, span: int, to: LoraFormat) -> str:
-    """The module of a target in a LoRA file. span: L of the UNet, see `span_of`."""
+    """The module of a target or a layer in a LoRA file. span: L of the UNet, see `span_of`.
+
+    Layers of transformers are not those of kohya's modules.
+    """
+    network, _, rest = _module(target).partition(".")
+    if network_of(target) not in (None, "denoiser"):
+        spec = next(spec for spec in family.text_encoders if spec.name == network)
+        if to == "peft":
+            return f"{spec.folder}.text_model.{rest}"
+        return f"{joined_prefixes(spec, family)[-2]}{_joined(rest)}"
     if to == "peft":
         return f"{family.denoiser}.{_module(target)}"
-    return f"lora_unet_{_joined(_layout(family, span, _kohyas_naming(family)).stored(target))}"
+    naming = _kohyas_naming(family)
+    if network_of(target) is None:
+        return f"lora_unet_{_joined(_layout(family, span, naming).stored(target))}"
+    (module,) = authors_layers([target], family, span) if naming == "ldm" else [target]
+    return f"lora_unet_{_joined(module)}"
 
 
 def unread(family: Family, to: LoraFormat) -> str | None:
@@ -105,6 +132,58 @@ def known_modules(targets: Iterable[str], family: Family) -> dict[str, str]:
         names += [f"lora_unet_{_joined(stored)}", f"diffusion_model.{stored}"]
         known |= dict.fromkeys(names, target)
     return known
+
+
+def layer_modules(layers: Iterable[str], family: Family, span: int) -> dict[str, Module]:
+    """Every name that programs give the modules of these layers, to the layers that it is of.
+
+    Modules of the authors' can be several layers, one above the other: queries, keys and values.
+    span: L of the UNet. Beside the programs of `known_modules`, ComfyUI's text encoders.
+    """
+    layers = tuple(layers)
+    own = [layer for layer in layers if network_of(layer) == "denoiser"]
+    denoiser = family.denoiser
+    known: dict[str, Module] = {}
+    for theirs, module in authors_layers(own, family, span).items():
+        both = (f"lora_unet_{_joined(theirs)}", f"diffusion_model.{theirs}")
+        known |= dict.fromkeys(both, Module(_weights(module.ours), module.exchanged))
+    for layer in own:
+        plain = _module(layer)
+        prefixes = ("", f"{denoiser}.", "base_model.model.", f"{denoiser}.base_model.model.")
+        names = [p + n for p in prefixes for n in {plain, plain.replace(".to_", ".processor.to_")}]
+        names += [f"{p}_{_joined(plain)}" for p in ("lora_unet", f"lora_{denoiser}", "lycoris")]
+        known |= dict.fromkeys(names, Module((layer,), exchanged=False))
+    for layer in layers:
+        network, _, rest = _module(layer).partition(".")
+        for spec in family.text_encoders if network != "denoiser" else ():
+            if spec.name == network:
+                names = [p + rest for p in _dotted_prefixes(spec)]
+                names += [p + _joined(rest) for p in joined_prefixes(spec, family)]
+                known |= dict.fromkeys(names, Module((layer,), exchanged=False))
+    return known
+
+
+def joined_prefixes(spec: TextEncoderSpec, family: Family) -> list[str]:
+    """What stands before the modules of a text encoder in kohya's names."""
+    number = spec.folder.removeprefix("text_encoder").lstrip("_") or "1"
+    alone = sum(one.naming != "t5" for one in family.text_encoders) == 1
+    found = [f"lora_te{number}_", *(["lora_te_"] if alone else [])]
+    return [prefix + model for prefix in found for model in ("text_model_", "")]
+
+
+def _dotted_prefixes(spec: TextEncoderSpec) -> list[str]:
+    found = [f"{spec.folder}.", f"text_encoders.{spec.name}.transformer."]
+    return [prefix + model for prefix in found for model in ("text_model.", "")]
+
+
+def of_text_encoder(name: str, spec: TextEncoderSpec, family: Family) -> bool:
+    """Whether a LoRA's module is of this text encoder, as far as its name tells."""
+    prefixes = (*_dotted_prefixes(spec), *joined_prefixes(spec, family))
+    return name.startswith(prefixes)
+
+
+def _weights(modules: Iterable[str]) -> tuple[str, ...]:
+    return tuple(f"{module}.weight" for module in modules)
 
 
 def kind_of_module(name: str, family: Family) -> str:

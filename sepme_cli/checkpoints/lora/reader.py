@@ -86,6 +86,12 @@ class LoraModule:
         delta: Float64 = up @ down
         return delta
 
+    def pair(self) -> tuple[Float64, Float64] | None:
+        """up [out, r], with the factor in it, and down [r, in], whose product `delta` is; None for
+        a whole difference. Raises what `delta` does."""
+        self._check()
+        return None if "difference" in self.parts else self._pair()
+
     def energy(self) -> float:
         """|delta|^2, Frobenius, of a pair from the small matrices; raises what `delta` does."""
         self._check()

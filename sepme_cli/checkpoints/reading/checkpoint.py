@@ -1,8 +1,8 @@
 """Opening a checkpoint, in whatever shape it comes: its headers parsed and understood."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +15,7 @@ from sepme_cli.checkpoints.disk.failures import reading
 from sepme_cli.checkpoints.hub.cache import local
 from sepme_cli.checkpoints.journals.in_place import undo_if_interrupted
 from sepme_cli.checkpoints.journals.pending import pending_path
+from sepme_cli.checkpoints.reading.layers import Layers
 from sepme_cli.checkpoints.reading.networks import Network, Networks, open_set
 from sepme_cli.checkpoints.reading.opening import open_weights
 from sepme_cli.checkpoints.reading.targets import (
@@ -22,6 +23,7 @@ from sepme_cli.checkpoints.reading.targets import (
     about,
     base_of,
     find_targets,
+    fingerprint,
     widths_of,
 )
 from sepme_cli.checkpoints.reading.tensors import Stored, WeightsFile, stored_in
@@ -54,6 +56,7 @@ class Checkpoint:
     targets: tuple[Target, ...] = field(repr=False)
     stack: StackRecord | None
     networks: Networks = field(repr=False)
+    layers: Layers = field(repr=False)
     folder: ModelFolder | None
     _open: ExitStack = field(repr=False, compare=False)
 
@@ -122,6 +125,46 @@ class Checkpoint:
         """The files that hold targets; each carries the stack record."""
         return _holding(self.files, self.targets)
 
+    @cached_property
+    def patched_layers(self) -> tuple[Target, ...]:
+        """The layers that the increments in it change."""
+        names = () if self.stack is None else sorted(self.stack.layers)
+        return self.found_layers(names)
+
+    def layer(self, name: str) -> Target | None:
+        """A layer by the name that patches give it, None where it is not in here; see `Layers`."""
+        return self.layers.find(name)
+
+    def weight(self, name: str) -> Target | None:
+        """A target or a layer by the name that patches give it; None where it is not in here."""
+        return self.by_name.get(name) or self.layer(name)
+
+    def found_layers(self, names: Iterable[str]) -> tuple[Target, ...]:
+        """Those of some layers that are in here."""
+        return tuple(layer for name in names if (layer := self.layer(name)) is not None)
+
+    def files_with(self, layers: Iterable[str]) -> tuple[WeightsFile, ...]:
+        """The files that carry the stack record where these layers are changed: those with targets,
+        and those with the layers."""
+        copies = (copy for layer in self.found_layers(layers) for copy in layer.copies)
+        found = {file.place: file for file in (*self.target_files, *(copy.file for copy in copies))}
+        return tuple(found.values())
+
+    @cached_property
+    def patched_files(self) -> tuple[WeightsFile, ...]:
+        """The files that have the stack record, or would have that of a patch without layers."""
+        return self.files_with(layer.name for layer in self.patched_layers)
+
+    def fingerprint_of(self, layer: Target) -> str:
+        """What a layer's weight was before any patch, as a fingerprint."""
+        if layer.name not in self._fingerprints:
+            self._fingerprints[layer.name] = fingerprint(layer, layer.read(), self.path)
+        return self._fingerprints[layer.name]
+
+    @cached_property
+    def _fingerprints(self) -> dict[str, str]:
+        return {} if self.stack is None else dict(self.stack.layers)
+
     def network(self, name: str) -> Network | None:
         """The network "denoiser", "vae" or a text encoder ("clip_l"); None if it is not in here."""
         return self.networks.find(name)
@@ -132,13 +175,20 @@ class Checkpoint:
             self.networks.find(name)
         return (*self.files, *(file for found in self.networks.opened.values() for file in found))
 
-    def base(self, *, text_encoders: bool = False) -> Base:
+    def base(self, *, text_encoders: bool = False, layers: Iterable[str] = ()) -> Base:
         """What a patch made from this checkpoint says of it.
 
-        text_encoders: fingerprint those too, which reads all of them.
+        text_encoders: fingerprint those too, which reads all of them. layers: those that the patch
+        changes.
         """
         encoders = self.text_encoder_fingerprints() if text_encoders else {}
-        return base_of(self.family, self.targets, Target.read, self.path, encoders)
+        base = base_of(self.family, self.targets, Target.read, self.path, encoders)
+        found = self.found_layers(sorted(layers))
+        return replace(
+            base,
+            layers={layer.name: self.fingerprint_of(layer) for layer in found},
+            layer_shapes={layer.name: layer.shape for layer in found},
+        )
 
     def text_encoder_fingerprints(self) -> dict[str, str]:
         """Stream ("clip_l") to fingerprint, of the text encoders that are in here."""
@@ -183,9 +233,13 @@ def _open(path: Path, progress: Progress) -> Checkpoint:
             stack.callback(files[0].close)
             variants = [stored_in(files[0])]
         family, layout = detect_in(variants[0], path)
-        networks = Networks(family, layout, variants[0], folder, stack)
+        networks = Networks(family, layout, variants[0], folder, stack, further=variants[1:])
         targets = find_targets(variants, layout, path, networks.columns)
         widths = widths_of({target.name: target.shape for target in targets})
+        record = _stack(_holding(files, targets))
+        layers = Layers(path, networks, None if record is None else record.to_metadata())
+        if record is not None:
+            _check_layers(layers, record)
         for note in _left_out(files):
             progress.say(note)
         if any(getattr(file, "unmapped", False) for file in files):
@@ -200,11 +254,27 @@ def _open(path: Path, progress: Progress) -> Checkpoint:
             layout,
             widths,
             targets,
-            _stack(_holding(files, targets)),
+            record,
             networks,
+            layers,
             folder,
             stack.pop_all(),
         )
+
+
+def _check_layers(layers: Layers, record: StackRecord) -> None:
+    """MalformedError where a file of a layer that the record names does not have the record."""
+    for name in record.layers:
+        layer = layers.find(name)
+        for copy in () if layer is None else layer.copies:
+            if RECORD not in copy.file.header.metadata:
+                raise MalformedError(
+                    f"{copy.file.path} and the denoiser of {layers.path} are files of one model, "
+                    "but do not have the same patches in them",
+                    file=copy.file.path,
+                    expected="one stack record in all of a model's files",
+                    found="none",
+                )
 
 
 def detect_in(tensors: Mapping[str, Any], path: Path) -> tuple[Family, Layout]:

@@ -2,17 +2,21 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
+from patch_spec import limits
 from patch_spec.streams import stream_of
 from sepme_cli.checkpoints.hub.cache import local
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint, open_checkpoint
 from sepme_cli.checkpoints.reading.opening import open_weights
-from sepme_cli.checkpoints.reading.targets import Target, base_of
+from sepme_cli.checkpoints.reading.targets import Target, base_of, check_weight
 from sepme_cli.checkpoints.reading.tensors import Stored, is_companion, stored_in
 from sepme_cli.checkpoints.reading.text_encoders import check_numbers
+from sepme_cli.checkpoints.structure.layers import Part, authors_layers, stacked
 from sepme_cli.checkpoints.structure.layout import bare_name, span_of, target_in_part
+from sepme_cli.checkpoints.structure.transformer_names import Module
 from sepme_cli.errors import MismatchError, UnsupportedError
 from sepme_cli.places import Place
 from sepme_cli.progress import SILENT, Progress
@@ -35,6 +39,42 @@ class EditedWeights:
         """What a patch made from the whole would call its base, text encoders aside."""
         targets = [self.targets[target.name] for target in self.base.targets]
         return base_of(self.base.family, targets, Target.read, self.path, {}).digest
+
+    def layer(self, name: str) -> Target | None:
+        """A layer of the base's by its name, as it is after the edit; the base's own where a file
+        of weights alone does not have it, None where the edited checkpoint does not."""
+        if self.whole is not None:
+            return self.whole.layer(name)
+        own, found = self.base.layer(name), self._layers.get(name)
+        if found is None:
+            return own
+        check_weight(found, found.shape, self.path, limits.LAYER_SIDE)
+        rows, columns = found.shape
+        return Target(name, (rows, columns), (found,))
+
+    @cached_property
+    def _layers(self) -> Mapping[str, Stored]:
+        """Those of the others that are layers of the denoiser, in whatever naming."""
+        places = self.base.layers.places("denoiser")
+        authors = authors_layers(places, self.base.family, span_of(self.base.by_name))
+        found: dict[str, Stored] = {}
+        for name, stored in self.others.items():
+            module = bare_name(name).removesuffix(".weight")
+            if f"{module}.weight" in places:
+                kernel = len(stored.entry.shape) == 4
+                found[f"{module}.weight"] = replace(stored, part=Part(kernel=kernel))
+            elif module in authors and name.endswith(".weight"):
+                found |= self._within(stored, authors[module])
+        return found
+
+    def _within(self, stored: Stored, module: Module) -> Iterator[tuple[str, Stored]]:
+        """The layers in a tensor that the model's authors name."""
+        names = [f"{ours}.weight" for ours in module.ours]
+        layers = [layer for name in names if (layer := self.base.layer(name)) is not None]
+        counts = [layer.shape[0] for layer in layers]
+        if len(layers) == len(names) and stored.entry.shape[:1] == (sum(counts),):
+            for name, part in zip(names, stacked(stored.entry.shape, counts), strict=True):
+                yield name, replace(stored, part=replace(part, exchanged=module.exchanged))
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """The networks in a checkpoint: for each, its tensors by their names in it, whatever the layout."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -86,7 +86,8 @@ def open_set(
 class Networks:
     """Finds a checkpoint's networks, opening those of a folder when they are asked for.
 
-    denoiser: its tensors by their names in the file.
+    denoiser: its tensors by their names in the file. further: the same of its other variants in a
+    folder.
     """
 
     family: Family
@@ -95,6 +96,7 @@ class Networks:
     folder: ModelFolder | None
     stack: ExitStack = field(repr=False, compare=False)
     opened: dict[str, tuple[WeightsFile, ...]] = field(default_factory=dict, repr=False)
+    further: Sequence[Mapping[str, Stored]] = field(default=(), repr=False)
 
     def lend(self, networks: Iterable[Network]) -> None:
         """Have networks of other files stand for those of the checkpoint."""
@@ -105,6 +107,35 @@ class Networks:
         if name not in self._found:
             self._found[name] = self._find(name)
         return self._found[name]
+
+    def files(self, name: str) -> tuple[WeightsFile, ...]:
+        """The files that a network is in, of every variant; none where it is not here."""
+        if self.find(name) is None:
+            return ()
+        every = (stored.file for one in self.variants(name) for stored in one.values())
+        return tuple({file.place: file for file in every}.values())
+
+    def variants(self, name: str) -> Sequence[Mapping[str, Stored]]:
+        """The tensors of a network that is here, and those of its other variants in a folder."""
+        if name not in self._variants:
+            network = self.find(name)
+            assert network is not None
+            self._variants[name] = [network.tensors, *self._further(network)]
+        return self._variants[name]
+
+    def _further(self, network: Network) -> Sequence[Mapping[str, Stored]]:
+        if network.name == "denoiser":
+            return self.further
+        place = self._place(network.name)
+        inner = self.folder.network(place) if self.folder is not None and place else None
+        # Of a lent network the folder's own copies are none.
+        if self.folder is None or inner is None or network.name not in self.opened:
+            return ()
+        return [open_set(one, self.folder, self.stack)[1] for one in weights_sets(inner)[1:]]
+
+    @cached_property
+    def _variants(self) -> dict[str, Sequence[Mapping[str, Stored]]]:
+        return {}
 
     @cached_property
     def _found(self) -> dict[str, Network | None]:
@@ -141,9 +172,13 @@ class Networks:
         spec = next((one for one in self.family.text_encoders if one.name == name), None)
         return None if spec is None else text_encoder_in(self.denoiser, spec, outer)
 
-    def _in_folder(self, name: str, folder: ModelFolder) -> Network | None:
+    def _place(self, name: str) -> str | None:
+        """What a folder calls a network's own."""
         folders = {spec.name: spec.folder for spec in self.family.text_encoders}
-        place = "vae" if name == "vae" else folders.get(name)
+        return "vae" if name == "vae" else folders.get(name)
+
+    def _in_folder(self, name: str, folder: ModelFolder) -> Network | None:
+        place = self._place(name)
         inner = folder.network(place) if place else None
         sets = weights_sets(inner) if inner is not None else ()
         if place is None or not sets:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from patch_spec.base import Base
+from patch_spec.digest import tensor_fingerprint
 from patch_spec.header import Header
 from patch_spec.stack import StackRecord
 from sepme_cli.checkpoints.journals.undo import Journal, open_undo
@@ -43,10 +44,10 @@ class Weight:
         """The values, as `Stored.read` gives them."""
         if self.journal is None:
             return self.stored.read()
-        return dequantised(self.stored.meant(self.whole()), self.stored.scales())
+        return dequantised(self.stored.part.of(self.whole()), self.stored.scales())
 
     def whole(self) -> Array:
-        """All columns, as they are stored."""
+        """All of the tensor, as it is stored."""
         if self.journal is None:
             return self.stored.whole()
         data = self.journal.read_bytes(self.stored.name)
@@ -55,7 +56,8 @@ class Weight:
 
 @dataclass(frozen=True)
 class Original:
-    """A checkpoint's targets before any patch, known to be the base that its record names.
+    """A checkpoint's targets before any patch, and the layers that patches in it change, known to
+    be those of the base that its record names.
 
     base: what a patch made from it says of it. headers: those of the base's files, parsed and as
     they are, by the files' places.
@@ -93,12 +95,17 @@ def open_base(place: Place, record: StackRecord, progress: Progress = SILENT) ->
                 expected="a checkpoint as it was before any patch",
                 found=", ".join(entry.concept for entry in checkpoint.stack.entries),
             )
+        layers = checkpoint.found_layers(sorted(record.layers))
+        files = (*checkpoint.files, *checkpoint.files_with(record.layers))
         yield _verified(
             Original(
                 path,
                 checkpoint.base(),
-                {file.place: (file.header, file.header_bytes) for file in checkpoint.files},
-                {t.name: tuple(Weight(copy) for copy in t.copies) for t in checkpoint.targets},
+                {file.place: (file.header, file.header_bytes) for file in files},
+                {
+                    target.name: tuple(Weight(copy) for copy in target.copies)
+                    for target in (*checkpoint.targets, *layers)
+                },
             ),
             record,
         )
@@ -110,7 +117,7 @@ def open_undo_journals(
 ) -> Iterator[Original]:
     """Undo journals as the original of a checkpoint, or of one with the same tensors.
 
-    paths: for every file that holds targets, by its place, its journal.
+    paths: for every file that has the stack record, by its place, its journal.
     Raises MalformedError, SystemFailure, and MismatchError if they belong to another base, or
     keep a state that was itself patched.
     """
@@ -124,7 +131,7 @@ def open_undo_journals(
         path = next(iter(paths.values()))
         weights = {
             target.name: tuple(_kept(copy, journals) for copy in target.copies)
-            for target in checkpoint.targets
+            for target in (*checkpoint.targets, *checkpoint.found_layers(sorted(record.layers)))
         }
 
         def read(target: Target) -> Array:
@@ -155,6 +162,16 @@ def _kept(copy: Stored, journals: Mapping[str, Journal]) -> Weight:
 
 
 def _verified(original: Original, record: StackRecord) -> Original:
+    for name, expected in record.layers.items():
+        found = tensor_fingerprint(original.weight(name, 0).read())
+        if found != expected:
+            raise MismatchError(
+                f"{original.path} is not the base that this checkpoint was patched from: its "
+                f"{name} is another",
+                file=original.path,
+                expected=expected,
+                found=found,
+            )
     if original.base.digest != record.base:
         raise MismatchError(
             f"{original.path} is not the base that this checkpoint was patched from",

@@ -16,6 +16,7 @@ from patch_spec.streams import Stream, stream_of
 from sepme_cli.checkpoints.reading.tensors import Stored
 from sepme_cli.checkpoints.structure.dtypes import NAMES, readable
 from sepme_cli.checkpoints.structure.families import Family
+from sepme_cli.checkpoints.structure.layers import Part
 from sepme_cli.checkpoints.structure.layout import Layout, ema_twin
 from sepme_cli.errors import MalformedError, UnsupportedError
 from sepme_cli.prefetch import ahead
@@ -23,9 +24,9 @@ from sepme_cli.prefetch import ahead
 
 @dataclass(frozen=True)
 class Target:
-    """A weight that patches change.
+    """A weight that patches change: a target of the format, or a layer.
 
-    name: in diffusers naming. shape: [out, d], d the width of the stream that it reads. copies:
+    name: as patches have it. shape: [out, d], d the width of the stream that it reads. copies:
     the weight itself, then its EMA twin if the checkpoint has one, then those of other variants in
     a folder; a patch changes each from its own values.
     """
@@ -56,13 +57,13 @@ def find_targets(
     found = []
     for tensor in variants[0]:
         if name := layout.target(tensor):
-            copies = tuple(_copies(variants, tensor, layout.outer or "", path))
+            copies = tuple(copies_of(variants, tensor, layout.outer or "", path))
             for copy in copies:
-                _check(copy, copies[0].shape, path)
+                check_weight(copy, copies[0].shape, path)
             wide = copies[0].shape[1]
             width = columns(name, wide)
             if width is not None and width < wide:
-                copies = tuple(replace(copy, columns=width) for copy in copies)
+                copies = tuple(replace(copy, part=Part(columns=width)) for copy in copies)
             if width is not None:
                 found.append(Target(name, (copies[0].shape[0], width), copies))
     widths = {target.shape[1] for target in found if stream_of(target.name) == "tokens"}
@@ -132,9 +133,13 @@ def base_of(
     )
 
 
-def _copies(
+def copies_of(
     variants: Sequence[Mapping[str, Stored]], tensor: str, outer: str, path: str | PathLike[str]
 ) -> Iterator[Stored]:
+    """A tensor, its EMA twin if there is one, and the same tensor of other variants.
+
+    Raises MalformedError for variants that do not have it.
+    """
     yield variants[0][tensor]
     if twin := variants[0].get(ema_twin(tensor, outer)):
         yield twin
@@ -163,7 +168,11 @@ _QUANTISERS = {
 """What follows a weight's name in that of a tensor which they keep beside it."""
 
 
-def _check(stored: Stored, shape: tuple[int, ...], path: str | PathLike[str]) -> None:
+def check_weight(
+    stored: Stored, shape: tuple[int, ...], path: str | PathLike[str], most: int = limits.OUT
+) -> None:
+    """Raises UnsupportedError for a weight that is quantised, MalformedError for one of another
+    shape than its first copy's, or of no matrix's. most: rows that it may have."""
     if stored.dtype not in NAMES:
         by = _quantised_by(stored)
         raise UnsupportedError(
@@ -173,9 +182,9 @@ def _check(stored: Stored, shape: tuple[int, ...], path: str | PathLike[str]) ->
             expected="fp32, fp16, bf16 or fp8",
             found=by or readable(stored.dtype),
         )
-    if len(stored.shape) != 2 or stored.shape != shape or 0 in shape or shape[0] > limits.OUT:
+    if len(stored.shape) != 2 or stored.shape != shape or 0 in shape or shape[0] > most:
         raise MalformedError(
-            f"{path}: {stored.name} has a shape that what reads text cannot have",
+            f"{path}: {stored.name} has a shape that such a weight cannot have",
             file=path,
             expected="[out, width], all copies alike",
             found=list(stored.shape),

@@ -3,7 +3,7 @@
 import os
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from math import prod
 from pathlib import Path
@@ -18,6 +18,7 @@ from patch_spec.header import Header, TensorEntry
 from sepme_cli.checkpoints.disk.failures import reading
 from sepme_cli.checkpoints.disk.files import copy_all, read_exactly
 from sepme_cli.checkpoints.structure.dtypes import FP8, NAMES, numpy_dtype, readable
+from sepme_cli.checkpoints.structure.layers import WHOLE, Part
 from sepme_cli.errors import MalformedError, UnsupportedError
 
 Array = npt.NDArray[Any]
@@ -108,13 +109,13 @@ class Stored:
     """A tensor and where it lies.
 
     scale: in scaled fp8, the tensor that what is stored is multiplied by: one number, or one for
-    each row. columns: of a matrix whose first columns alone are meant, how many; None for all.
+    each row. part: which matrix within it is meant.
     """
 
     file: WeightsFile
     entry: TensorEntry
     scale: TensorEntry | None = None
-    columns: int | None = None
+    part: Part = WHOLE
 
     @property
     def name(self) -> str:
@@ -129,36 +130,37 @@ class Stored:
     @property
     def shape(self) -> tuple[int, ...]:
         """Of what is meant."""
-        shape = self.entry.shape
-        return shape if self.columns is None else (shape[0], self.columns)
+        return self.part.shape(self.entry.shape)
 
     def read(self) -> Array:
         """The values: in the dtype they are stored in, or in float64 where that takes a scale."""
-        return dequantised(self.meant(self.whole()), self.scales())
+        if self.part.rows is None:
+            return dequantised(self.part.of(self.whole()), self.scales())
+        # Fused matrices are large, and their rows lie one behind the other.
+        (begin, end), entry = self.part.rows, self.entry
+        row = entry.nbytes // entry.shape[0]
+        shape = (end - begin, *entry.shape[1:])
+        at = entry.begin + begin * row, entry.begin + end * row
+        values = self.file.read(TensorEntry(entry.name, entry.dtype, shape, *at))
+        return dequantised(replace(self.part, rows=None).of(values), self.scales())
 
     def mapped(self) -> Array:
         """The same, of the file's own pages where it can be; see `WeightsFile.mapped`."""
         whole = self.file.mapped(self.entry)
-        return dequantised(self.meant(whole), self.scales())
+        return dequantised(self.part.of(whole), self.scales())
 
     def whole(self) -> Array:
-        """All columns, as they are stored."""
+        """All of the tensor, as it is stored."""
         return self.file.read(self.entry)
-
-    def meant(self, whole: Array) -> Array:
-        """Of all columns those that are meant."""
-        return whole if self.columns is None else whole[:, : self.columns]
-
-    def joined(self, meant: Array, whole: Array) -> Array:
-        """New values of what is meant, and beside them the other columns of `whole`."""
-        return meant if self.columns is None else np.hstack([meant, whole[:, self.columns :]])
 
     def scales(self) -> Array | None:
         """What the stored numbers are multiplied by, so shaped that it broadcasts; None for 1."""
         if self.scale is None:
             return None
         scales = self.file.read(self.scale).astype(np.float64)
-        return scales.reshape((-1, *[1] * (len(self.shape) - 1)) if scales.size > 1 else ())
+        if scales.size <= 1:
+            return scales.reshape(())
+        return self.part.rows_of(scales.reshape(-1, *[1] * (len(self.entry.shape) - 1)))
 
 
 def is_companion(name: str) -> bool:

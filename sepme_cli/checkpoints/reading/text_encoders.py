@@ -6,11 +6,11 @@ projection of the pooled output, the temperature, and layers behind the one that
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from os import PathLike
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ from sepme_cli.errors import MalformedError, UnsupportedError
 from sepme_cli.prefetch import ahead
 
 Array = npt.NDArray[Any]
+Value = TypeVar("Value")
 
 _LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
 _OPENCLIP_LAYER = re.compile(r"transformer\.resblocks\.(\d+)\.(.+)")
@@ -62,7 +63,7 @@ def text_encoder_fingerprints(
             for theirs, stored in network.tensors.items()
             if (name := transformers_name(network.naming, theirs))
         }
-        used = _without_unused_layers(named, network.unused_layers)
+        used = used_layers(named, network.unused_layers)
         if used:
             parts = dict(_fingerprints(used, path))
             fingerprints[network.name] = text_encoder_fingerprint(parts)
@@ -94,13 +95,18 @@ def transformers_name(naming: Naming, name: str) -> str | None:
     return _OPENCLIP_NAMES.get(name)
 
 
-def _without_unused_layers(named: dict[str, Stored], unused: int) -> dict[str, Stored]:
+def used_layers(named: Mapping[str, Value], unused: int) -> dict[str, Value]:
+    """Of a text encoder's tensors, in transformers' names, those that prompts pass through.
+
+    unused: see `Network`.
+    """
+
     def layer(name: str) -> int:
         found = _LAYER.match(name)
         return int(found[1]) if found else -1
 
     end = max(map(layer, named), default=-1) + 1 - unused
-    return {name: stored for name, stored in named.items() if layer(name) < end}
+    return {name: value for name, value in named.items() if layer(name) < end}
 
 
 def _fingerprints(named: dict[str, Stored], path: str | PathLike[str]) -> Iterator[tuple[str, str]]:

@@ -146,7 +146,7 @@ class Layout:
         # Block 0 is the input convolution.
         if found is None or (found["side"], found["block"]) == ("input", "0"):
             return None
-        return f"{self._attention(found['side'], found['block'])}.{found['rest']}"
+        return f"{self.block(found['side'], found['block'], 'attentions')}.{found['rest']}"
 
     def stored(self, target: str) -> str:
         """What the checkpoint calls a target: `layout.target(layout.stored(name)) == name`.
@@ -204,14 +204,20 @@ class Layout:
             return f"output_blocks.{number}"
         return f"input_blocks.{number + 1}"
 
-    def _attention(self, side: str | None, block: str) -> str:
+    def block(
+        self, side: str | None, block: str, kind: Literal["attentions", "resnets"], middle: int = 0
+    ) -> str:
+        """What diffusers calls the attention, or the residual layers, of a block of CompVis'.
+
+        side: "input" or "output"; None in the middle, where there are several, and which is meant.
+        """
         if side is None:
-            return "mid_block.attentions.0"
+            return f"mid_block.{kind}.{middle}"
         if side == "input":
             level, index = divmod(int(block) - 1, self.span)
-            return f"down_blocks.{level}.attentions.{index}"
+            return f"down_blocks.{level}.{kind}.{index}"
         level, index = divmod(int(block), self.span)
-        return f"up_blocks.{level}.attentions.{index}"
+        return f"up_blocks.{level}.{kind}.{index}"
 
 
 def span_of(targets: Iterable[str]) -> int:

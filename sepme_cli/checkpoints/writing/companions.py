@@ -1,18 +1,20 @@
 """What lies beside a checkpoint that is written in place: its undo journals and its patches."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
+from patch_spec.header import TensorEntry
 from patch_spec.stack import StackRecord
 from patch_spec.undo import UndoRecord
 from sepme_cli.checkpoints.disk.failures import writing
-from sepme_cli.checkpoints.disk.files import check_own, read_exactly, remove, resolved, sweep
-from sepme_cli.checkpoints.journals.undo import State, open_undo, undo_path, write_undo
+from sepme_cli.checkpoints.disk.files import UNDO, check_own, remove, resolved, sweep
+from sepme_cli.checkpoints.journals.undo import Kept, State, open_undo, undo_path, write_undo
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
 from sepme_cli.checkpoints.reading.patches import PatchFile, keep_patches, kept_patches
 from sepme_cli.checkpoints.reading.tensors import WeightsFile
+from sepme_cli.checkpoints.structure.headers import RECORD
 from sepme_cli.errors import MalformedError
 
 
@@ -33,7 +35,7 @@ def put_away(checkpoint: Checkpoint) -> None:
     Temporaries; undo journals that keep what the files hold anyway; patches that are not in it.
     The caller is its only writer.
     """
-    for path in {checkpoint.path, *(file.path for file in checkpoint.target_files)}:
+    for path in {checkpoint.path, *(file.path for file in checkpoint.patched_files)}:
         with writing(path):
             sweep(resolved(path))
     if checkpoint.stack is not None:
@@ -41,9 +43,9 @@ def put_away(checkpoint: Checkpoint) -> None:
         kept = kept_patches(checkpoint.path)
         keep_patches(checkpoint.path, [file for file in kept if inside & file.digests])
         return
-    journals = [(file, undo_path(file.path)) for file in checkpoint.target_files]
+    journals = [(file, undo_path(file.path)) for file in _may_have_undo(checkpoint)]
     for file, undo in journals:
-        if undo.exists() and _is_spare(undo, _state(checkpoint, file)):
+        if undo.exists() and _is_spare(undo, file):
             remove(undo)
     if not any(undo.exists() for _, undo in journals):
         keep_patches(checkpoint.path, ())
@@ -52,35 +54,47 @@ def put_away(checkpoint: Checkpoint) -> None:
 def settle(
     checkpoint: Checkpoint,
     companions: Companions,
-    headers: Sequence[tuple[WeightsFile, bytes]],
+    files: Sequence[tuple[WeightsFile, bytes, bool]],
     *,
     was: StackRecord | None,
 ) -> None:
-    """Leave beside the checkpoint what belongs to the state it is in, and nothing else."""
+    """Leave beside the checkpoint what belongs to the state it is in, and nothing else.
+
+    files: with their headers, and whether the stack record is in those.
+    """
     keep_patches(checkpoint.path, companions.patches)
-    for file, header_bytes in headers:
+    for file, header_bytes, has_record in files:
         if not _has_undo(file.path, companions.record or was):
             continue
-        if companions.record is None:
+        if companions.record is None or not has_record:
             remove(undo_path(file.path))
-        elif checkpoint.stack is not None:
-            # Where it is None the weights may be the new ones, and the journal is right.
+        elif RECORD in file.header.metadata:
+            # Where it is not there the weights may be the new ones, and the journal is right.
             keep_undo(checkpoint, file, companions.record, header_bytes)
 
 
 def keep_undo(
-    checkpoint: Checkpoint, file: WeightsFile, record: StackRecord, header_bytes: bytes
+    checkpoint: Checkpoint,
+    file: WeightsFile,
+    record: StackRecord,
+    header_bytes: bytes,
+    touched: Iterable[TensorEntry] = (),
 ) -> None:
-    """The journal of a file that will have this record and header."""
+    """The journal of a file that will have this record and header.
+
+    touched: tensors that are overwritten now, beside those of targets.
+    """
     undo = undo_path(file.path)
     check_own(undo, file.path)
     coming = UndoRecord(record.base, sha256(header_bytes).hexdigest())
-    if checkpoint.stack is None:
-        write_undo(undo, _state(checkpoint, file), coming)
+    now = _state(checkpoint, file, touched)
+    if RECORD not in file.header.metadata:
+        write_undo(undo, now, coming)
     elif _has_undo(file.path, checkpoint.stack):
         with open_undo(undo) as journal:
-            if journal.record != coming:
-                write_undo(undo, journal.state, coming)
+            state = journal.state.with_more(now)
+            if journal.record != coming or len(state.kept) > len(journal.touched):
+                write_undo(undo, state, coming)
 
 
 def _has_undo(path: Path, record: StackRecord | None) -> bool:
@@ -95,22 +109,41 @@ def _has_undo(path: Path, record: StackRecord | None) -> bool:
         return False
 
 
-def _is_spare(undo: Path, state: State) -> bool:
+def _may_have_undo(checkpoint: Checkpoint) -> tuple[WeightsFile, ...]:
+    """The files that a patch may have written to: of text encoders those beside which a journal
+    lies."""
+    if checkpoint.folder is None:
+        return checkpoint.target_files
+    found = list(checkpoint.target_files)
+    for spec in checkpoint.family.text_encoders:
+        folder = checkpoint.folder.network(spec.folder)
+        if folder is not None and any(folder.glob(f"*{UNDO}")):
+            found += checkpoint.networks.files(spec.name)
+    return tuple(found)
+
+
+def _is_spare(undo: Path, file: WeightsFile) -> bool:
     """Whether a journal keeps just what its file holds."""
     try:
         with open_undo(undo) as journal:
-            kept = {entry.name: entry for entry in journal.touched}
-            return journal.header_bytes == state.header_bytes and all(
-                entry.name in kept
-                and journal.read_bytes(entry.name)
-                == read_exactly(state.descriptor, entry.nbytes, state.data_start + entry.begin)
-                for entry in state.touched
+            return journal.header_bytes == file.header_bytes and all(
+                journal.read_bytes(entry.name)
+                == file.read_range(entry.begin, entry.end, entry.name)
+                for entry in journal.touched
             )
     except MalformedError:
         return False
 
 
-def _state(checkpoint: Checkpoint, file: WeightsFile) -> State:
-    names = {copy.name for target in checkpoint.targets for copy in target.copies}
-    touched = [entry for entry in file.header.tensors if entry.name in names]
-    return State(file.file.fileno(), file.header.data_start, file.header_bytes, touched)
+def _state(checkpoint: Checkpoint, file: WeightsFile, touched: Iterable[TensorEntry]) -> State:
+    names = {
+        *(copy.name for target in checkpoint.targets for copy in target.copies),
+        *(entry.name for entry in touched),
+    }
+    start, descriptor = file.header.data_start, file.file.fileno()
+    kept = [
+        Kept(entry, descriptor, start + entry.begin)
+        for entry in file.header.tensors
+        if entry.name in names
+    ]
+    return State(file.header_bytes, kept)

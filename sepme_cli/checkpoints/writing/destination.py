@@ -26,6 +26,8 @@ from sepme_cli.checkpoints.reading.checkpoint import Checkpoint, open_checkpoint
 from sepme_cli.checkpoints.reading.copies import unpatched_copies
 from sepme_cli.checkpoints.reading.opening import PICKLED
 from sepme_cli.checkpoints.reading.patches import keep_patches, kept_folder, kept_patches
+from sepme_cli.checkpoints.reading.tensors import WeightsFile
+from sepme_cli.checkpoints.structure.headers import RECORD
 from sepme_cli.checkpoints.writing.companions import Companions, keep_undo, put_away, settle
 from sepme_cli.checkpoints.writing.folder import check_new_folder, write_folder
 from sepme_cli.checkpoints.writing.writer import Rewrite, write_copy, write_in_place, write_stream
@@ -124,20 +126,7 @@ class Destination:
         if not self.in_place:
             return
         for file in checkpoint.files:
-            if file.path.suffix.lower() in PICKLED:
-                raise UsageError(
-                    f"{file.path}: a pickle cannot be written in place; write to a safetensors "
-                    "file with -o"
-                )
-            check_not_shared(file.path)
-            if checkpoint.folder is not None and file.path.is_symlink():
-                raise RefusedError(
-                    f"{file.path} is a link, as in a download cache, and other models may share "
-                    "what it points to; write to another folder with -o",
-                    file=file.path,
-                    expected="a file of the folder's own",
-                    found=f"a link to {os.readlink(file.path)}",
-                )
+            check_in_place(checkpoint, file)
 
     @contextmanager
     def _held(self, model: Path, progress: Progress) -> Iterator[None]:
@@ -165,6 +154,9 @@ class Target:
 
         companions: what stays beside it in place.
         """
+        if self.destination.in_place:
+            for rewrite in rewrites:
+                check_in_place(self.checkpoint, rewrite.source)
         if self.destination.dry:
             self._check_space(rewrites)
             for rewrite in rewrites:
@@ -201,6 +193,23 @@ class Target:
             check_new_folder(output, self.checkpoint.path, force=to.force, size=size)
 
 
+def check_in_place(checkpoint: Checkpoint, file: WeightsFile) -> None:
+    """UsageError, RefusedError for a file of a checkpoint that cannot be written over."""
+    if file.path.suffix.lower() in PICKLED:
+        raise UsageError(
+            f"{file.path}: a pickle cannot be written in place; write to a safetensors file with -o"
+        )
+    check_not_shared(file.path)
+    if checkpoint.folder is not None and file.path.is_symlink():
+        raise RefusedError(
+            f"{file.path} is a link, as in a download cache, and other models may share what it "
+            "points to; write to another folder with -o",
+            file=file.path,
+            expected="a file of the folder's own",
+            found=f"a link to {os.readlink(file.path)}",
+        )
+
+
 def check_suffix(output: Path) -> None:
     """UsageError for a name that says the file is something that sepme does not write."""
     if output.suffix.lower() in PICKLED:
@@ -232,8 +241,9 @@ def write_over(
     # Patches that are not in the checkpoint are removed from there: not from a folder elsewhere.
     check_own(kept_folder(checkpoint.path), checkpoint.path)
     before = Companions(checkpoint.stack, kept_patches(checkpoint.path))
-    old = [(rewrite.source, rewrite.source.header_bytes) for rewrite in rewrites]
-    new = [(rewrite.source, rewrite.header_bytes) for rewrite in rewrites]
+    sources = [rewrite.source for rewrite in rewrites]
+    old = [(file, file.header_bytes, RECORD in file.header.metadata) for file in sources]
+    new = [(rewrite.source, rewrite.header_bytes, rewrite.patched) for rewrite in rewrites]
     if checkpoint.folder is not None and companions.record is not None:
         for path in unpatched_copies(checkpoint.folder, companions.record):
             progress.warn(
@@ -250,7 +260,13 @@ def write_over(
         try:
             if companions.record is not None:
                 for rewrite in rewrites:
-                    keep_undo(checkpoint, rewrite.source, companions.record, rewrite.header_bytes)
+                    keep_undo(
+                        checkpoint,
+                        rewrite.source,
+                        companions.record,
+                        rewrite.header_bytes,
+                        rewrite.touched,
+                    )
                 keep_patches(checkpoint.path, (*companions.patches, *before.patches))
             _write_over(checkpoint, rewrites, progress)
         except BaseException:

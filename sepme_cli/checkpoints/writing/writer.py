@@ -43,12 +43,14 @@ class Rewrite:
 
     source: where everything else comes from. replaced: makes a tensor's new values, in the dtype
     that it will have. header_bytes: the new file's first bytes. size: of its data section.
+    patched: whether the stack record is in the header.
     """
 
     source: WeightsFile
     replaced: Mapping[str, Values] = field(repr=False)
     header_bytes: bytes = field(repr=False)
     size: int
+    patched: bool = False
 
     @property
     def file_size(self) -> int:
