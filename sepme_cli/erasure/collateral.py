@@ -55,7 +55,16 @@ class HeldOut:
 
     def collateral(self, basis: Tensor, inner: Tensor, names: Collection[str]) -> Collateral:
         """names: of what is erased; captions and words that hold one are left out."""
-        changes = self.changes(basis, inner)
+        return self._collateral(self.changes(basis, inner), names)
+
+    def moved(self, ends: Tensor, gram: Tensor, names: Collection[str]) -> Collateral:
+        """The same of a text encoder that has changed. ends: what it makes of both now."""
+        changes = (
+            _squared(ends.float() - self.ends, gram.float()).clamp(min=0) / self.sizes
+        ).sqrt()
+        return self._collateral(changes, names)
+
+    def _collateral(self, changes: Tensor, names: Collection[str]) -> Collateral:
         captions, words = self.background.captions, self.background.words
         others = torch.tensor([not _names(text, names) for text in captions], dtype=torch.bool)
         beside = changes[: len(captions)][others]

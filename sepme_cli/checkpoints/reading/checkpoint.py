@@ -183,6 +183,10 @@ class Checkpoint:
         """
         encoders = self.text_encoder_fingerprints() if text_encoders else {}
         base = base_of(self.family, self.targets, Target.read, self.path, encoders)
+        return self.with_layers(base, layers)
+
+    def with_layers(self, base: Base, layers: Iterable[str]) -> Base:
+        """What a patch says of this checkpoint, and of these layers of it."""
         found = self.found_layers(sorted(layers))
         return replace(
             base,
