@@ -25,10 +25,16 @@ from sepme_cli.attacks.aiming import Wanted, take_aim
 from sepme_cli.attacks.attack import BUDGETS, Aim, Victim
 from sepme_cli.attacks.campaign import Campaign, success
 from sepme_cli.attacks.registry import ATTACKS
+from sepme_cli.erasure.concept import Lexicon, describe
+from sepme_cli.erasure.settings import Settings
+from sepme_cli.erasure.subspace import energy
+from sepme_cli.erasure.words import Item
 from sepme_cli.evaluation.gallery import Gallery
 from sepme_cli.evaluation.intervals import Proportion
 from sepme_cli.evaluation.protocol import SamplingOptions
+from sepme_cli.planning.neighbourhood import look_around
 from sepme_cli.progress import SILENT
+from sepme_cli.recipe import Recipe
 
 RESULTS = Path("docs/robust.json")
 FOLDER = Path("build/robust")
@@ -86,6 +92,47 @@ def _ours(aliases: str) -> Make:
     return make
 
 
+def _left(robust: Robust, concept: str) -> dict[str, Tensor]:
+    """Of each layer W the operator (I + L) W that brings the concept's keys and values to its
+    anchor's, at a price for those of what stays, of rank 4."""
+    text, background = robust.model.text, robust.bench.background
+    around = look_around(
+        text, Recipe((Item(concept, kind_of(concept)),)), (), background, Settings().neighbours
+    )
+    described = describe(around.concepts[0], around.protected, 120)
+    dear = around.protected.prompts(200)
+    words = Lexicon(text.on("tokens"), (*described.prompts, *described.answers, *dear, ""))
+    pairs = words.embedding_pairs(described)
+    kept = energy(words.rows(dear)) + background.moment + 100 * energy(words.rows([""]))
+    found = {}
+    for name, stored in robust.model.denoiser.stored_weights():
+        weight = stored.double()
+        there, wanted = pairs.concept @ weight.T, pairs.anchor @ weight.T
+        cost = energy(there) + Settings().protection * weight @ kept @ weight.T
+        cost += 1e-4 * cost.trace() / len(cost) * torch.eye(len(cost), dtype=torch.float64)
+        left = torch.linalg.solve(cost, there.T @ (wanted - there) / len(there)).T
+        u, s, v = torch.linalg.svd(left @ weight, full_matrices=False)
+        found[name] = (weight + (u[:, :4] * s[:4]) @ v[:4]).float()
+    return found
+
+
+def _right_and_left(robust: Robust, concept: str) -> dict[str, Tensor]:
+    """What both change, added."""
+    right, left = _ours("none")(robust, concept), _left(robust, concept)
+    stored = dict(robust.model.denoiser.stored_weights())
+    return {name: right[name].float() + left[name] - stored[name] for name in left}
+
+
+def _text(*, also: bool) -> Make:
+    def make(robust: Robust, concept: str) -> dict[str, Tensor]:
+        _, increments = erased(robust.canvas, [concept], method="text-encoder")
+        if also:
+            increments = (*increments, *erased(robust.canvas, [concept])[1])
+        return robust.canvas.patched(increments)
+
+    return make
+
+
 def _peer(name: str) -> Make:
     def make(robust: Robust, concept: str) -> dict[str, Tensor]:
         peer = tuned(name)
@@ -99,6 +146,10 @@ METHODS: Mapping[str, Make] = {
     "before": lambda robust, concept: {},
     "sepme": _ours("none"),
     "sepme, aliases too": _ours("auto"),
+    "left": _left,
+    "right and left": _right_and_left,
+    "text encoder": _text(also=False),
+    "text encoder, and sepme": _text(also=True),
     "uce": _peer("uce"),
     "rece": _peer("rece"),
     "trce, first stage": _peer("trce, first stage"),

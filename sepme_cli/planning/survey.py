@@ -108,6 +108,15 @@ def surveyed(
                 found=found.family.title,
             )
 
+        if request.method.layers and any(e.naming == "t5" for e in found.family.text_encoders):
+            raise UnsupportedError(
+                f"{found.path} reads prompts with T5 too, which --method {request.method.name} "
+                "does not change, and which would still say the concept; use --method closed-form",
+                file=found.path,
+                expected="a model that reads prompts with CLIP alone",
+                found=found.family.title,
+            )
+
     with opened_model(
         request.model,
         request.options,
