@@ -1,11 +1,11 @@
 """What withstands attacks: ways to erase on the English canvas, under `sepme attack`'s attacks.
 
-    python -m benchmarks.robust run                # goes on where it was; run cat uce does a part
-    python -m benchmarks.robust table
+    python -m benchmarks.attacked run                # goes on where it was; run cat uce does a part
+    python -m benchmarks.attacked table
 
 Every method erases one concept at a time, told nothing but its name (`benchmarks/rounds.py`,
 "nothing named"). All are attacked with the same seeds, images and budget; what else they cost is
-judged as in `benchmarks/bare.py`. Trials are kept under build/, figures in docs/robust.json.
+judged as in `benchmarks/bare.py`. Trials are kept under build/, figures in docs/attacked.json.
 """
 
 import sys
@@ -36,8 +36,8 @@ from sepme_cli.planning.neighbourhood import look_around
 from sepme_cli.progress import SILENT
 from sepme_cli.recipe import Recipe
 
-RESULTS = Path("docs/robust.json")
-FOLDER = Path("build/robust")
+RESULTS = Path("docs/attacked.json")
+FOLDER = Path("build/attacked")
 CONCEPTS = ("cat", "violin", "horse", "woodcut")
 SAMPLING = SamplingOptions(steps=10, guidance=GUIDANCE)
 BUDGET = BUDGETS["quick"]
@@ -45,10 +45,10 @@ TRIED = (
     "prompts", "phrasings", "synonyms", "ring-a-bell", "reach", "record", "seeds", "completion",
     "unlearndiffatk", "textual-inversion-1", "relearn-lora",
 )  # fmt: skip
-Make = Callable[["Robust", str], dict[str, Tensor]]
+Make = Callable[["Attacked", str], dict[str, Tensor]]
 
 
-class Robust:
+class Attacked:
     """The canvas, the attacks' aim at each concept, and the attacks."""
 
     def __init__(self) -> None:
@@ -85,17 +85,17 @@ class Robust:
 
 
 def _ours(aliases: str) -> Make:
-    def make(robust: Robust, concept: str) -> dict[str, Tensor]:
-        _, increments = erased(robust.canvas, [concept], aliases=aliases)  # type: ignore[arg-type]
-        return robust.canvas.patched(increments)
+    def make(bench: Attacked, concept: str) -> dict[str, Tensor]:
+        _, increments = erased(bench.canvas, [concept], aliases=aliases)  # type: ignore[arg-type]
+        return bench.canvas.patched(increments)
 
     return make
 
 
-def _left(robust: Robust, concept: str) -> dict[str, Tensor]:
+def _left(bench: Attacked, concept: str) -> dict[str, Tensor]:
     """Of each layer W the operator (I + L) W that brings the concept's keys and values to its
     anchor's, at a price for those of what stays, of rank 4."""
-    text, background = robust.model.text, robust.bench.background
+    text, background = bench.model.text, bench.bench.background
     around = look_around(
         text, Recipe((Item(concept, kind_of(concept)),)), (), background, Settings().neighbours
     )
@@ -105,7 +105,7 @@ def _left(robust: Robust, concept: str) -> dict[str, Tensor]:
     pairs = words.embedding_pairs(described)
     kept = energy(words.rows(dear)) + background.moment + 100 * energy(words.rows([""]))
     found = {}
-    for name, stored in robust.model.denoiser.stored_weights():
+    for name, stored in bench.model.denoiser.stored_weights():
         weight = stored.double()
         there, wanted = pairs.concept @ weight.T, pairs.anchor @ weight.T
         cost = energy(there) + Settings().protection * weight @ kept @ weight.T
@@ -116,34 +116,34 @@ def _left(robust: Robust, concept: str) -> dict[str, Tensor]:
     return found
 
 
-def _right_and_left(robust: Robust, concept: str) -> dict[str, Tensor]:
+def _right_and_left(bench: Attacked, concept: str) -> dict[str, Tensor]:
     """What both change, added."""
-    right, left = _ours("none")(robust, concept), _left(robust, concept)
-    stored = dict(robust.model.denoiser.stored_weights())
+    right, left = _ours("none")(bench, concept), _left(bench, concept)
+    stored = dict(bench.model.denoiser.stored_weights())
     return {name: right[name].float() + left[name] - stored[name] for name in left}
 
 
 def _text(*, also: bool) -> Make:
-    def make(robust: Robust, concept: str) -> dict[str, Tensor]:
-        _, increments = erased(robust.canvas, [concept], method="text-encoder")
+    def make(bench: Attacked, concept: str) -> dict[str, Tensor]:
+        _, increments = erased(bench.canvas, [concept], method="text-encoder")
         if also:
-            increments = (*increments, *erased(robust.canvas, [concept])[1])
-        return robust.canvas.patched(increments)
+            increments = (*increments, *erased(bench.canvas, [concept])[1])
+        return bench.canvas.patched(increments)
 
     return make
 
 
 def _peer(name: str) -> Make:
-    def make(robust: Robust, concept: str) -> dict[str, Tensor]:
+    def make(bench: Attacked, concept: str) -> dict[str, Tensor]:
         peer = tuned(name)
         assert not isinstance(peer, str)
-        return dict(peer.edit(robust.bench.request((concept,), ROUNDS[0])).weights)
+        return dict(peer.edit(bench.bench.request((concept,), ROUNDS[0])).weights)
 
     return make
 
 
 METHODS: Mapping[str, Make] = {
-    "before": lambda robust, concept: {},
+    "before": lambda bench, concept: {},
     "sepme": _ours("none"),
     "sepme, aliases too": _ours("auto"),
     "left": _left,
@@ -158,7 +158,7 @@ METHODS: Mapping[str, Make] = {
 
 def run(*chosen: str) -> None:
     """chosen: concepts and methods; all of either if none is named."""
-    results, robust = Results(RESULTS), Robust()
+    results, bench = Results(RESULTS), Attacked()
     for concept in CONCEPTS:
         for method, make in METHODS.items():
             if {*chosen} & {*CONCEPTS} and concept not in chosen:
@@ -167,9 +167,9 @@ def run(*chosen: str) -> None:
                 continue
 
             def entry(concept: str = concept, method: str = method, make: Make = make) -> Any:
-                weights = make(robust, concept)
-                attacked = robust.attacked(concept, method, weights)
-                return {"attacks": attacked, "kept": judge(robust.canvas, [concept], weights)}
+                weights = make(bench, concept)
+                attacked = bench.attacked(concept, method, weights)
+                return {"attacks": attacked, "kept": judge(bench.canvas, [concept], weights)}
 
             results.get(f"{concept}/{method}", entry)
 
