@@ -98,13 +98,12 @@ def test_the_bare_command_takes_out_what_it_names_and_nothing_else(
 
 
 def test_other_names_of_a_concept_are_proposed_and_can_be_taken_in(tmp_path: Path) -> None:
-    plan = sepme("erase", MODEL, "-c", "cat", "--check")
-    (cat,) = plan["concepts"]
+    plan = sepme("erase", MODEL, "-c", "cat", "-c", "dog", "--check")
+    cat, dog = plan["concepts"]
     assert "kitten" in [near["word"] for near in cat["nearly"]]
     assert not {"kitten", "cat"} & {*cat["neighbours"]}
     assert len(cat["neighbours"]) == 8
     # What a dictionary has as a kind of it and the encoder has near it is no neighbour, either.
-    (dog,) = sepme("erase", MODEL, "-c", "dog", "--check")["concepts"]
     assert {"puppy", "hound"} <= {near["word"] for near in dog["nearly"]}
     assert "toy" not in {near["word"] for near in dog["nearly"]}
     assert not {"puppy", "hound"} & {*dog["neighbours"]}
