@@ -141,7 +141,7 @@ def _at(
     told = [increment.measured for increment in made]
     found["leakage"] = max(m.leakage or 0.0 for m in told)
     found["separability"] = [m.separability for m in told[: len(ERASED)]]
-    found["taken"] = studies[0].shared.ground.taken
+    found["taken"] = studies[0].shared.preservation.taken
     return found
 
 

@@ -1,21 +1,23 @@
 """Pages of the site that are made from what they describe, so that they cannot drift from it."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 from textwrap import dedent
 
+import typer.main
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from typer.cli import get_docs_for_click
+
+from sepme_cli.app import program
 
 ROOT = Path(__file__).parent.parent
 
 
 def commands() -> str:
     """The reference of all commands, from the application itself."""
-    line = [sys.executable, "-m", "typer", "sepme_cli.app", "utils", "docs", "--name", "sepme"]
-    text = subprocess.run(line, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    command = typer.main.get_command(program())
+    text = get_docs_for_click(obj=command, ctx=typer.Context(command), name="sepme")
     # What the help shows as it stands, examples and statuses, begins with a backspace.
     text = re.sub(r"^ *\x08\n(.*?)\n(?=\n)", _code, text, flags=re.MULTILINE | re.DOTALL)
     # Each command says more of itself further down than a cut line does.

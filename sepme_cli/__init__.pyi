@@ -1,5 +1,6 @@
 """The public names: lazy_loader imports each from here once it is used."""
 
+from .attacks.results import AttackResult as AttackResult
 from .composing.importing import ImportResult as ImportResult
 from .diffusion.options import ModelOptions as ModelOptions
 from .erasure.settings import Settings as Settings
@@ -14,6 +15,7 @@ from .evaluation.protocol import SamplingOptions as SamplingOptions
 from .evaluation.results import EvaluateResult as EvaluateResult
 from .operations.apply import ApplyResult as ApplyResult
 from .operations.apply import apply as apply
+from .operations.attack import attack as attack
 from .operations.card import CardResult as CardResult
 from .operations.card import card as card
 from .operations.deltas import deltas as deltas

@@ -8,7 +8,9 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from importlib import import_module
+from keyword import iskeyword
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, ClassVar, NoReturn
@@ -17,41 +19,20 @@ import typer
 import typer.main
 from rich.text import Text
 
-from sepme_cli.commands.apply import apply
-from sepme_cli.commands.card import card
-from sepme_cli.commands.diff import diff
-from sepme_cli.commands.erase import erase
-from sepme_cli.commands.evaluate import evaluate
-from sepme_cli.commands.example import example
-from sepme_cli.commands.export import export
-from sepme_cli.commands.import_ import import_
-from sepme_cli.commands.inspect import inspect
 from sepme_cli.commands.options import is_output_stream
-from sepme_cli.commands.recipe import recipe
-from sepme_cli.commands.revert import revert
-from sepme_cli.commands.sample import sample
-from sepme_cli.commands.sign import sign
-from sepme_cli.commands.verify import verify
 from sepme_cli.errors import MalformedError, SepmeError, SystemFailure, UsageError
 from sepme_cli.exit_status import ExitStatus
 from sepme_cli.render.console import console_for
 from sepme_cli.render.wording import error_json, error_text
 from sepme_cli.version import __version__
 
-app = typer.Typer(
-    name="sepme",
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["--help", "-h"]},
-)
+#: As the help lists them; see `program`.
+COMMANDS = (
+    "erase", "apply", "revert", "diff", "inspect", "verify", "sign", "sample", "evaluate", "attack",
+    "card", "export", "import", "example", "recipe",
+)  # fmt: skip
 #: What the completion script of a shell sets when it asks; Typer makes the name from the program's.
 COMPLETING = "_SEPME_COMPLETE"
-
-for command in (erase, apply, revert, diff, inspect, verify, sign, sample, evaluate, card, export):
-    app.command()(command)
-app.command(name="import")(import_)
-app.command()(example)
-app.add_typer(recipe, name="recipe")
-
 
 _TORCH_OUT_OF_MEMORY = "out of memory|can't allocate memory"
 """What it says of GPUs, of Apple's, and of the CPU."""
@@ -81,7 +62,24 @@ class _Terminate(KeyboardInterrupt):
     """SIGTERM, which what is under way takes as it takes Ctrl-C."""
 
 
-@app.callback(invoke_without_command=True)
+def program(commands: Iterable[str] = COMMANDS) -> typer.Typer:
+    """The program with these commands. The file of each holds a function or a group of its name."""
+    app = typer.Typer(
+        name="sepme",
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["--help", "-h"]},
+    )
+    app.callback(invoke_without_command=True)(sepme)
+    for name in commands:
+        python_name = f"{name}_" if iskeyword(name) else name
+        command = getattr(import_module(f"sepme_cli.commands.{python_name}"), python_name)
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name)
+        else:
+            app.command(name)(command)
+    return app
+
+
 def sepme(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
@@ -157,7 +155,9 @@ def run(arguments: Sequence[str]) -> int:
 
 def _invoke(arguments: Sequence[str]) -> int:
     # Not Typer's own main: it gives a broken pipe the status that means "the answer is no".
-    command = typer.main.get_command(app)
+    # A command need not wait for the options of the others.
+    named = [name for name in arguments[:1] if name in COMMANDS]
+    command = typer.main.get_command(program(named or COMMANDS))
     if COMPLETING in os.environ:
         # A shell asks what could come next; Typer's main answers, and ends the process.
         command.main(prog_name="sepme")

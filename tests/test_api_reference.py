@@ -15,8 +15,10 @@ import sepme_cli
 from sepme_cli.composing.importing import ImportOptions
 from sepme_cli.errors import SepmeError
 from sepme_cli.operations.apply import ApplyOptions
+from sepme_cli.operations.attack import Ways
 from sepme_cli.operations.evaluate import Scope
 from sepme_cli.operations.revert import RevertOptions
+from sepme_cli.operations.sample import Patching
 from sepme_cli.planning.request import EraseOptions
 
 ROOT = Path(__file__).parent.parent
@@ -87,7 +89,8 @@ def test_a_public_name_is_described(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [EraseOptions, ApplyOptions, RevertOptions, ImportOptions, Scope]
+    "options",
+    [EraseOptions, ApplyOptions, RevertOptions, ImportOptions, Scope, Patching, Ways],
 )
 def test_options_that_functions_share_are_described(options: type) -> None:
     check(options)

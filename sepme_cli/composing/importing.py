@@ -65,7 +65,7 @@ class Residual:
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class LeftOutPart:
     """A part of what was imported that a patch cannot hold.
 
     what: which part. count: of its modules or tensors. share: of the sum of squares of all that
@@ -111,7 +111,7 @@ class ImportResult:
     targets: int
     relative_error: float
     residuals: tuple[Residual, ...]
-    left_out: tuple[LeftOut, ...]
+    left_out: tuple[LeftOutPart, ...]
     warnings: tuple[str, ...]
     seconds: float
     layers: int = 0
@@ -199,7 +199,7 @@ def summed_up(
     written: tuple[Increment, int],
     *,
     source: Literal["kohya", "peft", "checkpoints"],
-    left_out: Sequence[LeftOut],
+    left_out: Sequence[LeftOutPart],
     warnings: tuple[str, ...],
     seconds: float,
 ) -> ImportResult:

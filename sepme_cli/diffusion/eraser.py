@@ -31,11 +31,13 @@ from sepme_cli.progress import SILENT, Progress
 
 @dataclass(frozen=True)
 class ComputedIncrement:
-    """An increment, the concept's anchor, and the seconds it took."""
+    """An increment, the concept's anchor, the seconds it took, and what it alone does to captions
+    that name no concept."""
 
     increment: Increment
     like: str | None
     seconds: float
+    collateral: Collateral | None
 
 
 def closed_form_increment(study: Study, settings: Settings) -> ComputedIncrement:
@@ -51,7 +53,7 @@ def closed_form_increment(study: Study, settings: Settings) -> ComputedIncrement
     measured = Measurements(
         leakage=max(leakages),
         separability=study.separability,
-        collateral=_recorded(_largest([one.collateral for one in study.streams.values()])),
+        collateral=recorded(_largest([one.collateral for one in study.streams.values()])),
     )
     increment = Increment(
         kind="operator",
@@ -60,7 +62,8 @@ def closed_form_increment(study: Study, settings: Settings) -> ComputedIncrement
         exponents={},
         up={},
     )
-    return ComputedIncrement(increment, study.concept.like, time.monotonic() - started)
+    seconds = time.monotonic() - started
+    return ComputedIncrement(increment, study.concept.like, seconds, study.collateral)
 
 
 def _on_streams(factors: Mapping[Stream, Factors], study: Study) -> dict[str, Any]:
@@ -117,8 +120,14 @@ def sepme_increments(
     outcomes = optimise(tasks, settings, progress)
     seconds = (time.monotonic() - started) / len(studies)
     return [
-        ComputedIncrement(_additive(model, study, outcome, settings), study.concept.like, seconds)
+        ComputedIncrement(
+            _additive(model, study, outcome, settings),
+            study.concept.like,
+            seconds,
+            study.collateral,
+        )
         for study, outcome in zip(studies, outcomes, strict=True)
+        for increment in (_additive(model, study, outcome, settings),)
     ]
 
 
@@ -205,7 +214,7 @@ def _additive(
         correlation_end=end,
         leakage=max(study.streams[stream].leakage(inner) for stream, inner in inners.items()),
         separability=study.separability,
-        collateral=_recorded(
+        collateral=recorded(
             _largest([study.streams[stream].measure(inner) for stream, inner in inners.items()])
         ),
         steps=outcome.steps,
@@ -226,7 +235,7 @@ def _additive(
     )
 
 
-def _recorded(collateral: Collateral | None) -> Recorded | None:
+def recorded(collateral: Collateral | None) -> Recorded | None:
     """Collateral as a manifest has it."""
     if collateral is None:
         return None

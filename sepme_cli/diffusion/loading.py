@@ -116,7 +116,7 @@ def load_vae(checkpoint: Checkpoint, dtype: torch.dtype) -> AutoencoderKL:
 
 def _pooled(checkpoint: Checkpoint) -> int:
     """How wide XL's pooled text is: as the last text encoder projects it, bigG's 1280 without."""
-    network = checkpoint.network(checkpoint.family.streams[-1].name)
+    network = checkpoint.network(checkpoint.family.text_encoders[-1].name)
     return (network and network.projected) or 1280
 
 

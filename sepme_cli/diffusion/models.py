@@ -107,7 +107,7 @@ class StableDiffusion:
             own = {n: w for n, w in weights.items() if network_of(n) in (None, "denoiser")}
             stack.enter_context(self.denoiser.with_weights(own))
             for clip in self.text.clips if len(own) < len(weights) else ():
-                name = clip.stream.name
+                name = clip.spec.name
                 of_clip = {
                     layer.removeprefix(f"{name}."): weight
                     for layer, weight in weights.items()

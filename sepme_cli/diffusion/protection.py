@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sepme_cli.erasure.collateral import Collateral
 from sepme_cli.erasure.increment import USEFUL_SEPARABILITY, Admissible
 from sepme_cli.erasure.settings import Settings
-from sepme_cli.erasure.subspace import Ground
+from sepme_cli.erasure.subspace import Preservation
 from sepme_cli.errors import RefusedError
 
 #: How much more than its setting protection may cost, step by step, until the collateral holds.
@@ -38,7 +38,7 @@ class Strength:
 class Attempt:
     """The concepts solved for at one price of protection."""
 
-    ground: Ground
+    preservation: Preservation
     spaces: list[Admissible]
     strength: Strength
 

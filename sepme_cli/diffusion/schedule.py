@@ -15,6 +15,9 @@ from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
 from sepme_cli.checkpoints.structure.families import Prediction
 from sepme_cli.diffusion.configs import SCHEDULE
 
+_TIMES = 1000
+"""t of nothing but noise, as every family counts."""
+
 
 @dataclass(frozen=True)
 class Trajectory:
@@ -71,9 +74,14 @@ class NoiseSchedule:
         """So many t, evenly between no noise and nothing but noise."""
         return torch.linspace(0, len(self.alphas) - 1, count + 2).long()[1:-1].tolist()
 
-    def noised(self, latents: Tensor, noise: Tensor, t: int) -> Tensor:
-        """x_t of x_0 [n, c, h, w]."""
-        return self.alphas[t].sqrt() * latents + (1 - self.alphas[t]).sqrt() * noise
+    def noised(self, latents: Tensor, noise: Tensor, t: int | Tensor) -> Tensor:
+        """x_t of x_0 [n, c, h, w]. t: of all, or [n]."""
+        kept = self.alphas[t].to(latents.device).reshape(-1, 1, 1, 1)
+        return (kept.sqrt() * latents + (1 - kept).sqrt() * noise).to(latents)
+
+    def aim(self, latents: Tensor, noise: Tensor) -> Tensor:
+        """What a denoiser that was trained on x_0 [n, c, h, w] predicts of `noised`: eps."""
+        return noise
 
     def epsilon(self, predicted: Tensor, noisy: Tensor, steps: Tensor | float) -> Tensor:
         """eps [n, c, h, w] of what the UNet predicts for x_t.
@@ -125,6 +133,19 @@ class FlowSchedule:
         else:
             scheduler.set_timesteps(steps)
         return Trajectory(tuple(scheduler.timesteps.tolist()), scheduler)
+
+    def levels(self, count: int) -> list[int]:
+        """So many t, evenly between no noise and nothing but noise."""
+        return torch.linspace(0, _TIMES - 1, count + 2).long()[1:-1].tolist()
+
+    def noised(self, latents: Tensor, noise: Tensor, t: int | Tensor) -> Tensor:
+        """x_t of x_0 [n, c, h, w]. t: of all, or [n]."""
+        sigma = (torch.as_tensor(t, device=latents.device) / _TIMES).reshape(-1, 1, 1, 1)
+        return ((1 - sigma) * latents + sigma * noise).to(latents)
+
+    def aim(self, latents: Tensor, noise: Tensor) -> Tensor:
+        """What a denoiser that was trained on x_0 [n, c, h, w] predicts of `noised`: velocity."""
+        return noise - latents
 
 
 def _mu(said: Any, patches: int) -> float:

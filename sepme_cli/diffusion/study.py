@@ -16,18 +16,18 @@ from patch_spec.text import unique_slug
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.protection import Attempt, Strength, choose_protection
 from sepme_cli.erasure.background import VERSION, Background
-from sepme_cli.erasure.collateral import Bystanders, Collateral
+from sepme_cli.erasure.collateral import Collateral, HeldOut
 from sepme_cli.erasure.concept import Concept, Lexicon, Protected, describe
 from sepme_cli.erasure.increment import (
     BLANK,
     GOOD_SEPARABILITY,
     LEAST_SEPARABILITY,
     Admissible,
-    Witnesses,
+    LeakageProbes,
     admissible,
 )
 from sepme_cli.erasure.settings import Settings
-from sepme_cli.erasure.subspace import Ground, energy
+from sepme_cli.erasure.subspace import Preservation, energy
 from sepme_cli.erasure.words import Item, same_name
 from sepme_cli.errors import RefusedError, UnsupportedError
 
@@ -82,16 +82,16 @@ class Study:
         return min(one.space.separability for one in self.streams.values())
 
     def leakage(self, inner: Tensor) -> float:
-        """On all that must stay but the concept's own prompts; see `Witnesses.leakage`."""
+        """On all that must stay but the concept's own prompts; see `LeakageProbes.leakage`."""
         own = frozenset(self.concept.prompts)
-        return self.shared.witnesses.leakage(self.space.basis, inner, own)
+        return self.shared.probes.leakage(self.space.basis, inner, own)
 
     def measure(self, inner: Tensor) -> Collateral | None:
         """Of an increment dW = F @ basis; inner: the sum of F^T F over all layers, [r, r]."""
-        bystanders = self.shared.bystanders
-        if bystanders is None:
+        held_out = self.shared.held_out
+        if held_out is None:
             return None
-        return bystanders.collateral(self.space.basis, inner, self.concept.names)
+        return held_out.collateral(self.space.basis, inner, self.concept.names)
 
     @property
     def chosen(self) -> dict[str, int | float | str | None]:
@@ -107,7 +107,7 @@ class Study:
             "like": self.concept.like,
             "kind": self.concept.kind,
             "protection": self.shared.strength.protection,
-            "captions": None if self.shared.bystanders is None else VERSION,
+            "captions": None if self.shared.held_out is None else VERSION,
             "dtype": self.shared.dtype,
         }
 
@@ -130,20 +130,20 @@ class SharedStudy:
 
     separable: prompts outside of the patch that none of them changes. protected: prompts that they
     change little.
-    gram: the sum of W^T W over all layers, [d, d]. witnesses: the blank, all concepts' prompts and
+    gram: the sum of W^T W over all layers, [d, d]. probes: the blank, all concepts' prompts and
     those of concepts erased before. strength: the one that was chosen; tried: all that were looked
-    at, the least protection first. bystanders: None without a background. dtype: of the UNet.
+    at, the least protection first. held_out: None without a background. dtype: of the UNet.
     width: of the stream `tokens`, whatever was studied.
     """
 
     separable: tuple[str, ...]
     protected: tuple[str, ...]
-    ground: Ground
+    preservation: Preservation
     gram: Tensor
-    witnesses: Witnesses
+    probes: LeakageProbes
     strength: Strength
     tried: tuple[Strength, ...]
-    bystanders: Bystanders | None
+    held_out: HeldOut | None
     dtype: str
     width: int
 
@@ -205,33 +205,33 @@ def study_concepts(
     if background is not None:
         moment += settings.background * background.moment
     gram = _gram(model, stream)
-    bystanders = None if background is None else Bystanders.of(background, gram)
+    held_out = None if background is None else HeldOut.of(background, gram)
 
     def attempt(protection: float) -> Attempt:
-        ground = Ground.of(
+        preservation = Preservation.of(
             torch.cat([encoder.encode([BLANK])[0].cpu() for encoder in encoders]),
             [one.concept for one in pairs] + [words.rows(prompts) for prompts in known],
             moment,
             replace(settings, protection=protection),
         )
         spaces = [
-            admissible(concept.name, one, ground, settings, alone=len(concepts) == 1)
+            admissible(concept.name, one, preservation, settings, alone=len(concepts) == 1)
             for concept, one in zip(concepts, pairs, strict=True)
         ]
-        collateral = None if bystanders is None else _collateral(spaces, concepts, bystanders, gram)
+        collateral = None if held_out is None else _collateral(spaces, concepts, held_out, gram)
         worst = min(space.separability for space in spaces)
-        return Attempt(ground, spaces, Strength(protection, worst, collateral))
+        return Attempt(preservation, spaces, Strength(protection, worst, collateral))
 
     chosen, attempts = choose_protection(attempt, settings, thorough)
     shared = SharedStudy(
         separable=_all([BLANK], *known),
         protected=dear,
-        ground=chosen.ground,
+        preservation=chosen.preservation,
         gram=gram,
-        witnesses=Witnesses.of(apart, words.states(apart), gram),
+        probes=LeakageProbes.of(apart, words.states(apart), gram),
         strength=chosen.strength,
         tried=tuple(one.strength for one in attempts),
-        bystanders=bystanders,
+        held_out=held_out,
         width=model.checkpoint.width,
         dtype=model.machine.dtype_name,
     )
@@ -240,7 +240,7 @@ def study_concepts(
             concept,
             stream,
             space,
-            None if bystanders is None else _collateral([space], [concept], bystanders, gram),
+            None if held_out is None else _collateral([space], [concept], held_out, gram),
             slug,
             shared,
         )
@@ -258,14 +258,14 @@ def _slugs(concepts: Sequence[Concept]) -> list[str]:
 def _collateral(
     spaces: Sequence[Admissible],
     concepts: Sequence[Concept],
-    bystanders: Bystanders,
+    held_out: HeldOut,
     gram: Tensor,
 ) -> Collateral:
     """Of the closed forms of concepts together."""
     basis = torch.cat([space.basis for space in spaces])
     shift = torch.cat([space.shift for space in spaces], 1).float()
     names = [name for concept in concepts for name in concept.names]
-    return bystanders.collateral(basis, shift.T @ gram @ shift, names)
+    return held_out.collateral(basis, shift.T @ gram @ shift, names)
 
 
 def leakages(
@@ -281,11 +281,11 @@ def leakages(
     for stream in model.checkpoint.widths:
         gram = _gram(model, stream)
         states = Lexicon(model.text.on(stream), apart).states(apart)
-        witnesses = Witnesses.of(apart, states, gram)
+        probes = LeakageProbes.of(apart, states, gram)
         for i, part in enumerate(increments):
             if (acting := _acting(part, stream, gram)) is not None:
                 own = frozenset(part.prompts)
-                found[i] = max(found[i], witnesses.leakage(*acting, own))
+                found[i] = max(found[i], probes.leakage(*acting, own))
     return found
 
 

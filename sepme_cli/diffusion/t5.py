@@ -8,7 +8,7 @@ padding, which takes a tenth of the time or less.
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import groupby
@@ -41,19 +41,33 @@ _TIMED = 5
 
 
 @dataclass
-class Outlook:
+class TimeEstimate:
     """Tells once how long reading will take in all, as soon as a little of it has been timed.
 
-    prompts, tokens: that are still to be read, as far as is known. timed: how many tokens were
-    read in how many seconds.
+    prompts, tokens: of what is being read in all, and how many of its tokens are left. timed: how
+    many tokens were read in how many seconds.
     """
 
-    prompts: int
-    tokens: int
+    progress: Progress
+    prompts: int = 0
+    tokens: int = 0
     timed: tuple[int, float] = (0, 0.0)
     told: bool = False
 
-    def read(self, tokens: int, seconds: float, progress: Progress) -> None:
+    @contextmanager
+    def reading(self, rows: Sequence[Tensor]) -> Iterator[None]:
+        """Around the reading of these rows. What is read within is a part of it."""
+        if self.prompts:
+            yield
+            return
+        self.prompts, self.tokens = len(rows), sum(map(len, rows))
+        self.timed, self.told = (0, 0.0), False
+        try:
+            yield
+        finally:
+            self.prompts = 0
+
+    def read(self, tokens: int, seconds: float) -> None:
         """So many tokens have been read in so long."""
         self.tokens -= tokens
         self.timed = (self.timed[0] + tokens, self.timed[1] + seconds)
@@ -63,7 +77,7 @@ class Outlook:
         if left > _SAY_FROM:
             self.told = True
             minutes = f"{left / 60:.0f} more minute" + "s" * (left >= 90)
-            progress.say(f"reading {self.prompts:,} prompts with T5 takes about {minutes}")
+            self.progress.say(f"reading {self.prompts:,} prompts with T5 takes about {minutes}")
 
 
 @dataclass(frozen=True)
@@ -81,26 +95,15 @@ class T5Encoder:
     positions: int
     tokenizer: Path | None
     progress: Progress = field(default=SILENT, repr=False)
-    _outlooks: list[Outlook] = field(default_factory=list, init=False, repr=False, compare=False)
 
-    @contextmanager
-    def reading(self, prompts: Sequence[str]) -> Iterator[None]:
+    def reading(self, prompts: Sequence[str]) -> AbstractContextManager[None]:
         """These will be read, at their own length and in parts: how long it takes is told of all
         of them, and not of each part."""
-        with self._outlook(self.ids(prompts, _BEHIND)):
-            yield
+        return self._time.reading(self.ids(prompts, _BEHIND))
 
-    @contextmanager
-    def _outlook(self, rows: Sequence[Tensor]) -> Iterator[Outlook]:
-        """Of what is being read in all, of which these rows may be a part."""
-        if self._outlooks:
-            yield self._outlooks[0]
-            return
-        self._outlooks.append(Outlook(len(rows), sum(map(len, rows))))
-        try:
-            yield self._outlooks[0]
-        finally:
-            self._outlooks.clear()
+    @cached_property
+    def _time(self) -> TimeEstimate:
+        return TimeEstimate(self.progress)
 
     @property
     def model(self) -> T5EncoderModel:
@@ -221,14 +224,14 @@ class T5Encoder:
         longest = max(map(len, rows), default=0) if positions is None else positions
         found = torch.zeros(len(rows), longest, self.width)
         model = self.model
-        with self._outlook(rows) as outlook:
+        with self._time.reading(rows):
             for part in _batches(rows):
                 started = time.monotonic()
                 ids = torch.stack([rows[place] for place in part]).to(self.machine.device)
                 states = model(ids).last_hidden_state.float().cpu()[:, :longest]
                 found[part, : states.shape[1]] = states
                 found[part, states.shape[1] :] = states[:, -1:]
-                outlook.read(ids.numel(), time.monotonic() - started, self.progress)
+                self._time.read(ids.numel(), time.monotonic() - started)
         return found
 
     def ends(self, prompts: Sequence[str]) -> Tensor:

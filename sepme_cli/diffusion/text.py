@@ -21,7 +21,7 @@ from torch import Tensor
 from patch_spec.streams import Stream
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
 from sepme_cli.checkpoints.reading.networks import Network
-from sepme_cli.checkpoints.structure.families import TextStream
+from sepme_cli.checkpoints.structure.families import TextEncoderSpec
 from sepme_cli.diffusion.conditioning import Conditioning
 from sepme_cli.diffusion.devices import Machine
 from sepme_cli.diffusion.t5 import T5Encoder, is_t5_tokenizer
@@ -67,8 +67,8 @@ class TextEncoders:
         Raises UnsupportedError if one is not there or is none that can be used, MismatchError if
         they are not this denoiser's.
         """
-        streams = [one for one in self.checkpoint.family.streams if one.naming != "t5"]
-        clips = tuple(self._clip(stream) for stream in streams)
+        specs = [one for one in self.checkpoint.family.text_encoders if one.naming != "t5"]
+        clips = tuple(map(self._clip, specs))
         _check_together(clips, self.checkpoint)
         return clips
 
@@ -76,16 +76,16 @@ class TextEncoders:
     def readers(self) -> tuple[Rows, ...]:
         """What reads the rows of the stream `tokens`: rows of CLIP, side by side, then T5's."""
         width = self.checkpoint.width
-        rows = tuple(clip for clip in self.clips if clip.stream.rows)
+        rows = tuple(clip for clip in self.clips if clip.spec.rows)
         found: list[Rows] = [SideBySide(rows, width)] if rows else []
         if self._reads_t5:
             found.append(self._t5)
         return tuple(found)
 
     @cached_property
-    def _t5_stream(self) -> TextStream | None:
-        streams = self.checkpoint.family.streams
-        return next((one for one in streams if one.naming == "t5"), None)
+    def _t5_spec(self) -> TextEncoderSpec | None:
+        specs = self.checkpoint.family.text_encoders
+        return next((one for one in specs if one.naming == "t5"), None)
 
     @property
     def _reads_t5(self) -> bool:
@@ -93,26 +93,26 @@ class TextEncoders:
 
         Raises UsageError for a model that reads no other rows and is to be used without.
         """
-        if self._t5_stream is None:
+        if self._t5_spec is None:
             return False
         family = self.checkpoint.family
-        alone = not any(one.rows for one in family.streams if one.naming != "t5")
+        alone = not any(one.rows for one in family.text_encoders if one.naming != "t5")
         if alone and not self.t5:
             raise UsageError(
                 f"{family.title} reads prompts with T5 alone: leave out --no-t5",
                 expected="T5",
                 found="--no-t5",
             )
-        there = self.checkpoint.network(self._t5_stream.name) is not None
+        there = self.checkpoint.network(self._t5_spec.name) is not None
         return self.t5 and (alone or there or self.checkpoint.folder is None)
 
     @cached_property
     def _t5(self) -> T5Encoder:
-        assert self._t5_stream is not None
-        network = self._network(self._t5_stream)
+        assert self._t5_spec is not None
+        network = self._network(self._t5_spec)
         places = (self.tokenizer, network.tokenizer)
         tokenizer = next((place for place in places if place and is_t5_tokenizer(place)), None)
-        t5 = T5Encoder(network, self.machine, self._t5_stream.positions, tokenizer, self.progress)
+        t5 = T5Encoder(network, self.machine, self._t5_spec.positions, tokenizer, self.progress)
         if t5.width != self.checkpoint.width:
             raise MismatchError(
                 f"the text encoder ({network.name}) is not one for {self.checkpoint.path}, which "
@@ -123,33 +123,33 @@ class TextEncoders:
             )
         return t5
 
-    def _clip(self, stream: TextStream) -> TextEncoder:
-        network = self._network(stream)
+    def _clip(self, spec: TextEncoderSpec) -> TextEncoder:
+        network = self._network(spec)
         own = network.tokenizer if network.tokenizer and has_tokenizer(network.tokenizer) else None
         given = self.tokenizer
-        if given is not None and self._t5_stream is not None and is_t5_tokenizer(given):
+        if given is not None and self._t5_spec is not None and is_t5_tokenizer(given):
             given = None
         return TextEncoder(
             network,
             self.machine,
             penultimate=self.checkpoint.family.penultimate,
-            stream=stream,
+            spec=spec,
             tokenizer=given or own,
         )
 
-    def _network(self, stream: TextStream) -> Network:
-        network = self.checkpoint.network(stream.name)
+    def _network(self, spec: TextEncoderSpec) -> Network:
+        network = self.checkpoint.network(spec.name)
         if network is None:
-            without = stream.naming == "t5" and any(
-                one.rows and one.naming != "t5" for one in self.checkpoint.family.streams
+            without = spec.naming == "t5" and any(
+                one.rows and one.naming != "t5" for one in self.checkpoint.family.text_encoders
             )
             raise UnsupportedError(
-                f"{self.checkpoint.path} does not hold its text encoder ({stream.name}), which "
+                f"{self.checkpoint.path} does not hold its text encoder ({spec.name}), which "
                 "erasing and generating images need; name a model or a file that does with "
                 "--text-encoder"
                 + (", or say with --no-t5 that this model is used without it" if without else ""),
                 file=self.checkpoint.path,
-                expected=f"a text encoder ({stream.name})",
+                expected=f"a text encoder ({spec.name})",
                 found=self.checkpoint.title,
             )
         return network
@@ -204,21 +204,45 @@ class TextEncoders:
         """All that the denoiser reads of prompts: e(c), and the pooled output where the family has
         one. paddings: see `encode`."""
         found = [clip.encode(prompts, paddings=paddings) for clip in self.clips]
-        rows = [
-            states for clip, (states, _) in zip(self.clips, found, strict=True) if clip.stream.rows
-        ]
-        parts = [_widened(torch.cat(rows, -1), self.checkpoint.width)] if rows else []
+        behind = []
         if self._reads_t5:
-            parts.append(self._t5.encode(prompts, paddings=paddings).to(self.machine.device))
-        elif self._t5_stream is not None:
-            shape = (len(prompts), self._t5_stream.positions, self.checkpoint.width)
-            parts.append(torch.zeros(shape, device=self.machine.device))
-        pooled = [
-            clip.pooled(ends)
-            for clip, (_, ends) in zip(self.clips, found, strict=True)
-            if clip.stream.pools
-        ]
-        return Conditioning(torch.cat(parts, 1), torch.cat(pooled, -1) if pooled else None)
+            behind.append(self._t5.encode(prompts, paddings=paddings).to(self.machine.device))
+        elif self._t5_spec is not None:
+            shape = (len(prompts), self._t5_spec.positions, self.checkpoint.width)
+            behind.append(torch.zeros(shape, device=self.machine.device))
+        return self._joined(found, behind)
+
+    def condition_tokens(self, ids: Tensor, vectors: Sequence[Tensor] = ()) -> Conditioning:
+        """The same of token ids [n, positions], differentiable in vectors.
+
+        vectors: of each text encoder [n, k, its width], which stand for the embeddings of the
+        tokens FREE. Raises UnsupportedError for a model that reads prompts with T5 too.
+        """
+        if self._t5_spec is not None:
+            raise UnsupportedError(
+                f"{self.checkpoint.path} reads prompts with T5, and tokens can be chosen for text "
+                "encoders of CLIP's kind alone",
+                file=self.checkpoint.path,
+                expected="a model that reads prompts with CLIP alone",
+                found=self.checkpoint.family.title,
+            )
+        given: Sequence[Tensor | None] = vectors or [None] * len(self.clips)
+        return self._joined(
+            [clip.encode_tokens(ids, free) for clip, free in zip(self.clips, given, strict=True)]
+        )
+
+    def _joined(
+        self, found: Sequence[tuple[Tensor, Tensor]], behind: Sequence[Tensor] = ()
+    ) -> Conditioning:
+        """What the denoiser reads, of the states and ends that each of CLIP's kind gives. behind:
+        rows of other text encoders."""
+        each = list(zip(self.clips, found, strict=True))
+        rows = [states for clip, (states, _) in each if clip.spec.rows]
+        parts = [_widened(torch.cat(rows, -1), self.checkpoint.width)] if rows else []
+        pooled = [clip.pooled(ends) for clip, (_, ends) in each if clip.spec.pools]
+        return Conditioning(
+            torch.cat([*parts, *behind], 1), torch.cat(pooled, -1) if pooled else None
+        )
 
 
 @dataclass(frozen=True)
@@ -286,7 +310,7 @@ class PooledText:
     @torch.no_grad()
     def ends(self, prompts: Sequence[str]) -> Tensor:
         """The same without the position [len(prompts), p], fp32, on the CPU."""
-        pooling = [clip for clip in self.text.clips if clip.stream.pools]
+        pooling = [clip for clip in self.text.clips if clip.spec.pools]
         found = [clip.pooled(clip.encode(prompts, paddings=0)[1]) for clip in pooling]
         return torch.cat(found, -1).cpu()
 
@@ -295,13 +319,13 @@ def _check_together(clips: Sequence[TextEncoder], checkpoint: Checkpoint) -> Non
     """MismatchError for text encoders that a denoiser cannot read side by side; see also
     `TextEncoder.config`, of which this raises what it raises."""
     names = ", ".join(encoder.network.name for encoder in clips)
-    rows = [encoder.config["hidden_size"] for encoder in clips if encoder.stream.rows]
+    rows = [encoder.config["hidden_size"] for encoder in clips if encoder.spec.rows]
     # Where T5's rows are beside them, they are filled up with zeros.
-    filled = any(stream.naming == "t5" for stream in checkpoint.family.streams)
+    filled = any(spec.naming == "t5" for spec in checkpoint.family.text_encoders)
     width = checkpoint.width
     if rows and (sum(rows) > width if filled else sum(rows) != width):
         raise _not_this(checkpoint, names, width, rows)
-    pooled = [encoder.pooled_width for encoder in clips if encoder.stream.pools]
+    pooled = [encoder.pooled_width for encoder in clips if encoder.spec.pools]
     if filled and pooled and sum(pooled) != checkpoint.widths.get("pooled"):
         raise _not_this(checkpoint, names, checkpoint.widths["pooled"], pooled)
     if len({encoder.positions for encoder in clips}) > 1:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 from transformers.activations import ACT2FN
 
 from sepme_cli.checkpoints.reading.networks import Network
-from sepme_cli.checkpoints.structure.families import TextStream
+from sepme_cli.checkpoints.structure.families import TextEncoderSpec
 from sepme_cli.diffusion.devices import Machine
 from sepme_cli.diffusion.packing import PackedTexts, pack, sees
 from sepme_cli.diffusion.tokenizer import END, tokenize, unread
@@ -20,6 +20,8 @@ from sepme_cli.diffusion.weights import clip_shapes, clip_tensors, count_layers
 from sepme_cli.errors import UnsupportedError
 
 _HEAD_WIDTH = 64  # every CLIP text encoder
+FREE = -1
+"""The id of a token whose embedding is given instead of looked up."""
 _LEAST_POSITIONS = 3
 """A start, a word, and the end."""
 _BATCH = 64
@@ -31,14 +33,14 @@ _ROWS = 16
 class TextEncoder:
     """One text encoder, loaded when it is first used.
 
-    penultimate: what is read is the last layer but one, without the final norm. stream: what is
+    penultimate: what is read is the last layer but one, without the final norm. spec: what is
     particular to it in its family. tokenizer: a folder with its files, None for CLIP's own.
     """
 
     network: Network = field(repr=False)
     machine: Machine
     penultimate: bool
-    stream: TextStream
+    spec: TextEncoderSpec
     tokenizer: Path | None
 
     @property
@@ -99,7 +101,7 @@ class TextEncoder:
     def pooled_width(self) -> int:
         """Of the pooled output."""
         width = int(self.config["hidden_size"])
-        if self.stream.pools == "end":
+        if self.spec.pools == "end":
             return width
         return clip_shapes(self.network).get("text_projection.weight", (width,))[0]
 
@@ -113,7 +115,7 @@ class TextEncoder:
 
         Raises UnsupportedError for words of a tokenizer that the text encoder was not given.
         """
-        ids = tokenize(prompts, self.positions, padding=self.stream.pads, folder=self.tokenizer)
+        ids = tokenize(prompts, self.positions, padding=self.spec.pads, folder=self.tokenizer)
         known = self.config["vocab_size"]
         if len(ids) and int(ids.max()) >= known:
             raise UnsupportedError(
@@ -157,6 +159,33 @@ class TextEncoder:
         states, last = self._read_packed(packed)
         return states[packed.places], last[packed.places[range(len(ids)), _ends(ids)]]
 
+    @property
+    def token_embeddings(self) -> Tensor:
+        """The embedding of every token [vocabulary, width]."""
+        return self.model.embeddings.token_embedding.weight
+
+    def encode_tokens(self, ids: Tensor, free: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As `encode`, of token ids [n, positions], padded with END; differentiable in free
+        [n, k, width], the embeddings of the k tokens of each row that are FREE."""
+        is_free = ids == FREE
+        ends = _ends(ids)
+        # Behind the end each family pads as it does.
+        padding = torch.arange(ids.shape[1]) > ends[:, None]
+        ids = ids.masked_fill(padding, self.spec.pads).masked_fill(is_free, 0).to(self.device)
+
+        def put(_: nn.Module, inputs: tuple[Tensor], embedded: Tensor) -> Tensor:
+            assert free is not None
+            return embedded.masked_scatter(is_free[..., None].to(self.device), free.to(embedded))
+
+        embedding = self.model.embeddings.token_embedding
+        hook = None if free is None else embedding.register_forward_hook(put)
+        try:
+            states, last = self._read(ids)
+        finally:
+            if hook is not None:
+                hook.remove()
+        return states, last[range(len(ids)), ends]
+
     def ends(self, prompts: Sequence[str]) -> Tensor:
         """The state of the end of each text [len(prompts), width]; no padding is computed."""
         ids = self.tokens(prompts)
@@ -166,7 +195,7 @@ class TextEncoder:
 
     def pooled(self, ends: Tensor) -> Tensor:
         """The pooled output [n, p] of the states that `encode` gives of ends [n, width]."""
-        if self.stream.pools == "end":
+        if self.spec.pools == "end":
             return ends
         if (projection := self._tensors.get("text_projection.weight")) is None:
             raise _not_whole(self.network, "text_projection")

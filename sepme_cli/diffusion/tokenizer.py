@@ -93,3 +93,11 @@ def _of_folder(folder: Path) -> Callable[[str], list[int]]:
             found=f"start {special[0]}, end {special[1]}, {least} to {most}",
         )
     return lambda text: list(tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def words_of(ids: torch.Tensor) -> str:
+    """What token ids [positions] of CLIP's own tokenizer say, up to the end."""
+    from instant_clip_tokenizer import Tokenizer
+
+    end = int((ids == END).int().argmax())
+    return str(Tokenizer().decode(ids[1:end].tolist())).strip()

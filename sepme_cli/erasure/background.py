@@ -158,6 +158,7 @@ class Background:
     ends: Tensor
     words: tuple[str, ...]
     word_ends: Tensor
+    protected: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -180,7 +181,8 @@ class Background:
             advance()
         ends = torch.cat(held_out).float()
         size = len(sample.held_out)
-        return cls(total / count, sample.held_out, ends[:size], tuple(words), ends[size:])
+        moment, held = total / count, ends[:size]
+        return cls(moment, sample.held_out, held, tuple(words), ends[size:], sample.protected)
 
 
 def steps(sample: Captions, words: Sequence[str]) -> int:

@@ -7,23 +7,23 @@ if they were those of something else (UCE's objective, here under SepME's constr
 import torch
 from torch import Tensor
 
-from sepme_cli.erasure.subspace import Ground
+from sepme_cli.erasure.subspace import Preservation
 
 
 def solve(
-    concept: Tensor, anchor: Tensor, ground: Ground, insistence: float
+    concept: Tensor, anchor: Tensor, preservation: Preservation, insistence: float
 ) -> tuple[Tensor, Tensor]:
     """The operator T [d, d] that minimises |C T^T - (C* - C)|^2 / n + tr(T M T^T).
 
     concept: C [n, d], the embeddings of the concept's prompts, one row a token. anchor: C* [n, d],
-    row for row what they should act like. M = B - insistence C^T C / n: the ground's cost B, less
-    what the concept itself is in it.
+    row for row what they should act like. M = B - insistence C^T C / n: the cost B of preservation,
+    less what the concept itself is in it.
     With K = C B^-1 C^T and a = (1 - insistence) / n (Woodbury):
     T^T = B^-1 C^T (I + a K)^-1 (C* - C) / n.
     Returns left [d, n] and right [n, d] with T = left @ right; the rows of right are admissible.
     """
     c, wanted = concept.double(), (anchor - concept).double()
-    right = ground.solve(c)
+    right = preservation.solve(c)
     count = len(c)
     inner = torch.eye(count, dtype=torch.float64) + (1 - insistence) / count * (c @ right.T)
     return torch.linalg.solve(inner, wanted / count).T, right

@@ -27,7 +27,7 @@ class Collateral:
 
 
 @dataclass(frozen=True)
-class Bystanders:
+class HeldOut:
     """The held-out captions and the words of a background, and how large their keys and values are.
 
     ends: of both [n, k d], see `Background`. gram: the sum of W^T W over all layers, [d, d]. sizes:
@@ -39,7 +39,7 @@ class Bystanders:
     sizes: Tensor
 
     @classmethod
-    def of(cls, background: Background, gram: Tensor) -> "Bystanders":
+    def of(cls, background: Background, gram: Tensor) -> "HeldOut":
         ends = torch.cat([background.ends, background.word_ends]).float()
         return cls(background, ends, _squared(ends, gram.float()))
 
@@ -54,8 +54,17 @@ class Bystanders:
         return (moved.clamp(min=0) / self.sizes).sqrt()
 
     def collateral(self, basis: Tensor, inner: Tensor, names: Collection[str]) -> Collateral:
-        """names: of what is erased; captions and words that hold one are no bystanders."""
-        changes = self.changes(basis, inner)
+        """names: of what is erased; captions and words that hold one are left out."""
+        return self._collateral(self.changes(basis, inner), names)
+
+    def moved(self, ends: Tensor, gram: Tensor, names: Collection[str]) -> Collateral:
+        """The same of a text encoder that has changed. ends: what it makes of both now."""
+        changes = (
+            _squared(ends.float() - self.ends, gram.float()).clamp(min=0) / self.sizes
+        ).sqrt()
+        return self._collateral(changes, names)
+
+    def _collateral(self, changes: Tensor, names: Collection[str]) -> Collateral:
         captions, words = self.background.captions, self.background.words
         others = torch.tensor([not _names(text, names) for text in captions], dtype=torch.bool)
         beside = changes[: len(captions)][others]

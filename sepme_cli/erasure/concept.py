@@ -178,7 +178,7 @@ class Lexicon:
         """The concept's embeddings, and those of what it should act like."""
         asked, answers = self._at(concept.prompts), self._at(concept.answers)
         both = [
-            torch.cat([states[asked], _answering(ids[asked], ids[answers], states[answers])], -1)
+            torch.cat([states[asked], answering(ids[asked], ids[answers], states[answers])], -1)
             for ids, states in self._parts
         ]
         rows = torch.cat([part.flatten(0, 1) for part in both])
@@ -196,7 +196,7 @@ def _encoded(encoder: TextEncoder, prompts: Sequence[str]) -> tuple[Tensor, Tens
     return ids[:, :length], encoder.encode(prompts, length, _PADDING).cpu()
 
 
-def _answering(ids: Tensor, others: Tensor, states: Tensor) -> Tensor:
+def answering(ids: Tensor, others: Tensor, states: Tensor) -> Tensor:
     """The embeddings of other prompts, rearranged to answer the tokens of ids [n, positions]."""
     order = torch.stack([align(a, b) for a, b in zip(ids, others, strict=True)])
     return torch.gather(states, 1, order[..., None].expand_as(states))

@@ -11,7 +11,7 @@ from patch_spec.grid import split_shift, split_up, to_grid
 from sepme_cli.erasure.closed_form import reduce, solve
 from sepme_cli.erasure.concept import EmbeddingPairs
 from sepme_cli.erasure.settings import Settings
-from sepme_cli.erasure.subspace import Ground, energy
+from sepme_cli.erasure.subspace import Preservation, energy
 from sepme_cli.errors import RefusedError
 
 #: The blank prompt, which every increment leaves exactly as it is.
@@ -41,18 +41,18 @@ class Admissible:
 
 
 def admissible(
-    name: str, pairs: EmbeddingPairs, ground: Ground, settings: Settings, *, alone: bool
+    name: str, pairs: EmbeddingPairs, preservation: Preservation, settings: Settings, *, alone: bool
 ) -> Admissible:
     """Solve for a concept on the directions that it may use.
 
-    ground: of this concept and the others. alone: no other is erased beside it.
+    preservation: of this concept and the others. alone: no other is erased beside it.
     Raises RefusedError where the concept lies in what must stay: nothing is left to erase with.
     Among others that is no reason to erase none of them; its separability tells.
     """
     concept, anchor = pairs.concept, pairs.anchor
-    if not len(ground.null):
+    if not len(preservation.null):
         raise _nothing_left(name, 0.0)
-    left, right = solve(concept, anchor, ground, settings.insistence)
+    left, right = solve(concept, anchor, preservation, settings.insistence)
     shift, basis = reduce(left, right, concept, settings.rank)
     if not len(basis):
         raise _nothing_left(name, 0.0)
@@ -64,13 +64,13 @@ def admissible(
     if separability < LEAST_SEPARABILITY and alone:
         raise _nothing_left(name, separability)
     shift = settings.erase_scale * shift
-    cost = basis @ ground.cost @ basis.T - settings.insistence * energy(seen)
+    cost = basis @ preservation.cost @ basis.T - settings.insistence * energy(seen)
     return Admissible(shift, basis, cost, separability)
 
 
 @dataclass(frozen=True)
-class Witnesses:
-    """Prompts whose keys and values must not change, and how large those are.
+class LeakageProbes:
+    """Prompts that leakage is measured on, and how large their keys and values are.
 
     states: [prompts, positions, d], float32. sizes: |W e^T|^2 of each prompt over all layers,
     Frobenius over its tokens.
@@ -81,7 +81,7 @@ class Witnesses:
     sizes: Tensor
 
     @classmethod
-    def of(cls, prompts: Sequence[str], states: Tensor, gram: Tensor) -> "Witnesses":
+    def of(cls, prompts: Sequence[str], states: Tensor, gram: Tensor) -> "LeakageProbes":
         """gram: sum of W^T W over all layers, [d, d]."""
         states = states.float()
         sizes = torch.stack([((one @ gram.float()) * one).sum() for one in states])

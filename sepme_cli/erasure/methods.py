@@ -13,13 +13,16 @@ class Method:
     is used; called with the networks, the studies of concepts that are made together, settings,
     images of the concept or None, and progress, it gives a `ComputedIncrement` for each study.
     learns: whether it learns through the UNet, which takes its memory and time. images: whether it
-    uses images of the concept; only such a method can make increments together.
+    uses images of the concept; only such a method can make increments together. layers: whether it
+    changes other layers than those that the studies are of, so that what its increments do to
+    other prompts shows only when they are made.
     """
 
     name: str
     home: str
     learns: bool = False
     images: bool = False
+    layers: bool = False
 
     @property
     def increments(self) -> Any:
@@ -29,11 +32,12 @@ class Method:
 
 
 #: What is taken where nothing is said, without images and with them.
-PLAIN, LEARNING = "closed-form", "sepme"
+PLAIN, TEXT, LEARNING = "closed-form", "text-encoder", "sepme"
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         Method(PLAIN, "sepme_cli.diffusion.eraser:closed_form_increments"),
+        Method(TEXT, "sepme_cli.diffusion.text_layers:text_encoder_increments", layers=True),
         Method(LEARNING, "sepme_cli.diffusion.eraser:sepme_increments", learns=True, images=True),
     )
 }

@@ -43,8 +43,9 @@ def energy(rows: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Ground:
-    """What it costs to act, the same for all concepts that are erased together.
+class Preservation:
+    """What must be preserved: what it costs to act on it, the same for all concepts that are
+    erased together.
 
     null: [free, d], orthonormal: the directions that the blank does not use. cost: [d, d], what
     keeping everything costs, every concept counted as one of the others. factor: the Cholesky
@@ -61,7 +62,7 @@ class Ground:
     @classmethod
     def of(
         cls, blank: Tensor, concepts: Sequence[Tensor], protected: Tensor, weights: CostWeights
-    ) -> "Ground":
+    ) -> "Preservation":
         """blank: rows [b, d]. concepts: each one's rows [n, d]. protected: the energy of all that
         is protected, [d, d]; see `energy`."""
         taken = row_space(blank)

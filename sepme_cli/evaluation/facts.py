@@ -47,7 +47,7 @@ def _digest(checkpoint: Checkpoint) -> str:
     """SHA-256 of every network's tensors: of names, dtypes, shapes and bytes."""
     digest = sha256()
     names = {"denoiser": checkpoint.family.denoiser, "vae": "vae"}
-    names |= {stream.name: stream.name for stream in checkpoint.family.streams}
+    names |= {spec.name: spec.name for spec in checkpoint.family.text_encoders}
     for part, name in names.items():
         network = checkpoint.network(part)
         for tensor, stored in network.tensors.items() if network else ():

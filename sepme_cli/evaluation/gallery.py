@@ -51,7 +51,7 @@ class Gallery:
         return [
             batch
             for batch in batches
-            if any(_load(self.path(state, question)) is None for question in batch)
+            if any(load_image(self.path(state, question)) is None for question in batch)
         ]
 
     def generate(
@@ -70,12 +70,12 @@ class Gallery:
                     batch=BATCH,
                 )
                 for question, image in zip(batch, drawn, strict=True):
-                    _save(image, self.path(state, question))
+                    save_image(image, self.path(state, question))
                 advance(len(batch))
 
     def images(self, state: State, questions: Sequence[Question]) -> Tensor:
         """One image for each question [n, 3, H, W] in [0, 1], as PNG keeps it: 8 bits."""
-        found = [_load(self.path(state, question)) for question in questions]
+        found = [load_image(self.path(state, question)) for question in questions]
         return torch.stack([image for image in found if image is not None])
 
     def path(self, state: State, question: Question) -> Path:
@@ -97,14 +97,15 @@ class Gallery:
         return (drawn - started) * self.sampling.steps + time.monotonic() - drawn
 
 
-def _save(image: Tensor, path: Path) -> None:
+def save_image(image: Tensor, path: Path) -> None:
+    """Write an image [3, H, W] in [0, 1] as PNG, whole or not at all."""
     memory = io.BytesIO()
     pixels = (image.permute(1, 2, 0) * 255).round().byte().numpy()
     Image.fromarray(pixels).save(memory, format="PNG")
     write_file(path, memory.getvalue(), force=True)
 
 
-def _load(path: Path) -> Tensor | None:
+def load_image(path: Path) -> Tensor | None:
     """The image of a file; None if it is not there, or not whole."""
     try:
         with Image.open(path) as image:

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -33,10 +33,13 @@ class Report:
     facts: Sequence[tuple[str, str]]
 
 
-def check_folder(folder: Path, *, force: bool) -> None:
+def check_folder(
+    folder: Path, *, force: bool, page: str = PAGE, ours: Collection[str] = _OURS
+) -> None:
     """SystemFailure if it cannot be made, holds something else, or a whole report already.
 
-    What an interrupted run has left is gone on with. force: a report may be replaced.
+    What an interrupted run has left is gone on with. force: a report may be replaced. page: what
+    is there once a report is whole. ours: all that it may hold.
     """
     with writing(folder):
         folder = resolved(folder)
@@ -45,12 +48,12 @@ def check_folder(folder: Path, *, force: bool) -> None:
         if not folder.parent.is_dir():
             raise SystemFailure(f"{folder.parent}: no such folder", file=folder.parent)
         held = {path.name for path in folder.iterdir()} if folder.exists() else set()
-        if others := sorted(name for name in held - _OURS if not name.startswith(".")):
+        if others := sorted(name for name in held - set(ours) if not name.startswith(".")):
             raise SystemFailure(
                 f"{folder}: this folder holds something else ({others[0]}); name a new one",
                 file=folder,
             )
-        if PAGE in held and not force:
+        if page in held and not force:
             raise SystemFailure(
                 f"{folder}: there is a report already; --force replaces it, and generates only "
                 "images that are missing",

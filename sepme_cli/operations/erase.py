@@ -163,11 +163,20 @@ def erase(
         if survey.wrecks is not None and not force_collateral:
             raise survey.wrecks
         computed = _computed(survey, progress)
-    shared = survey.studies[0].worst.shared
+        shared, collateral = survey.studies[0].worst.shared, survey.strength.collateral
+        layers = {name for one in computed for name in one.increment.layers}
+        base = survey.network.checkpoint.with_layers(survey.base, layers)
+        if request.method.layers:
+            measured = [one.collateral for one in computed if one.collateral is not None]
+            collateral = max(measured, key=lambda one: one.p95, default=None)
+            wrecks = survey.too_much(collateral)
+            if wrecks is not None and not force_collateral:
+                raise wrecks
     patch = Patch(
-        base=survey.base,
+        base=base,
         increments=tuple(one.increment for one in computed),
-        separable_from=shared.separable,
+        # Of what changes layers nothing is promised (rule P13).
+        separable_from=() if layers else shared.separable,
         protected=shared.protected,
         tool=f"sepme {__version__}",
         created=moment_of_making(),
@@ -190,7 +199,7 @@ def erase(
             _summary(one, study, survey.around.neighbours.get(study.concept.name, ()))
             for one, study in zip(computed, survey.studies, strict=True)
         ),
-        collateral=shared.strength.collateral,
+        collateral=collateral,
         protection=shared.strength.protection,
         seconds=time.monotonic() - started,
         applied=None if apply_to is None else str(apply_to),
@@ -249,7 +258,7 @@ def _summary(
         correlation=Correlation(measured.correlation_start, measured.correlation_end),
         leakage=measured.leakage,
         separability=measured.separability,
-        collateral=study.collateral,
+        collateral=computed.collateral,
         like=computed.like,
         seconds=computed.seconds,
     )

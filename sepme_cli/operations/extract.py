@@ -24,7 +24,7 @@ from sepme_cli.composing.importing import (
     EVERY_LAYER,
     ImportOptions,
     ImportResult,
-    LeftOut,
+    LeftOutPart,
     Naming,
     cautions,
     importable,
@@ -118,7 +118,7 @@ def extract(
 
 
 def _nothing(
-    before: Checkpoint, after: EditedWeights, left_out: list[LeftOut], what: str
+    before: Checkpoint, after: EditedWeights, left_out: list[LeftOutPart], what: str
 ) -> RefusedError:
     advice = "; keep the edited model, and erase from that" if left_out else ""
     return RefusedError(
@@ -156,7 +156,7 @@ def _compared(before: Checkpoint, after: EditedWeights, *, whole: bool) -> Itera
             yield target, after.targets[target.name]
     if not whole:
         return
-    clips = (stream.name for stream in before.family.streams if stream.naming != "t5")
+    clips = (spec.name for spec in before.family.text_encoders if spec.naming != "t5")
     for network in ("denoiser", *clips):
         for name in before.layers.places(network):
             own, theirs = before.layer(name), after.layer(name)
@@ -207,7 +207,7 @@ def _left_out(
     compared: Sequence[Compared],
     what: str,
     progress: Progress,
-) -> tuple[list[LeftOut], list[str]]:
+) -> tuple[list[LeftOutPart], list[str]]:
     """What else differs, network by network; and warnings of it. what: was compared, in words."""
     left_out, warnings = [], []
     if after.stack is not None:
@@ -223,13 +223,13 @@ def _left_out(
         changed.remove(name)
         count, share = _rest(before, after, name, compared)
         if count:
-            left_out.append(LeftOut(f"text encoder {name}, other tensors", count, share))
+            left_out.append(LeftOutPart(f"text encoder {name}, other tensors", count, share))
             warnings.append(
                 f"{count} other tensors of the text encoder {name} differ and stay as they are in "
                 f"the base: only {what} can be extracted"
             )
     if changed:
-        left_out += [LeftOut(f"text encoder {name}", 1) for name in changed]
+        left_out += [LeftOutPart(f"text encoder {name}", 1) for name in changed]
         warnings.append(
             f"the text encoder ({', '.join(changed)}) differs too, and stays as it is in "
             "the base: the edit may depend on it"
@@ -246,7 +246,7 @@ def _left_out(
             continue
         count, share = _rest(before, after, part, compared)
         if count:
-            left_out.append(LeftOut(f"{name}, other tensors", count, share))
+            left_out.append(LeftOutPart(f"{name}, other tensors", count, share))
             warnings.append(
                 f"{count} other tensors of the {name} differ and stay as they are in the base: "
                 f"only {what} can be extracted"
@@ -280,7 +280,7 @@ def _square(a: Stored | None, b: Stored | None) -> float | None:
 
 def _others_left_out(
     before: Checkpoint, after: EditedWeights, compared: Sequence[Compared], what: str
-) -> tuple[list[LeftOut], list[str]]:
+) -> tuple[list[LeftOutPart], list[str]]:
     """The same of a file that holds some weights alone."""
     denoiser = before.network("denoiser")
     ours = denoiser.tensors if denoiser is not None else {}
@@ -293,7 +293,7 @@ def _others_left_out(
     ]
     if not others:
         return [], []
-    return [LeftOut("other tensors", len(others))], [
+    return [LeftOutPart("other tensors", len(others))], [
         f"{len(others)} other tensors in {after.path} ({others[0]} among them) are left "
         f"out: only {what} can be extracted, and the edit may depend on the rest"
     ]

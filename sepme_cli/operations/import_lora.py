@@ -35,7 +35,7 @@ from sepme_cli.composing.importing import (
     EVERY_LAYER,
     ImportOptions,
     ImportResult,
-    LeftOut,
+    LeftOutPart,
     Naming,
     cautions,
     importable,
@@ -205,18 +205,18 @@ def _known_layers(file: LoraFile, checkpoint: Checkpoint) -> dict[str, Module]:
     """
     family, layers = checkpoint.family, checkpoint.layers
     names = [*layers.places("denoiser")]
-    for stream in family.streams:
-        if stream.naming == "t5":
+    for spec in family.text_encoders:
+        if spec.naming == "t5":
             continue
-        if checkpoint.network(stream.name) is not None:
-            names += layers.places(stream.name)
-        elif any(of_text_encoder(module.name, stream, family) for module in file.modules):
+        if checkpoint.network(spec.name) is not None:
+            names += layers.places(spec.name)
+        elif any(of_text_encoder(module.name, spec, family) for module in file.modules):
             raise MismatchError(
-                f"{file.path} changes the text encoder {stream.name}, which {checkpoint.path} does "
+                f"{file.path} changes the text encoder {spec.name}, which {checkpoint.path} does "
                 "not hold: name a base that does, or take what reads text alone with "
                 "--text-layers-only",
                 file=checkpoint.path,
-                expected=f"a text encoder ({stream.name})",
+                expected=f"a text encoder ({spec.name})",
                 found=checkpoint.title,
             )
     # Of a weight of which only some columns read the text, a LoRA changes the others as well.
@@ -267,7 +267,7 @@ def _change(own: _Own, path: Path) -> Change:
 
 def _left_out(
     ours: Mapping[str, LoraModule], others: Sequence[LoraModule], family: Family, only: str
-) -> tuple[list[LeftOut], list[str]]:
+) -> tuple[list[LeftOutPart], list[str]]:
     """What is left out by kind, with its share where all of it is plain, and a warning.
 
     only: what is not, in words."""
@@ -283,7 +283,7 @@ def _left_out(
     known = {what: sum(filter(None, found)) for what, found in energies.items()}
     whole = kept + sum(known.values())
     told = [
-        LeftOut(what, len(found), None if None in found else known[what] / whole)
+        LeftOutPart(what, len(found), None if None in found else known[what] / whole)
         for what, found in energies.items()
     ]
     unknown = sum(found.count(None) for found in energies.values())

@@ -149,8 +149,8 @@ def _patch(name: str, size: int | None, manifest: Manifest) -> PatchInfo:
 
 
 def _checkpoint(checkpoint: Checkpoint) -> CheckpointInfo:
-    stack, streams = checkpoint.stack, [stream.name for stream in checkpoint.family.streams]
-    encoders = tuple(name for name in streams if checkpoint.network(name) is not None)
+    stack, names = checkpoint.stack, [spec.name for spec in checkpoint.family.text_encoders]
+    encoders = tuple(name for name in names if checkpoint.network(name) is not None)
     files = checkpoint.all_files()
     journals = [undo_path(file.path) for file in checkpoint.patched_files]
     return CheckpointInfo(

@@ -194,7 +194,7 @@ def _planned(survey: Survey, part: Increment, study: Study) -> PlannedConcept:
         like=study.concept.like,
         separability=study.separability,
         leakage=part.measured.leakage,
-        taken=study.shared.ground.taken,
+        taken=study.shared.preservation.taken,
         neighbours=survey.around.neighbours.get(part.concept, ()),
         aliases=study.concept.names[1:],
         nearly=survey.around.aliases[part.concept],

@@ -5,11 +5,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import torch
 
 from patch_spec.increment import Increment
-from sepme_cli.arguments import FilePath, PlaceLike, Words, as_path, as_place, several
+from sepme_cli.arguments import FilePath, PlaceLike, Words, as_path, as_place, check_known, several
 from sepme_cli.checkpoints.disk.output import check_output, write_output
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
 from sepme_cli.checkpoints.reading.patches import Patches, PatchFile, read_patch_files, select
@@ -46,18 +47,30 @@ class SampleResult:
     warnings: tuple[str, ...]
 
 
+class Patching(TypedDict, total=False):
+    """What `sample` applies to the model.
+
+    Attributes:
+        patches: Patches: files, places on the hub, or binary streams; by default none.
+        only: Use only these concepts or slugs.
+        scale: Strength of the patches; 1 is full.
+    """
+
+    patches: Patches
+    only: Words
+    scale: float
+
+
 def sample(
     model: PlaceLike,
     prompts: Words,
     *,
-    patches: Patches = (),
     output: FilePath,
     sampling: SamplingOptions = SamplingOptions(images=1),
-    scale: float = 1.0,
-    only: Words = (),
     options: ModelOptions = ModelOptions(),
     force: bool = False,
     progress: Progress = SILENT,
+    **patching: Unpack[Patching],
 ) -> SampleResult:
     """Generate images, and write them as one contact sheet (PNG).
 
@@ -67,14 +80,12 @@ def sample(
     Args:
         model: Checkpoint: a file, a folder, or a place on the hub.
         prompts: One or more prompts.
-        patches: Patches: files, places on the hub, or binary streams.
         output: Image to write.
         sampling: How images are generated.
-        scale: Strength of the patches; 1 is full.
-        only: Use only these concepts or slugs.
         options: How to open the model, and what to compute on.
         force: Overwrite an existing output.
         progress: Receives progress and warnings.
+        **patching: Patches, and how to apply them; see `Patching`.
 
     Returns:
         What was written.
@@ -87,10 +98,12 @@ def sample(
         SystemFailure: A file cannot be read or written.
     """
     started, progress = time.monotonic(), Collector(progress)
-    output, prompts = as_path(output), several(prompts)
+    check_known(patching, Patching)
+    output, prompts, patches = as_path(output), several(prompts), patching.get("patches", ())
     check_output(output, (model, *several(patches), *several(options.text_encoders)), force=force)
     files = read_patch_files(patches)
-    chosen = select(files, only) if files else ()
+    chosen = select(files, patching.get("only", ())) if files else ()
+    scale = patching.get("scale", 1.0)
     with opened_model(as_place(model), options, images=_BATCH, progress=progress) as network:
         checkpoint = network.checkpoint
         if chosen:

@@ -119,4 +119,4 @@ def _read(
         return None
     if _digest(tensors) != said:
         return None
-    return Background(captions=sample.held_out, words=words, **tensors)
+    return Background(captions=sample.held_out, words=words, protected=sample.protected, **tensors)

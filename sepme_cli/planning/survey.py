@@ -14,6 +14,7 @@ from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.opening import opened_model
 from sepme_cli.diffusion.protection import Strength
 from sepme_cli.diffusion.study import Study, study
+from sepme_cli.erasure.collateral import Collateral
 from sepme_cli.errors import MismatchError, RefusedError, UnsupportedError
 from sepme_cli.places import Place
 from sepme_cli.planning.background import background_of
@@ -60,9 +61,17 @@ class Survey:
     @property
     def wrecks(self) -> RefusedError | None:
         """What there is to say if the increments would change what nobody named beyond the bound;
-        None where they do not."""
-        strength, bound = self.strength, self.request.settings.collateral
-        collateral = strength.collateral
+        None where they do not, and where that shows only when they are made."""
+        strength = self.strength
+        if self.request.method.layers:
+            return None
+        found = f"protection at {strength.protection:g} and separability at "
+        return self.too_much(strength.collateral, f", with {found}{strength.separability:.2f}")
+
+    def too_much(self, collateral: Collateral | None, beside: str = "") -> RefusedError | None:
+        """What there is to say of collateral beyond the bound; None of less. beside: what else was
+        found."""
+        bound = self.request.settings.collateral
         if collateral is None or collateral.p95 <= bound:
             return None
         words = ", ".join(word for word, _ in collateral.worst[:3])
@@ -72,8 +81,7 @@ class Survey:
             "make the name more specific, raise `collateral` in a recipe's settings, or "
             "accept it with --force-collateral",
             expected=f"95% of held-out captions change by at most {bound:.0%}",
-            found=f"{collateral.p95:.0%}, with protection at {strength.protection:g} and "
-            f"separability at {strength.separability:.2f}",
+            found=f"{collateral.p95:.0%}{beside}",
         )
 
 

@@ -7,15 +7,6 @@ from types import TracebackType
 from typing import Any, Self, TextIO
 
 from rich.console import Console, RenderableType
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import Progress as RichBars
 from rich.text import Text
 
 from sepme_cli.progress import Progress
@@ -113,33 +104,6 @@ class Lines(Reporter):
         self._name = None
 
 
-class Bars(Lines):
-    """A bar with the remaining time for the stage under way, gone when it is over."""
-
-    _bars: RichBars | None = None
-
-    def _show_stage(self, name: str, total: int | None) -> None:
-        counted = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
-        self._bars = RichBars(
-            TextColumn("{task.description}", markup=False),
-            *((SpinnerColumn(), TimeElapsedColumn()) if total is None else counted),
-            console=self.console,
-            transient=True,
-        )
-        self._bars.add_task(printable(name).plain, total=total)
-        self._bars.start()
-
-    def _show_advance(self, steps: int) -> None:
-        if self._bars is not None:
-            self._bars.advance(self._bars.task_ids[0], steps)
-
-    def _end_stage(self) -> None:
-        if self._bars is not None:
-            self._bars.stop()
-            self._bars = None
-        super()._end_stage()
-
-
 class Output:
     """One command's output. Leaving it takes the bars away, whatever happened.
 
@@ -187,4 +151,8 @@ def _print(renderable: RenderableType, stream: TextIO) -> None:
 
 
 def _reporter(stream: TextIO, verbose: bool) -> Reporter:
-    return Bars(stream, verbose=verbose) if stream.isatty() else Lines(stream, verbose=verbose)
+    if not stream.isatty():
+        return Lines(stream, verbose=verbose)
+    from sepme_cli.render.bars import Bars
+
+    return Bars(stream, verbose=verbose)

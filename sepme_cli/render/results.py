@@ -15,6 +15,7 @@ from sepme_cli.render.tables import add_row, cell_text, counted, fields, new_tab
 from sepme_cli.render.wording import duration, printable, size
 
 if TYPE_CHECKING:
+    from sepme_cli.attacks.results import AttackResult, Success
     from sepme_cli.evaluation.results import EvaluateResult
     from sepme_cli.operations.apply import ApplyResult
     from sepme_cli.operations.card import CardResult
@@ -34,6 +35,10 @@ BASE_MATCHES = {
 _EVALUATE_LEGEND = (
     "before, after, restored: share of images in which the judge recognises the concept; "
     "pixels: mean difference, of 255"
+)
+_ATTACK_LEGEND = (
+    "how often each attack had the concept drawn: by the patched model, by the original, and what "
+    "the judge says by mistake (chance); * can teach any model, see --floor"
 )
 _ROLES = {True: "erased", False: "NOT erased", None: "not judged"}
 #: A list longer than this is cut, unless the user asked for the whole.
@@ -152,6 +157,48 @@ def sample(result: "SampleResult") -> RenderableType:
         ("images", cell_text(result.images)),
         ("time", duration(result.seconds)),
     )
+
+
+def attack(result: "AttackResult") -> RenderableType:
+    """The attacks, one a row, with what each reached, and where the report is."""
+    floor = any(one.floor for one in result.attacks.values())
+    table = new_table(
+        "attack", "patched", "95% interval", "of", "original", *(["floor"] if floor else []),
+        "chance", "time",
+    )  # fmt: skip
+    for name, one in result.attacks.items():
+        if one.unfit is not None or one.patched is None:
+            continue
+        counted_as = "cases" if one.best else "images"
+        add_row(
+            table,
+            f"{name} *" if one.teaches else name,
+            percent(one.patched.share),
+            _range(one.patched.interval),
+            f"{one.patched.n} {counted_as}",
+            _share(one.original),
+            *([_share(one.floor)] if floor else []),
+            percent(one.chance),
+            duration(one.patched.seconds),
+        )
+    untried = {name: one.unfit for name, one in result.attacks.items() if one.unfit is not None}
+    strongest = None if result.strongest is None else result.attacks[result.strongest]
+    figures = fields(
+        (
+            "strongest",
+            "none brought it back"
+            if strongest is None
+            else f"{result.strongest}: {_share(strongest.patched)}",
+        ),
+        ("not tried", "; ".join(f"{name}: {why}" for name, why in untried.items()) or None),
+        ("report", result.page),
+        ("time", duration(result.seconds)),
+    )
+    return Group(table, "", _ATTACK_LEGEND, "", figures)
+
+
+def _share(found: "Success | None") -> str:
+    return percent(None if found is None else found.share)
 
 
 def evaluate(result: "EvaluateResult") -> RenderableType:

@@ -101,7 +101,7 @@ def test_families_behind_a_prefix(shape: Shape, tmp_path: Path) -> None:
     )
     with open_checkpoint(path) as checkpoint:
         assert checkpoint.family.name == shape.family
-        assert all(checkpoint.network(stream.name) for stream in checkpoint.family.streams)
+        assert all(checkpoint.network(spec.name) for spec in checkpoint.family.text_encoders)
 
 
 def pipeline(tensors: Tensors) -> Tensors:

@@ -7,7 +7,8 @@ import pytest
 
 from sepme_cli.progress import Progress
 from sepme_cli.render import console
-from sepme_cli.render.console import Bars, Lines, Output, Reporter
+from sepme_cli.render.bars import Bars
+from sepme_cli.render.console import Lines, Output, Reporter
 
 
 class Terminal(io.StringIO):

@@ -5,10 +5,12 @@ import resource
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 
 from tests.cli.conftest import Run
+from tests.synthetic import make_checkpoint, make_patches
 
 COMMANDS = (
     "erase", "apply", "revert", "diff", "inspect", "verify", "sign", "sample", "evaluate",
@@ -16,6 +18,11 @@ COMMANDS = (
 )  # fmt: skip
 GROUPED = ("recipe init", "recipe check")
 HEAVY = {"torch", "numpy", "diffusers", "transformers", "PIL", "huggingface_hub"}
+#: By apply, of one file to another, off a terminal: other commands, their defaults, bars.
+UNUSED = {
+    "sepme_cli.commands.erase", "sepme_cli.diffusion", "sepme_cli.erasure",
+    "sepme_cli.evaluation.protocol", "rich.progress", *HEAVY - {"numpy"},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, *GROUPED])
@@ -73,3 +80,16 @@ def test_help_and_usage_errors_answer_at_once(line: str, process: Run) -> None:
 
     # A shared machine makes a processor slower now and then, and never faster.
     assert any(seconds() < 0.4 for _ in range(6))
+
+
+def test_applying_waits_for_no_more_than_it_uses(tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / "model.safetensors")
+    patch, *_ = make_patches(tmp_path, model)
+    line = ["apply", str(model), str(patch), "-o", str(tmp_path / "out.safetensors")]
+    code = (
+        "import sys\nfrom sepme_cli.app import run\n"
+        f"status = run({line!r})\n"
+        f"print(status, *{UNUSED!r} & set(sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert done.stderr.decode().splitlines()[-1] == "0"

@@ -534,7 +534,7 @@ def commands() -> list[str]:
     """Every command of the app, with the name of its group before it."""
     return [
         f"{name} {inner}".strip()
-        for name, command in typer.main.get_command(sepme_cli.app.app).commands.items()
+        for name, command in typer.main.get_command(sepme_cli.app.program()).commands.items()
         for inner in getattr(command, "commands", {"": command})
     ]
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sepme_cli.erasure.background import _CAPTIONS as FORMS
 from sepme_cli.erasure.background import Background, captions, is_held_out, steps
-from sepme_cli.erasure.collateral import Bystanders
+from sepme_cli.erasure.collateral import HeldOut
 from sepme_cli.planning.vocabulary import caption_words, everything
 from tests.erasure.test_subspace import rows
 
@@ -77,7 +77,7 @@ def test_a_background_is_the_mean_of_all_its_tokens() -> None:
 
 
 @pytest.fixture
-def bystanders() -> Bystanders:
+def held_out() -> HeldOut:
     background = Background(
         torch.eye(6).double(),
         ("a cat", "two dogs", "a house", "trees"),
@@ -86,24 +86,24 @@ def bystanders() -> Bystanders:
         rows(3, 6, 1).float(),
     )
     weights = [rows(5, 6, 2), rows(3, 6, 3)]
-    return Bystanders.of(background, sum(w.T @ w for w in weights))  # type: ignore[arg-type]
+    return HeldOut.of(background, sum(w.T @ w for w in weights))  # type: ignore[arg-type]
 
 
-def test_collateral_is_the_relative_change_of_keys_and_values(bystanders: Bystanders) -> None:
+def test_collateral_is_the_relative_change_of_keys_and_values(held_out: HeldOut) -> None:
     weights, shift, basis = [rows(5, 6, 2), rows(3, 6, 3)], rows(6, 2, 4), rows(2, 6, 5)
     inner = sum((w @ shift).T @ (w @ shift) for w in weights)
-    found = bystanders.changes(basis, inner)  # type: ignore[arg-type]
-    ends = torch.cat([bystanders.background.ends, bystanders.background.word_ends]).double()
+    found = held_out.changes(basis, inner)  # type: ignore[arg-type]
+    ends = torch.cat([held_out.background.ends, held_out.background.word_ends]).double()
     change = torch.cat([w @ shift @ basis @ ends.T for w in weights])
     whole = torch.cat([w @ ends.T for w in weights])
     expected = (change.norm(dim=0) / whole.norm(dim=0)).float()
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)
 
 
-def test_what_names_the_concept_is_no_bystander(bystanders: Bystanders) -> None:
+def test_what_names_the_concept_is_left_out(held_out: HeldOut) -> None:
     basis, inner = rows(2, 6, 5), torch.eye(2).double()
-    changes = bystanders.changes(basis, inner)
-    collateral = bystanders.collateral(basis, inner, ["cat"])
+    changes = held_out.changes(basis, inner)
+    collateral = held_out.collateral(basis, inner, ["cat"])
     assert collateral.captions == 3
     assert collateral.median == pytest.approx(float(changes[1:4].median()))
     assert {word for word, _ in collateral.worst} == {"dog", "kitten"}

@@ -8,13 +8,13 @@ from patch_spec.grid import GRID
 from sepme_cli.erasure.concept import EmbeddingPairs
 from sepme_cli.erasure.increment import (
     Admissible,
-    Witnesses,
+    LeakageProbes,
     additive_factors,
     admissible,
     operator_factors,
 )
 from sepme_cli.erasure.settings import Settings
-from sepme_cli.erasure.subspace import CostWeights, Ground, energy
+from sepme_cli.erasure.subspace import CostWeights, Preservation, energy
 from sepme_cli.errors import RefusedError
 from tests.erasure.test_subspace import rows, unit
 
@@ -23,16 +23,19 @@ PAIRS = EmbeddingPairs(rows(5, 12, 0), rows(5, 12, 1))
 BLANK = rows(2, 12, 2)
 
 
-def ground_of(pairs: EmbeddingPairs, protected: torch.Tensor | None = None) -> Ground:
+def preservation_of(pairs: EmbeddingPairs, protected: torch.Tensor | None = None) -> Preservation:
     kept = energy(rows(3, 12, 3)) if protected is None else protected
     weights = CostWeights(SETTINGS.insistence, protection=1.0)
-    return Ground.of(BLANK, [pairs.concept], kept, weights)
+    return Preservation.of(BLANK, [pairs.concept], kept, weights)
 
 
 def found(
-    pairs: EmbeddingPairs = PAIRS, ground: Ground | None = None, *, alone: bool = True
+    pairs: EmbeddingPairs = PAIRS,
+    preservation: Preservation | None = None,
+    *,
+    alone: bool = True,
 ) -> Admissible:
-    return admissible("ink", pairs, ground or ground_of(pairs), SETTINGS, alone=alone)
+    return admissible("ink", pairs, preservation or preservation_of(pairs), SETTINGS, alone=alone)
 
 
 def test_a_basis_is_orthonormal_on_the_grid_and_leaves_the_blank_alone() -> None:
@@ -54,25 +57,25 @@ def test_separability_is_the_share_of_the_way_that_is_covered() -> None:
 
 
 def test_the_cost_is_that_of_everything_but_the_concept() -> None:
-    ground, space = ground_of(PAIRS), found()
-    others = ground.cost - SETTINGS.insistence * energy(PAIRS.concept)
+    preservation, space = preservation_of(PAIRS), found()
+    others = preservation.cost - SETTINGS.insistence * energy(PAIRS.concept)
     torch.testing.assert_close(space.cost, space.basis @ others @ space.basis.T)
 
 
 def test_more_is_moved_in_proportion() -> None:
     plain = admissible(
-        "ink", PAIRS, ground_of(PAIRS), replace(SETTINGS, erase_scale=1.0), alone=True
+        "ink", PAIRS, preservation_of(PAIRS), replace(SETTINGS, erase_scale=1.0), alone=True
     )
     torch.testing.assert_close(found().shift, 1.5 * plain.shift)
     assert found().separability == plain.separability
 
 
 def test_what_lies_in_what_must_stay_is_refused_unless_others_can_go() -> None:
-    ground = ground_of(PAIRS, 1e6 * energy(PAIRS.concept))
+    preservation = preservation_of(PAIRS, 1e6 * energy(PAIRS.concept))
     with pytest.raises(RefusedError, match="'ink' cannot be separated") as caught:
-        found(ground=ground)
+        found(preservation=preservation)
     assert caught.value.expected == "separability of at least 0.1"
-    among_others = found(ground=ground, alone=False)
+    among_others = found(preservation=preservation, alone=False)
     assert float(str(caught.value.found)) == pytest.approx(among_others.separability, abs=1e-3)
     assert among_others.separability < 0.1
 
@@ -86,9 +89,9 @@ def test_what_lies_in_what_must_stay_is_refused_unless_others_can_go() -> None:
 def test_where_there_is_nothing_to_do_is_refused(
     pairs: EmbeddingPairs, blank: torch.Tensor, alone: bool
 ) -> None:
-    ground = Ground.of(blank, [pairs.concept], energy(rows(0, 12, 0)), CostWeights())
+    preservation = Preservation.of(blank, [pairs.concept], energy(rows(0, 12, 0)), CostWeights())
     with pytest.raises(RefusedError, match="nothing is left") as caught:
-        found(pairs, ground, alone=alone)
+        found(pairs, preservation, alone=alone)
     assert caught.value.found == "0.000"
 
 
@@ -99,13 +102,13 @@ def test_leakage_is_the_largest_relative_change_of_a_prompts_keys_and_values() -
         [rows(5, 2, 9), rows(3, 2, 10)],
         rows(2, 6, 11),
     )
-    witnesses = Witnesses.of("abc", states, sum(w.T @ w for w in weights))  # type: ignore[arg-type]
+    probes = LeakageProbes.of("abc", states, sum(w.T @ w for w in weights))  # type: ignore[arg-type]
     inner = sum(f.T @ f for f in factors)
     moved = torch.cat([states @ (f @ basis).T for f in factors], 2).norm(dim=(1, 2))
     whole = torch.cat([states @ w.T for w in weights], 2).norm(dim=(1, 2))
     ratios = dict(zip("abc", (moved / whole).tolist(), strict=True))
     worst, second, _ = sorted(ratios, key=lambda prompt: -ratios[prompt])
-    leakage = witnesses.leakage
+    leakage = probes.leakage
     assert leakage(basis, inner) == pytest.approx(ratios[worst], rel=1e-4)  # type: ignore[arg-type]
     assert leakage(basis, inner, worst) == pytest.approx(ratios[second], rel=1e-4)  # type: ignore[arg-type]
     assert leakage(basis, inner, "abc") == 0.0  # type: ignore[arg-type]

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from sepme_cli.erasure.settings import CostWeights
-from sepme_cli.erasure.subspace import Ground, energy, row_space
+from sepme_cli.erasure.subspace import Preservation, energy, row_space
 
 
 def rows(count: int, width: int, seed: int) -> torch.Tensor:
@@ -29,19 +29,19 @@ def test_row_space_spans_the_rows_and_nothing_else() -> None:
 
 def test_the_blank_is_out_of_reach_however_little_energy_it_has() -> None:
     blank = torch.cat([rows(1, 6, 1), 1e-5 * rows(1, 6, 2)])
-    ground = Ground.of(blank, [rows(5, 6, 3)], NONE, CostWeights())
-    assert ground.null.shape == (4, 6)
-    assert (blank @ ground.null.T).abs().max() < 1e-12
-    assert (blank @ ground.solve(rows(3, 6, 4)).T).abs().max() < 1e-9
+    preservation = Preservation.of(blank, [rows(5, 6, 3)], NONE, CostWeights())
+    assert preservation.null.shape == (4, 6)
+    assert (blank @ preservation.null.T).abs().max() < 1e-12
+    assert (blank @ preservation.solve(rows(3, 6, 4)).T).abs().max() < 1e-9
 
 
 def test_solving_is_the_inverse_of_the_cost_where_it_may_act() -> None:
-    ground = Ground.of(
+    preservation = Preservation.of(
         unit(5), [rows(5, 6, 4), rows(4, 6, 5)], energy(rows(2, 6, 6)), CostWeights()
     )
     given = rows(3, 6, 7)
-    solved = ground.solve(given)
-    torch.testing.assert_close((solved @ ground.cost)[:, :5], given[:, :5])
+    solved = preservation.solve(given)
+    torch.testing.assert_close((solved @ preservation.cost)[:, :5], given[:, :5])
     assert not solved[:, 5].any()
 
 
@@ -49,28 +49,28 @@ def test_solving_is_the_inverse_of_the_cost_where_it_may_act() -> None:
     ("concepts", "protected"), [([unit(0)], NONE), ([1e-9 * unit(1)], energy(unit(0)))]
 )
 def test_what_must_stay_is_dear(concepts: list[torch.Tensor], protected: torch.Tensor) -> None:
-    ground = Ground.of(unit(5), concepts, protected, CostWeights())
-    cost = (ground.cost.diagonal()[:2]).tolist()
+    preservation = Preservation.of(unit(5), concepts, protected, CostWeights())
+    cost = (preservation.cost.diagonal()[:2]).tolist()
     assert cost[0] > 1000 * cost[1] > 0
 
 
 def test_no_direction_is_left_when_the_blank_spans_everything() -> None:
-    ground = Ground.of(unit(*range(6)), [rows(3, 6, 5)], NONE, CostWeights())
-    assert ground.null.shape == (0, 6)
-    assert ground.taken == 6
+    preservation = Preservation.of(unit(*range(6)), [rows(3, 6, 5)], NONE, CostWeights())
+    assert preservation.null.shape == (0, 6)
+    assert preservation.taken == 6
 
 
 def test_dimensions_are_taken_by_what_carries_energy() -> None:
     weak = 1e-3 * unit(1)
-    ground = Ground.of(
+    preservation = Preservation.of(
         unit(5), [torch.cat([unit(0), weak])], energy(unit(2)), CostWeights(protection=300.0)
     )
-    assert ground.taken == 3
+    assert preservation.taken == 3
 
 
 @pytest.mark.parametrize("factor", [1e-3, 1.0, 1e3])
 def test_the_cost_is_relative_to_the_embeddings_scale(factor: float) -> None:
     concept = rows(5, 6, 7)
-    one = Ground.of(unit(5), [concept], NONE, CostWeights()).cost
-    other = Ground.of(unit(5), [factor * concept], NONE, CostWeights()).cost
+    one = Preservation.of(unit(5), [concept], NONE, CostWeights()).cost
+    other = Preservation.of(unit(5), [factor * concept], NONE, CostWeights()).cost
     torch.testing.assert_close(other, factor**2 * one)

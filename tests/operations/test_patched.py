@@ -405,7 +405,7 @@ class Prior:
     prior = nn.Linear(2, 2)
 
 
-class Foreign(nn.Module):
+class OtherTransformer(nn.Module):
     """A transformer of Flux's kind, without what reads its text."""
 
     def __init__(self) -> None:
@@ -418,7 +418,7 @@ class Foreign(nn.Module):
     [
         (Prior(), "has no UNet or transformer"),
         (nn.Linear(2, 2), "no Stable Diffusion UNet"),
-        (Foreign(), "a transformer of Flux's kind"),
+        (OtherTransformer(), "a transformer of Flux's kind"),
         (AutoencoderKL(), "no Stable Diffusion UNet"),
     ],
     ids=["pipeline", "layer", "flux", "vae"],

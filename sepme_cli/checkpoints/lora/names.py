@@ -11,7 +11,7 @@ from typing import Literal
 
 from patch_spec.base import Family as FamilyName
 from patch_spec.streams import network_of
-from sepme_cli.checkpoints.structure.families import Family, TextStream
+from sepme_cli.checkpoints.structure.families import Family, TextEncoderSpec
 from sepme_cli.checkpoints.structure.layers import authors_layers
 from sepme_cli.checkpoints.structure.layout import DenoiserNaming, Layout, span_of
 from sepme_cli.checkpoints.structure.transformer_names import Module
@@ -94,10 +94,10 @@ def module_name(target: str, family: Family, span: int, to: LoraFormat) -> str:
     """
     network, _, rest = _module(target).partition(".")
     if network_of(target) not in (None, "denoiser"):
-        stream = next(stream for stream in family.streams if stream.name == network)
+        spec = next(spec for spec in family.text_encoders if spec.name == network)
         if to == "peft":
-            return f"{stream.folder}.text_model.{rest}"
-        return f"{joined_prefixes(stream, family)[-2]}{_joined(rest)}"
+            return f"{spec.folder}.text_model.{rest}"
+        return f"{joined_prefixes(spec, family)[-2]}{_joined(rest)}"
     if to == "peft":
         return f"{family.denoiser}.{_module(target)}"
     naming = _kohyas_naming(family)
@@ -155,30 +155,30 @@ def layer_modules(layers: Iterable[str], family: Family, span: int) -> dict[str,
         known |= dict.fromkeys(names, Module((layer,), exchanged=False))
     for layer in layers:
         network, _, rest = _module(layer).partition(".")
-        for stream in family.streams if network != "denoiser" else ():
-            if stream.name == network:
-                names = [p + rest for p in _dotted_prefixes(stream)]
-                names += [p + _joined(rest) for p in joined_prefixes(stream, family)]
+        for spec in family.text_encoders if network != "denoiser" else ():
+            if spec.name == network:
+                names = [p + rest for p in _dotted_prefixes(spec)]
+                names += [p + _joined(rest) for p in joined_prefixes(spec, family)]
                 known |= dict.fromkeys(names, Module((layer,), exchanged=False))
     return known
 
 
-def joined_prefixes(stream: TextStream, family: Family) -> list[str]:
+def joined_prefixes(spec: TextEncoderSpec, family: Family) -> list[str]:
     """What stands before the modules of a text encoder in kohya's names."""
-    number = stream.folder.removeprefix("text_encoder").lstrip("_") or "1"
-    alone = sum(one.naming != "t5" for one in family.streams) == 1
+    number = spec.folder.removeprefix("text_encoder").lstrip("_") or "1"
+    alone = sum(one.naming != "t5" for one in family.text_encoders) == 1
     found = [f"lora_te{number}_", *(["lora_te_"] if alone else [])]
     return [prefix + model for prefix in found for model in ("text_model_", "")]
 
 
-def _dotted_prefixes(stream: TextStream) -> list[str]:
-    found = [f"{stream.folder}.", f"text_encoders.{stream.name}.transformer."]
+def _dotted_prefixes(spec: TextEncoderSpec) -> list[str]:
+    found = [f"{spec.folder}.", f"text_encoders.{spec.name}.transformer."]
     return [prefix + model for prefix in found for model in ("text_model.", "")]
 
 
-def of_text_encoder(name: str, stream: TextStream, family: Family) -> bool:
+def of_text_encoder(name: str, spec: TextEncoderSpec, family: Family) -> bool:
     """Whether a LoRA's module is of this text encoder, as far as its name tells."""
-    prefixes = (*_dotted_prefixes(stream), *joined_prefixes(stream, family))
+    prefixes = (*_dotted_prefixes(spec), *joined_prefixes(spec, family))
     return name.startswith(prefixes)
 
 

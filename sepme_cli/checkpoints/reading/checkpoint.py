@@ -171,7 +171,7 @@ class Checkpoint:
 
     def all_files(self) -> tuple[WeightsFile, ...]:
         """The files of every network that is in here."""
-        for name in ("vae", *(stream.name for stream in self.family.streams)):
+        for name in ("vae", *(spec.name for spec in self.family.text_encoders)):
             self.networks.find(name)
         return (*self.files, *(file for found in self.networks.opened.values() for file in found))
 
@@ -183,6 +183,10 @@ class Checkpoint:
         """
         encoders = self.text_encoder_fingerprints() if text_encoders else {}
         base = base_of(self.family, self.targets, Target.read, self.path, encoders)
+        return self.with_layers(base, layers)
+
+    def with_layers(self, base: Base, layers: Iterable[str]) -> Base:
+        """What a patch says of this checkpoint, and of these layers of it."""
         found = self.found_layers(sorted(layers))
         return replace(
             base,
@@ -192,7 +196,7 @@ class Checkpoint:
 
     def text_encoder_fingerprints(self) -> dict[str, str]:
         """Stream ("clip_l") to fingerprint, of the text encoders that are in here."""
-        found = (self.network(stream.name) for stream in self.family.streams)
+        found = (self.network(spec.name) for spec in self.family.text_encoders)
         return text_encoder_fingerprints([network for network in found if network], self.path)
 
 

@@ -13,8 +13,8 @@ from patch_spec.errors import FormatError
 from patch_spec.header import PREFIX_BYTES, Header, read_header
 from patch_spec.stack import StackRecord
 from sepme_cli.checkpoints.disk.failures import reading
-from sepme_cli.checkpoints.reading.foreign import TORCH_PICKLE, ZIP
 from sepme_cli.checkpoints.reading.kinds import kind_of
+from sepme_cli.checkpoints.reading.unsupported import TORCH_PICKLE, ZIP
 from sepme_cli.checkpoints.structure.folders import ModelFolder, weights_sets
 from sepme_cli.checkpoints.structure.headers import RECORD
 from sepme_cli.checkpoints.structure.layout import keys_and_values, text_entries

@@ -39,7 +39,7 @@ def lend_text_encoders(checkpoint: Checkpoint, sources: Sequence[Place], stack: 
         path = local(source)
         found = list(_text_encoders(checkpoint, path, stack))
         if not found:
-            names = ", ".join(stream.name for stream in checkpoint.family.streams)
+            names = ", ".join(spec.name for spec in checkpoint.family.text_encoders)
             raise UnsupportedError(
                 f"{path} holds no text encoder of {checkpoint.family.title}",
                 file=path,
@@ -58,18 +58,18 @@ def _text_encoders(checkpoint: Checkpoint, path: Path, stack: ExitStack) -> Iter
         yield from _in_file(checkpoint, stored_in(file), path)
         return
     folder = ModelFolder(path)
-    inner = [(stream, path / stream.folder) for stream in checkpoint.family.streams]
-    places = [(stream, place) for stream, place in inner if place.is_dir()]
+    inner = [(spec, path / spec.folder) for spec in checkpoint.family.text_encoders]
+    places = [(spec, place) for spec, place in inner if place.is_dir()]
     if not places and (sets := weights_sets(path)):
         _, tensors = open_set(sets[0], folder, stack)
         yield from _alone(checkpoint, tensors, path, folder.config("denoiser"))
-    for stream, place in places:
+    for spec, place in places:
         if sets := weights_sets(place):
             _, tensors = open_set(sets[0], folder, stack)
-            tokenizer = path / stream.folder.replace("text_encoder", "tokenizer")
+            tokenizer = path / spec.folder.replace("text_encoder", "tokenizer")
             yield Network(
-                stream.name,
-                "t5" if stream.naming == "t5" else "transformers",
+                spec.name,
+                "t5" if spec.naming == "t5" else "transformers",
                 tensors,
                 ModelFolder(place).config("denoiser"),
                 tokenizer=tokenizer if tokenizer.is_dir() else None,
@@ -81,8 +81,8 @@ def _in_file(checkpoint: Checkpoint, tensors: dict[str, Stored], path: Path) -> 
     outer = "" if layout is None else layout.outer or ""
     found = [
         network
-        for stream in checkpoint.family.streams
-        if (network := text_encoder_in(tensors, stream, outer)) is not None
+        for spec in checkpoint.family.text_encoders
+        if (network := text_encoder_in(tensors, spec, outer)) is not None
     ]
     # The text encoder of a whole checkpoint of another family is none of this one's.
     yield from found if found or layout is not None else _alone(checkpoint, tensors, path)
@@ -92,13 +92,13 @@ def _t5(
     checkpoint: Checkpoint, tensors: Mapping[str, Stored], config: Mapping[str, Any] | None
 ) -> Network | None:
     """T5 among tensors that no checkpoint's names stand before, where the family reads it."""
-    stream = next((one for one in checkpoint.family.streams if one.naming == "t5"), None)
+    spec = next((one for one in checkpoint.family.text_encoders if one.naming == "t5"), None)
     known = next((found for name in tensors if (found := _T5_TOKENS.fullmatch(name))), None)
-    if stream is None or known is None:
+    if spec is None or known is None:
         return None
     place = known["place"]
     own = {n.removeprefix(place): s for n, s in tensors.items() if n.startswith(place)}
-    return Network(stream.name, "t5", own, config)
+    return Network(spec.name, "t5", own, config)
 
 
 def _alone(
@@ -113,33 +113,33 @@ def _alone(
     """
     if (t5 := _t5(checkpoint, tensors, config)) is not None:
         yield t5
-    streams = [one for one in checkpoint.family.streams if one.naming != "t5"]
+    specs = [one for one in checkpoint.family.text_encoders if one.naming != "t5"]
     # Of Stable Diffusion 3's two, the pooled text is as wide as both together.
-    filled = len(streams) < len(checkpoint.family.streams)
+    filled = len(specs) < len(checkpoint.family.text_encoders)
     together = checkpoint.widths.get("pooled", 0) if filled else checkpoint.width
     taken: set[str] = set()
     for name, token in tensors.items():
         known = _TOKENS.fullmatch(name)
-        if known is None or len(token.shape) != 2 or not streams:
+        if known is None or len(token.shape) != 2 or not specs:
             continue
         narrow = 2 * token.shape[1] < together
-        stream = streams[0 if narrow else -1]
-        if stream.name in taken:
+        spec = specs[0 if narrow else -1]
+        if spec.name in taken:
             raise UnsupportedError(
-                f"{path} holds several text encoders that could be {stream.name}; name a file with "
+                f"{path} holds several text encoders that could be {spec.name}; name a file with "
                 "one",
                 file=path,
                 expected="one",
                 found="several",
             )
-        taken.add(stream.name)
+        taken.add(spec.name)
         place = known["place"]
         own = {n.removeprefix(place): s for n, s in tensors.items() if n.startswith(place)}
         fused = known["openclip"] is not None
         yield Network(
-            stream.name,
+            spec.name,
             "openclip" if fused else "transformers",
             own,
             config,
-            unused_layers=stream.unused_layers if fused else 0,
+            unused_layers=spec.unused_layers if fused else 0,
         )

@@ -10,7 +10,7 @@ from typing import Any
 from patch_spec.streams import stream_of
 from sepme_cli.checkpoints.reading.opening import open_weights
 from sepme_cli.checkpoints.reading.tensors import Stored, WeightsFile, stored_in
-from sepme_cli.checkpoints.structure.families import Family, TextStream
+from sepme_cli.checkpoints.structure.families import Family, TextEncoderSpec
 from sepme_cli.checkpoints.structure.folders import ModelFolder, WeightsSet, weights_sets
 from sepme_cli.checkpoints.structure.layout import Layout, Naming
 from sepme_cli.errors import MalformedError
@@ -25,10 +25,10 @@ _IN_LDM = ("encoder.down.", "decoder.up.")
 class Network:
     """One network of a checkpoint.
 
-    name: "denoiser", "vae", or a text encoder's stream ("clip_l", "clip_h", "t5xxl"). naming:
-    whose names its tensors have. tensors: by name, without what the file puts before all of them.
-    config: what the folder's config.json says, None in a single file. unused_layers: see
-    `families.TextStream`. tokenizer: the folder with the files of its tokenizer, if there is one.
+    name: "denoiser", "vae", or a text encoder's ("clip_l", "clip_h", "t5xxl"). naming: whose names
+    its tensors have. tensors: by name, without what the file puts before all of them. config: what
+    the folder's config.json says, None in a single file. unused_layers: see
+    `families.TextEncoderSpec`. tokenizer: the folder with its tokenizer's files, if there is one.
     """
 
     name: str
@@ -151,7 +151,7 @@ class Networks:
         config = (self.folder.config("denoiser") if self.folder else None) or {}
         size = config.get("addition_time_embed_dim")
         # Of a folder the text encoder is another file, which nobody may need.
-        network = None if self.folder else self.find(self.family.streams[-1].name)
+        network = None if self.folder else self.find(self.family.text_encoders[-1].name)
         pooled = None if network is None or size is not None else network.projected
         if pooled is not None and pooled < columns:
             return pooled
@@ -172,13 +172,13 @@ class Networks:
                     ldm = any(n.startswith(_IN_LDM) for n in inner)
                     return Network(name, "ldm" if ldm else naming, inner)
             return None
-        stream = next((one for one in self.family.streams if one.name == name), None)
-        return None if stream is None else text_encoder_in(self.denoiser, stream, outer)
+        spec = next((one for one in self.family.text_encoders if one.name == name), None)
+        return None if spec is None else text_encoder_in(self.denoiser, spec, outer)
 
     def _place(self, name: str) -> str | None:
         """What a folder calls a network's own."""
-        streams = {stream.name: stream.folder for stream in self.family.streams}
-        return "vae" if name == "vae" else streams.get(name)
+        folders = {spec.name: spec.folder for spec in self.family.text_encoders}
+        return "vae" if name == "vae" else folders.get(name)
 
     def _in_folder(self, name: str, folder: ModelFolder) -> Network | None:
         place = self._place(name)
@@ -193,24 +193,24 @@ class Networks:
 
     def _naming(self, name: str) -> Naming:
         """Whose names a folder's network has."""
-        stream = next((one for one in self.family.streams if one.name == name), None)
-        if stream is None:
+        spec = next((one for one in self.family.text_encoders if one.name == name), None)
+        if spec is None:
             return "diffusers"
-        return "t5" if stream.naming == "t5" else "transformers"
+        return "t5" if spec.naming == "t5" else "transformers"
 
 
 def text_encoder_in(
-    tensors: Mapping[str, Stored], stream: TextStream, outer: str = ""
+    tensors: Mapping[str, Stored], spec: TextEncoderSpec, outer: str = ""
 ) -> Network | None:
     """A text encoder in a file that holds other networks too; None where it is not there.
 
     outer: what stands before all names of the model.
     """
-    if found := _under(outer + stream.prefix, tensors):
-        return Network(stream.name, stream.naming, found, unused_layers=stream.unused_layers)
-    found = _under(f"{outer}{stream.folder}.", tensors)
-    naming: Naming = "t5" if stream.naming == "t5" else "transformers"
-    return Network(stream.name, naming, found) if found else None
+    if found := _under(outer + spec.prefix, tensors):
+        return Network(spec.name, spec.naming, found, unused_layers=spec.unused_layers)
+    found = _under(f"{outer}{spec.folder}.", tensors)
+    naming: Naming = "t5" if spec.naming == "t5" else "transformers"
+    return Network(spec.name, naming, found) if found else None
 
 
 def _under(prefix: str, tensors: Mapping[str, Stored]) -> dict[str, Stored]:

@@ -8,8 +8,8 @@ from typing import BinaryIO
 from patch_spec.header import PREFIX_BYTES, Header, header_length, parse_header
 from sepme_cli.checkpoints.disk.failures import reading
 from sepme_cli.checkpoints.disk.files import keep_writers_out, read_exactly
-from sepme_cli.checkpoints.reading.foreign import ZIP, telling
 from sepme_cli.checkpoints.reading.tensors import WeightsFile
+from sepme_cli.checkpoints.reading.unsupported import ZIP, telling
 from sepme_cli.errors import UnsupportedError
 
 PICKLED = frozenset({".ckpt", ".pt", ".pth", ".bin"})

@@ -25,8 +25,8 @@ from sepme_cli.checkpoints.disk.files import (
     write_file,
 )
 from sepme_cli.checkpoints.hub.cache import local
-from sepme_cli.checkpoints.reading.foreign import telling
 from sepme_cli.checkpoints.reading.kinds import kind_of
+from sepme_cli.checkpoints.reading.unsupported import telling
 from sepme_cli.errors import MalformedError, RefusedError, UsageError
 from sepme_cli.increments import Scaled
 from sepme_cli.places import HubPlace

@@ -23,16 +23,16 @@ from patch_spec.header import PREFIX_BYTES, TensorEntry, encode_header, parse_he
 from sepme_cli.checkpoints.disk.failures import reading, system_failure
 from sepme_cli.checkpoints.disk.files import COPY_BYTES, read_exactly, write_all
 from sepme_cli.checkpoints.disk.system import maps_files
-from sepme_cli.checkpoints.reading.foreign import (
+from sepme_cli.checkpoints.reading.opcodes import check_cost
+from sepme_cli.checkpoints.reading.tensors import Array, WeightsFile
+from sepme_cli.checkpoints.reading.unsupported import (
     TORCH_ARCHIVE,
     TORCH_PICKLE,
     ZIP,
     cut_off,
-    foreign,
     refuse,
+    unsupported_format,
 )
-from sepme_cli.checkpoints.reading.opcodes import check_cost
-from sepme_cli.checkpoints.reading.tensors import Array, WeightsFile
 from sepme_cli.checkpoints.structure.torch_dtypes import TORCH
 from sepme_cli.errors import MalformedError
 
@@ -256,7 +256,7 @@ def _strange(path: Path, reason: str = "") -> MalformedError | None:
     with path.open("rb") as file:
         if file.read(len(TORCH_PICKLE)) == TORCH_PICKLE:
             return None
-    found = foreign(path)
+    found = unsupported_format(path)
     if found is None or found.title == TORCH_ARCHIVE:
         return None
     detail = f"{found.detail} ({reason})" if reason else found.detail

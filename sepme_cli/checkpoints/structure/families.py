@@ -33,8 +33,8 @@ CLIP_END = 49407
 
 
 @dataclass(frozen=True)
-class TextStream:
-    """One text encoder.
+class TextEncoderSpec:
+    """What is particular to one text encoder of a family.
 
     name: what a patch calls it. folder: where it is in a model folder. prefix: what its tensors'
     names begin with in a single file; naming: whose names follow there. unused_layers: how many
@@ -80,7 +80,7 @@ class Family:
 
     name: FamilyName
     title: str
-    streams: tuple[TextStream, ...]
+    text_encoders: tuple[TextEncoderSpec, ...]
     kohya: str
     modelspec: str
     matches: Callable[[Names, Layout], bool] = field(default=lambda *_: False, repr=False)
@@ -189,18 +189,21 @@ def _text_encoders(tensors: Names, layout: Layout) -> Iterator[str]:
     return (name.removeprefix(outer) for name in words if name.startswith(outer))
 
 
+#: In the names that single files of transformers have; older single files have others.
+_CLIP_L = TextEncoderSpec(
+    "clip_l", "text_encoder", "text_encoders.clip_l.transformer.", "transformers", pads=CLIP_END
+)
+_CLIP_G = TextEncoderSpec(
+    "clip_g",
+    "text_encoder_2",
+    "text_encoders.clip_g.transformer.",
+    "transformers",
+    pools="projection",
+)
 SD1 = Family(
     "sd1",
     "Stable Diffusion 1.x",
-    (
-        TextStream(
-            "clip_l",
-            "text_encoder",
-            "cond_stage_model.transformer.",
-            "transformers",
-            pads=CLIP_END,
-        ),
-    ),
+    (replace(_CLIP_L, prefix="cond_stage_model.transformer."),),
     matches=lambda tensors, layout: True,
     kohya="sd_v1",
     modelspec="stable-diffusion-v1",
@@ -211,7 +214,7 @@ SD2 = Family(
     "sd2",
     "Stable Diffusion 2.x",
     # The UNet reads the last layer but one; diffusers' copies do not even hold the last.
-    (TextStream("clip_h", "text_encoder", "cond_stage_model.model.", "openclip", 1),),
+    (TextEncoderSpec("clip_h", "text_encoder", "cond_stage_model.model.", "openclip", 1),),
     matches=lambda tensors, layout: _enters_through(tensors, layout) == "matrix",
     kohya="sd_v2",
     modelspec="stable-diffusion-v2-512",
@@ -221,20 +224,8 @@ SDXL = Family(
     "sdxl",
     "Stable Diffusion XL",
     (
-        TextStream(
-            "clip_l",
-            "text_encoder",
-            "conditioner.embedders.0.transformer.",
-            "transformers",
-            pads=CLIP_END,
-        ),
-        TextStream(
-            "clip_g",
-            "text_encoder_2",
-            "conditioner.embedders.1.model.",
-            "openclip",
-            pools="projection",
-        ),
+        replace(_CLIP_L, prefix="conditioner.embedders.0.transformer."),
+        replace(_CLIP_G, prefix="conditioner.embedders.1.model.", naming="openclip"),
     ),
     matches=_is_xl,
     kohya="sdxl_base_v1-0",
@@ -253,9 +244,7 @@ REFINER = replace(
     SDXL,
     name="sdxl-refiner",
     title="the refiner of Stable Diffusion XL",
-    streams=(
-        TextStream("clip_g", "text_encoder_2", _REFINERS_TEXT, "openclip", pools="projection"),
-    ),
+    text_encoders=(replace(_CLIP_G, prefix=_REFINERS_TEXT, naming="openclip"),),
     matches=_is_refiner,
     kohya="sdxl_refiner_v1-0",
     modelspec="stable-diffusion-xl-v1-refiner",
@@ -264,29 +253,13 @@ REFINER = replace(
 )
 _TRANSFORMERS_TOKENS = "context_embedder.weight"
 _TRANSFORMERS_POOLED = "time_text_embed.text_embedder.linear_1.weight"
-_T5 = TextStream("t5xxl", "text_encoder_3", "text_encoders.t5xxl.transformer.", "t5", positions=256)
-_CLIP_L = TextStream(
-    "clip_l",
-    "text_encoder",
-    "text_encoders.clip_l.transformer.",
-    "transformers",
-    pads=CLIP_END,
-    pools="projection",
+_T5 = TextEncoderSpec(
+    "t5xxl", "text_encoder_3", "text_encoders.t5xxl.transformer.", "t5", positions=256
 )
 SD3 = Family(
     "sd3",
     "Stable Diffusion 3",
-    (
-        _CLIP_L,
-        TextStream(
-            "clip_g",
-            "text_encoder_2",
-            "text_encoders.clip_g.transformer.",
-            "transformers",
-            pools="projection",
-        ),
-        _T5,
-    ),
+    (replace(_CLIP_L, pools="projection"), _CLIP_G, _T5),
     signs={
         "original": re.compile(r"joint_blocks\.\d"),
         "diffusers": re.compile(r"pos_embed\.proj\."),
@@ -338,7 +311,7 @@ WAN = Family(
     "wan",
     "Wan 2.1 (video)",
     (
-        TextStream(
+        TextEncoderSpec(
             "umt5", "text_encoder", "text_encoders.umt5xxl.transformer.", "t5", positions=512
         ),
     ),

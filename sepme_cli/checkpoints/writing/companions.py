@@ -115,10 +115,10 @@ def _may_have_undo(checkpoint: Checkpoint) -> tuple[WeightsFile, ...]:
     if checkpoint.folder is None:
         return checkpoint.target_files
     found = list(checkpoint.target_files)
-    for stream in checkpoint.family.streams:
-        folder = checkpoint.folder.network(stream.folder)
+    for spec in checkpoint.family.text_encoders:
+        folder = checkpoint.folder.network(spec.folder)
         if folder is not None and any(folder.glob(f"*{UNDO}")):
-            found += checkpoint.networks.files(stream.name)
+            found += checkpoint.networks.files(spec.name)
     return tuple(found)
 
 

@@ -39,34 +39,38 @@ _PICTURE = "name the model, not its preview"
 
 
 @dataclass(frozen=True)
-class Foreign:
-    """title: what the file is. advice: what to do. detail: what more there is to say of it."""
+class UnsupportedFormat:
+    """A format that is not read.
+
+    title: what the file is. advice: what to do. detail: what more there is to say of it.
+    """
 
     title: str
     advice: str
     detail: str = ""
 
 
-_MAGIC: tuple[tuple[int, bytes, Foreign], ...] = (
-    *((0, b"\x80" + bytes([protocol]), Foreign("a pickle", _CONVERT)) for protocol in range(1, 6)),
-    (0, b"GGUF", Foreign("a GGUF file", _UNQUANTISED)),
-    *((0, magic, Foreign("a GGML file", _CONVERT)) for magic in (b"lmgg", b"tjgg", b"fmgg")),
-    (0, b"\x89HDF", Foreign("an HDF5 file", _CONVERT)),
-    (0, b"\x93NUMPY", Foreign("a numpy array", _CONVERT)),
-    *((0, magic, Foreign("a TensorRT engine", _EXPORTED)) for magic in (b"ftrt", b"ptrt")),
-    (4, b"TFL3", Foreign("a TensorFlow Lite model", _EXPORTED)),
-    *((0, magic, Foreign("a zip archive", _UNPACK)) for magic in (b"PK\x05\x06", b"PK\x07\x08")),
-    (257, b"ustar", Foreign("a tar archive", _UNPACK)),
-    (0, b"7z\xbc\xaf\x27\x1c", Foreign("a 7z archive", _UNPACK)),
-    (0, b"Rar!\x1a\x07", Foreign("a RAR archive", _UNPACK)),
-    (0, b"\x1f\x8b\x08", Foreign("a gzip archive", _UNPACK)),
-    (0, b"\xfd7zXZ\0", Foreign("an xz archive", _UNPACK)),
-    (0, b"\x28\xb5\x2f\xfd", Foreign("a zstd archive", _UNPACK)),
-    (0, b"BZh", Foreign("a bzip2 archive", _UNPACK)),
-    (0, b"\x89PNG", Foreign("an image", _PICTURE)),
-    (0, b"\xff\xd8\xff", Foreign("an image", _PICTURE)),
-    (8, b"WEBP", Foreign("an image", _PICTURE)),
-    (0, b"%PDF", Foreign("a PDF document", _AGAIN)),
+_PICKLES = tuple(bytes([0x80, protocol]) for protocol in range(1, 6))
+_MAGIC: tuple[tuple[int, bytes | tuple[bytes, ...], UnsupportedFormat], ...] = (
+    (0, _PICKLES, UnsupportedFormat("a pickle", _CONVERT)),
+    (0, b"GGUF", UnsupportedFormat("a GGUF file", _UNQUANTISED)),
+    (0, (b"lmgg", b"tjgg", b"fmgg"), UnsupportedFormat("a GGML file", _CONVERT)),
+    (0, b"\x89HDF", UnsupportedFormat("an HDF5 file", _CONVERT)),
+    (0, b"\x93NUMPY", UnsupportedFormat("a numpy array", _CONVERT)),
+    (0, (b"ftrt", b"ptrt"), UnsupportedFormat("a TensorRT engine", _EXPORTED)),
+    (4, b"TFL3", UnsupportedFormat("a TensorFlow Lite model", _EXPORTED)),
+    (0, (b"PK\x05\x06", b"PK\x07\x08"), UnsupportedFormat("a zip archive", _UNPACK)),
+    (257, b"ustar", UnsupportedFormat("a tar archive", _UNPACK)),
+    (0, b"7z\xbc\xaf\x27\x1c", UnsupportedFormat("a 7z archive", _UNPACK)),
+    (0, b"Rar!\x1a\x07", UnsupportedFormat("a RAR archive", _UNPACK)),
+    (0, b"\x1f\x8b\x08", UnsupportedFormat("a gzip archive", _UNPACK)),
+    (0, b"\xfd7zXZ\0", UnsupportedFormat("an xz archive", _UNPACK)),
+    (0, b"\x28\xb5\x2f\xfd", UnsupportedFormat("a zstd archive", _UNPACK)),
+    (0, b"BZh", UnsupportedFormat("a bzip2 archive", _UNPACK)),
+    (0, b"\x89PNG", UnsupportedFormat("an image", _PICTURE)),
+    (0, b"\xff\xd8\xff", UnsupportedFormat("an image", _PICTURE)),
+    (8, b"WEBP", UnsupportedFormat("an image", _PICTURE)),
+    (0, b"%PDF", UnsupportedFormat("a PDF document", _AGAIN)),
 )
 _LFS = re.compile(rb"version https://(git-lfs|hawser)\.github\.com/spec/")
 _LFS_SIZE = re.compile(rb"^size (\d+)$", re.MULTILINE)
@@ -95,7 +99,7 @@ def telling(path: Path, wanted: str = SAFETENSORS, name: object = None) -> Itera
         raise _refusal(path, wanted, path if name is None else name, error) from error
 
 
-def foreign(path: Path) -> Foreign | None:
+def unsupported_format(path: Path) -> UnsupportedFormat | None:
     """What a file is, if that is known and nothing of ours; of a pipe nothing is."""
     if not path.is_file():
         return None
@@ -103,9 +107,9 @@ def foreign(path: Path) -> Foreign | None:
         start = file.read(_START)
     size = path.stat().st_size
     if not start:
-        return Foreign("an empty file", _AGAIN)
+        return UnsupportedFormat("an empty file", _AGAIN)
     if not start.strip(b"\0"):
-        return Foreign(
+        return UnsupportedFormat(
             "zeros only" if size <= _START else "zeros at its beginning",
             f"the download was not finished: {_AGAIN}",
         )
@@ -113,7 +117,7 @@ def foreign(path: Path) -> Foreign | None:
     return next(known, None) or next((of for tell in _TELLERS if (of := tell(start, size))), None)
 
 
-def refuse(name: object, found: Foreign, wanted: str = SAFETENSORS) -> MalformedError:
+def refuse(name: object, found: UnsupportedFormat, wanted: str = SAFETENSORS) -> MalformedError:
     """The error that says so."""
     return MalformedError(
         f"{name} is {found.title}{found.detail}, not {wanted}; {found.advice}",
@@ -140,7 +144,7 @@ def _refusal(path: Path, wanted: str, name: object, error: FormatError) -> Malfo
             start = file.read(PREFIX_BYTES + 1)
     # A length below 4 GiB and a brace: other magic numbers can be a length's first bytes.
     begins = start[PREFIX_BYTES // 2 :] == b"\0\0\0\0{"
-    if not begins and (found := foreign(path)) is not None:
+    if not begins and (found := unsupported_format(path)) is not None:
         return refuse(name, found, wanted)
     if (error.rule == "H2" and begins) or (error.rule == "H11" and _is_short(error)):
         return cut_off(name, error.expected, error.found)
@@ -160,41 +164,41 @@ def _is_short(error: FormatError) -> bool:
     return expected is not None and found is not None and int(found[0]) < int(expected[0])
 
 
-def _archive(start: bytes, size: int) -> Foreign | None:
+def _archive(start: bytes, size: int) -> UnsupportedFormat | None:
     """A zip archive, by the name of the first file in it: torch's begin with their pickle."""
     if not start.startswith(ZIP):
         return None
     name = start[30 : 30 + int.from_bytes(start[26:28], "little")].decode(errors="replace")
     if name.endswith(".pkl"):
-        return Foreign(TORCH_ARCHIVE, _CONVERT)
+        return UnsupportedFormat(TORCH_ARCHIVE, _CONVERT)
     if name.endswith(".npy"):
-        return Foreign("a numpy archive", _CONVERT)
+        return UnsupportedFormat("a numpy archive", _CONVERT)
     detail = f" that begins with {name[:_SHOWN]!r}" if name else ""
-    return Foreign("a zip archive", _UNPACK, detail)
+    return UnsupportedFormat("a zip archive", _UNPACK, detail)
 
 
-def _pointer(start: bytes, size: int) -> Foreign | None:
+def _pointer(start: bytes, size: int) -> UnsupportedFormat | None:
     if _LFS.match(start):
         said = _LFS_SIZE.search(start)
         amount = f", which stands for a file of {int(said[1])} bytes" if said else ""
-        return Foreign(
+        return UnsupportedFormat(
             "a Git LFS pointer",
             "run git lfs pull in its repository, or download the file itself",
             amount,
         )
     if _ANNEX.match(start):
-        return Foreign("a git-annex pointer", "run git annex get in its repository")
+        return UnsupportedFormat("a git-annex pointer", "run git annex get in its repository")
     return None
 
 
-def _graph(start: bytes, size: int) -> Foreign | None:
-    return Foreign("an ONNX model", _EXPORTED) if _ONNX.match(start) else None
+def _graph(start: bytes, size: int) -> UnsupportedFormat | None:
+    return UnsupportedFormat("an ONNX model", _EXPORTED) if _ONNX.match(start) else None
 
 
-def _page(start: bytes, size: int) -> Foreign | None:
+def _page(start: bytes, size: int) -> UnsupportedFormat | None:
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
     if _PAGE.match(text):
-        return Foreign(
+        return UnsupportedFormat(
             "a web page",
             "use the address of the file itself, not of a page about it, log in if the site "
             f"asks for it, and {_AGAIN}",
@@ -203,13 +207,13 @@ def _page(start: bytes, size: int) -> Foreign | None:
     if not _XML.match(text):
         return None
     if b"<net" in text:
-        return Foreign("an OpenVINO model", _EXPORTED)
+        return UnsupportedFormat("an OpenVINO model", _EXPORTED)
     if (said := _XML_SAID.search(text)) is not None:
         return _answer(said[1])
-    return Foreign("an XML document", _AGAIN)
+    return UnsupportedFormat("an XML document", _AGAIN)
 
 
-def _document(start: bytes, size: int) -> Foreign | None:
+def _document(start: bytes, size: int) -> UnsupportedFormat | None:
     """JSON: what a server answered instead of the file, or a file that lies beside weights."""
     text = start.removeprefix(b"\xef\xbb\xbf").strip()
     if text[:1] not in (b"{", b"[") or not _is_text(start, size):
@@ -223,17 +227,19 @@ def _document(start: bytes, size: int) -> Foreign | None:
         return _answer(str(message).encode(errors="replace"))
     beside = (b'"weight_map"', b'"_class_name"', b'"_diffusers_version"', b'"architectures"')
     if any(word in text for word in beside):
-        return Foreign("a file that describes a model", "name the model's folder")
-    return Foreign("a JSON document", _AGAIN)
+        return UnsupportedFormat("a file that describes a model", "name the model's folder")
+    return UnsupportedFormat("a JSON document", _AGAIN)
 
 
-def _text(start: bytes, size: int) -> Foreign | None:
+def _text(start: bytes, size: int) -> UnsupportedFormat | None:
     """Short text, which is mostly what a server answered."""
-    return Foreign("a text file", _AGAIN, _quoted(start)) if _is_text(start, size) else None
+    return (
+        UnsupportedFormat("a text file", _AGAIN, _quoted(start)) if _is_text(start, size) else None
+    )
 
 
-def _answer(said: bytes) -> Foreign:
-    return Foreign(
+def _answer(said: bytes) -> UnsupportedFormat:
+    return UnsupportedFormat(
         "an error that a server sent instead of the file",
         f"log in if it asks for that (hf auth login, or in the browser), and {_AGAIN}",
         _quoted(said),
@@ -251,6 +257,6 @@ def _is_text(start: bytes, size: int) -> bool:
     return all(c.isprintable() or c in "\t\r\n" for c in text) and "\ufffd" not in text
 
 
-_TELLERS: tuple[Callable[[bytes, int], Foreign | None], ...] = (
+_TELLERS: tuple[Callable[[bytes, int], UnsupportedFormat | None], ...] = (
     *(_archive, _pointer, _graph, _page, _document, _text),
 )

@@ -1,0 +1,321 @@
+"""Attack an erasure, and say how often the concept comes back."""
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import TypedDict, Unpack
+
+from patch_spec.increment import Increment
+from sepme_cli.arguments import (
+    FilePath,
+    PlaceLike,
+    Words,
+    as_path,
+    as_place,
+    check_known,
+    several,
+)
+from sepme_cli.attacks.aiming import Wanted, take_aim
+from sepme_cli.attacks.attack import BUDGETS, Aim, Attack, Budget, BudgetName, Victim
+from sepme_cli.attacks.campaign import Campaign, Outcome, digest_of, success
+from sepme_cli.attacks.page import attack_page, write_attack_report
+from sepme_cli.attacks.registry import attacks_named
+from sepme_cli.attacks.results import AttackFigures, AttackResult, Success
+from sepme_cli.checkpoints.disk.files import only_writer
+from sepme_cli.checkpoints.hub.cache import fetched_from
+from sepme_cli.checkpoints.reading.patches import Patches, read_patch_files, select
+from sepme_cli.composing.matching import check_unpatched, fit
+from sepme_cli.diffusion.models import StableDiffusion
+from sepme_cli.diffusion.opening import opened_model
+from sepme_cli.diffusion.options import ModelOptions
+from sepme_cli.diffusion.weights import patched_weights
+from sepme_cli.erasure.prompts import AsKind, Kind, kind_told, kinds
+from sepme_cli.erasure.words import same_name
+from sepme_cli.errors import RefusedError, UsageError
+from sepme_cli.evaluation.facts import facts_of, key_of
+from sepme_cli.evaluation.gallery import BATCH, Gallery
+from sepme_cli.evaluation.judges import Judge, knows, load_judge
+from sepme_cli.evaluation.protocol import SamplingOptions
+from sepme_cli.evaluation.report import PICTURES, check_folder, make_folder
+from sepme_cli.places import HubPlace
+from sepme_cli.progress import SILENT, Collector, Progress
+
+PAGE = "attack.html"
+TRIALS = "trials"
+
+
+class Ways(TypedDict, total=False):
+    """What `attack` tries.
+
+    Attributes:
+        concept: The concept to attack; may be left out where the patches erase one.
+        kind: Its kind, if the patch does not give it: "style" or "object".
+        attacks: Names of attacks or of their groups; all if left out.
+        budget: "quick", "standard" or "thorough": how much of each is tried.
+        descriptions: Sentences that describe the concept without its name.
+        images: Folder with images of the concept. If left out, the original generates them.
+        floor: A model that never knew the concept; the same attacks on it say what they reach
+            without any memory of it.
+    """
+
+    concept: str | None
+    kind: AsKind
+    attacks: Words
+    budget: BudgetName
+    descriptions: Words
+    images: FilePath | None
+    floor: PlaceLike | None
+
+
+@dataclass(frozen=True)
+class Trials:
+    """What all attacks of a run have in common: the models, and how much is tried on each."""
+
+    victims: Sequence[Victim]
+    campaign: Campaign
+    budget: Budget
+    false_positives: float
+
+
+def attack(
+    model: PlaceLike,
+    patches: Patches,
+    *,
+    judge: str,
+    report: FilePath,
+    sampling: SamplingOptions = SamplingOptions(),
+    options: ModelOptions = ModelOptions(),
+    command: str = "",
+    force: bool = False,
+    progress: Progress = SILENT,
+    **ways: Unpack[Ways],
+) -> AttackResult:
+    """Try to have a patched model draw an erased concept, and write a report.
+
+    Every attack is also tried on the original (what it reaches where nothing was erased) and, if
+    one is given, on a model that never knew the concept (what it reaches without any memory of
+    it). No patched checkpoint is written. Trials of an earlier run in the same folder are reused.
+
+    Args:
+        model: Unpatched checkpoint: a file, a folder, or a place on the hub.
+        patches: Patches: files, places on the hub, or binary streams. All of them are applied.
+        judge: Classifier, as `evaluate` takes it.
+        report: Folder for the report.
+        sampling: How images are generated; its `images` and `restore` are not used.
+        options: How to open the model, and what to compute on.
+        command: Command line to show in the report.
+        force: Replace an existing report.
+        progress: Receives progress and warnings.
+        **ways: What to try; see `Ways`.
+
+    Returns:
+        All figures of the report.
+
+    Raises:
+        UsageError: There is no such judge or attack, or the judge does not know the concept.
+        RefusedError: The model is patched already, or the patches do not erase the concept.
+        MismatchError: A patch is for another kind of model.
+        MalformedError: A file is damaged or hostile.
+        UnsupportedError: The model or the judge is of a kind that is not supported.
+        SystemFailure: A file cannot be read or written.
+    """
+    started, progress = time.monotonic(), Collector(progress)
+    place, report = as_place(model), as_path(report)
+    check_known(ways, Ways)
+    name = ways.get("budget", "standard")
+    if name not in BUDGETS:
+        raise UsageError(
+            f"there is no budget {name!r}", expected=", ".join(BUDGETS), found=str(name)
+        )
+    budget, attacks = BUDGETS[name], attacks_named(several(ways.get("attacks", ())))
+    check_folder(report, force=force, page=PAGE, ours={PICTURES, "sheets", TRIALS, *_OURS})
+    files = read_patch_files(patches)
+    chosen = select(files, ())
+    # What is optimised underflows in half precision.
+    exact = replace(options, dtype=options.dtype if options.dtype not in (None, "auto") else "fp32")
+    with ExitStack() as stack:
+        network = stack.enter_context(
+            opened_model(place, exact, "learning", images=BATCH, progress=progress)
+        )
+        checkpoint = network.checkpoint
+        check_unpatched(checkpoint, "attack its base with the patches")
+        progress.warn_all(fit(checkpoint, files, chosen).compared(checkpoint).warnings)
+        erased = _erased(chosen, ways.get("concept"))
+        jury = load_judge(judge, [(erased.concept, "any")], network.machine.device)
+        wanted = Wanted(
+            erased.concept,
+            _kind(erased, ways.get("kind", "any"), jury),
+            several(ways.get("descriptions", ())),
+            as_path(ways.get("images")),
+            tuple(part.concept for part in chosen),
+        )
+        progress.stage("reading the checkpoint")
+        network.load()
+        fetched = fetched_from(place, checkpoint.path)
+        named = fetched if isinstance(place, HubPlace) else checkpoint.path.name
+        facts = facts_of(named, network, judge, files, sampling)
+        stack.enter_context(only_writer(report, progress))
+        key = key_of(network, facts)
+        gallery = Gallery(make_folder(report), network, sampling, key)
+        (report / TRIALS).mkdir(exist_ok=True)
+        aim, false_positives = take_aim(gallery, jury, wanted, budget, progress)
+        victims = [
+            Victim(
+                "patched",
+                network,
+                patched_weights(checkpoint, [(part, 1.0) for part in chosen]),
+                aim,
+                sampling,
+                "+".join(sorted(part.digest for part in chosen)),
+            ),
+            Victim("original", network, {}, aim, sampling, "original"),
+        ]
+        if (floor := ways.get("floor")) is not None:
+            victims.append(_floor(as_place(floor), exact, aim, sampling, stack, progress))
+        settings = [key, judge, sampling.steps, victims[0].guidance, sampling.size, sampling.seed]
+        about = digest_of([aim.images, aim.others]) + "".join(aim.descriptions)
+        campaign = Campaign(report / TRIALS, jury, budget, f"{settings} {about}")
+        trials = Trials(victims, campaign, budget, false_positives)
+        _announce(network, attacks, trials, gallery, progress)
+        figures: dict[str, AttackFigures] = {}
+        outcomes: dict[str, Mapping[str, list[Outcome]]] = {}
+        for one in attacks:
+            progress.stage(one.title)
+            outcomes[one.name], figures[one.name] = _tried(one, trials)
+        result = AttackResult(
+            report=str(report),
+            page=str(report / PAGE),
+            model=str(place),
+            patches=tuple(file.name for file in files),
+            concept=aim.concept,
+            kind=aim.kind,
+            budget=name,
+            attacks=figures,
+            strongest=_strongest(figures),
+            false_positives=false_positives,
+            command=command,
+            seconds=time.monotonic() - started,
+            warnings=progress.warnings,
+        )
+        shown = {
+            who: {
+                column: [(one, campaign.images(one)) for one in found]
+                for column, found in columns.items()
+            }
+            for who, columns in outcomes.items()
+        }
+        write_attack_report(report, result, attack_page(result, shown, facts))
+    return result
+
+
+_OURS = (PAGE, "attack.json", "attacks.csv")
+
+
+def _erased(chosen: Sequence[Increment], concept: str | None) -> Increment:
+    """The increment of the concept that is attacked."""
+    if concept is None:
+        if len(chosen) > 1:
+            raise UsageError(
+                "the patches erase several concepts: name the one to attack with --concept",
+                expected=", ".join(part.concept for part in chosen),
+                found="none",
+            )
+        return chosen[0]
+    for part in chosen:
+        if same_name(part.concept) == same_name(concept):
+            return part
+    raise RefusedError(
+        f"no patch erases {concept!r}",
+        expected=", ".join(part.concept for part in chosen),
+        found=concept,
+    )
+
+
+def _kind(erased: Increment, said: AsKind, judge: Judge) -> Kind:
+    """What the concept is: as said, as the patch's prompts tell, or as the judge knows it.
+
+    Raises UsageError where the judge cannot tell it.
+    """
+    told = said if said != "any" else kind_told(erased.concept, erased.prompts)
+    known = [kind for kind in kinds(told) if knows(judge, erased.concept, kind)]
+    if not known:
+        labels = [label for kind in kinds(told) for label in judge.labels(kind)]
+        raise UsageError(
+            f"the judge does not know {erased.concept!r}, so that no attack can be judged",
+            expected=f"a judge of {erased.concept}",
+            found=", ".join(labels[:8]) or "a judge of another kind",
+        )
+    return known[0]
+
+
+def _floor(
+    place: object,
+    options: ModelOptions,
+    aim: Aim,
+    sampling: SamplingOptions,
+    stack: ExitStack,
+    progress: Progress,
+) -> Victim:
+    """The model that never knew the concept, attacked by the same aim."""
+    network: StableDiffusion = stack.enter_context(
+        opened_model(as_place(place), options, "learning", images=BATCH, progress=progress)  # type: ignore[arg-type]
+    )
+    network.load()
+    facts = facts_of(str(place), network, "", (), sampling)
+    return Victim("floor", network, {}, aim, sampling, key_of(network, facts))
+
+
+def _tried(attack: Attack, trials: Trials) -> tuple[Mapping[str, list[Outcome]], AttackFigures]:
+    """An attack on every victim that it can be tried on."""
+    unfit = attack.unfit(trials.victims[0])
+    found: dict[str, list[Outcome]] = {}
+    for victim in trials.victims:
+        fits = unfit is None and attack.unfit(victim) is None
+        found[victim.name] = trials.campaign.run(attack, victim) if fits else []
+    figures: Mapping[str, Success | None] = {
+        name: success(outcomes) for name, outcomes in found.items()
+    }
+    tries = attack.cost(trials.budget).images / trials.budget.cases if attack.best else 1
+    return found, AttackFigures(
+        title=attack.title,
+        group=attack.group,
+        best=attack.best,
+        teaches=attack.teaches,
+        patched=figures["patched"],
+        original=figures["original"],
+        floor=figures.get("floor"),
+        chance=None if unfit else 1 - (1 - trials.false_positives) ** tries,
+        unfit=unfit,
+    )
+
+
+def _strongest(figures: Mapping[str, AttackFigures]) -> str | None:
+    """The attack that succeeded most often, of those that cannot teach."""
+    shares = {
+        name: one.patched.share
+        for name, one in figures.items()
+        if one.patched is not None and not one.teaches and one.patched.share > 0
+    }
+    return max(shares, key=shares.__getitem__) if shares else None
+
+
+def _announce(
+    network: StableDiffusion,
+    attacks: Sequence[Attack],
+    trials: Trials,
+    gallery: Gallery,
+    progress: Progress,
+) -> None:
+    """Say how long it will take at most."""
+    image = gallery.seconds_per_image()
+    a_pass = image / (2 * gallery.sampling.steps)
+    costs = [one.cost(trials.budget) for one in attacks if one.unfit(trials.victims[0]) is None]
+    seconds = len(trials.victims) * sum(c.images * image + c.passes * a_pass for c in costs)
+    minutes = max(1, round(seconds / 60))
+    progress.say(
+        f"{len(costs)} attacks on {len(trials.victims)} models will take up to about "
+        f"{f'{minutes // 60} h ' if minutes >= 60 else ''}{minutes % 60} min; a smaller --budget, "
+        "fewer --steps or a faster --device make it shorter. It can be interrupted: the same "
+        "command continues it"
+    )
