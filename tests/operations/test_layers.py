@@ -626,3 +626,21 @@ def test_a_quantised_layer_is_named(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match=r"img_attn\.qkv.* bitsandbytes"):
         sepme.apply(tmp_path / "nf4.safetensors", patch, tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_a_card_says_that_nothing_is_promised(tmp_path: Path) -> None:
+    patch = whole_patch(write_model("sd1", "file", tmp_path / "m"), tmp_path)
+    assert "no prompt is sure to give the images" in sepme.card(patch).card
+
+
+def test_a_number_written_otherwise_gives_no_weight_a_second_name(tmp_path: Path) -> None:
+    model = write_model("flux", "file", tmp_path / "m")
+    tensors = load_file(model.path)
+    name = "model.diffusion_model.double_blocks.{}.img_attn.proj.weight"
+    tensors[name.format("01")] = tensors[name.format("1")] + 1
+    tensors[name.format("\u0661")] = tensors[name.format("1")] + 2
+    save_file(tensors, tmp_path / "twice.safetensors")
+    with open_checkpoint(tmp_path / "twice.safetensors") as checkpoint:
+        found = checkpoint.weight("transformer_blocks.1.attn.to_out.0.weight")
+        assert found is not None
+        assert found.copies[0].name == name.format("1")
