@@ -103,6 +103,7 @@ def card(
             *(_measured(read_report(as_path(report))) if report is not None else _not_measured()),
             *_commands(models, base_model),
             _LIMITS,
+            *_layers(rows),
         ]
     )
     return CardResult(text, tuple(row.concept for row in rows))
@@ -197,6 +198,13 @@ def _commands(models: Sequence[Path], base_model: str | None) -> Iterator[str]:
         yield f"    sepme verify PATCH --model {base}"
         yield f"    sepme apply {base} PATCH -o clean.safetensors"
         yield f"    sepme revert clean.safetensors PATCH --base {base} -o back.safetensors\n"
+
+
+def _layers(rows: Sequence[_Row]) -> Iterator[str]:
+    """Of increments that change layers: that nothing is promised of other prompts."""
+    if layered := [_plain(row.concept) for row in rows if row.part and row.part.layers]:
+        yield f"- {', '.join(layered)}: layers are changed that read more than the text of a"
+        yield "  prompt, and no prompt is sure to give the images that it gave before."
 
 
 def _plain(text: str) -> str:

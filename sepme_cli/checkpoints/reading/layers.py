@@ -78,7 +78,9 @@ class Layers:
         network = network_of(name) or ""
         outer = self.networks.layout.outer or ""
         variants = self.networks.variants(network)
-        full = variants[0][tensor].name
+        found = self.networks.find(network)
+        assert found is not None  # it has the layer
+        full = found.tensors[tensor].name
         by_name = [{stored.name: stored for stored in one.values()} for one in variants]
         copies = tuple(
             replace(copy, part=part) for copy in copies_of(by_name, full, outer, self.path)

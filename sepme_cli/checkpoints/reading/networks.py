@@ -116,7 +116,12 @@ class Networks:
         return tuple({file.place: file for file in every}.values())
 
     def variants(self, name: str) -> Sequence[Mapping[str, Stored]]:
-        """The tensors of a network that is here, and those of its other variants in a folder."""
+        """The tensors of a network that is here, and those of its other variants in a folder.
+
+        Those of the denoiser by their names in the file, with all that this holds beside.
+        """
+        if name == "denoiser":
+            return [self.denoiser, *self.further]
         if name not in self._variants:
             network = self.find(name)
             assert network is not None
@@ -124,8 +129,6 @@ class Networks:
         return self._variants[name]
 
     def _further(self, network: Network) -> Sequence[Mapping[str, Stored]]:
-        if network.name == "denoiser":
-            return self.further
         place = self._place(network.name)
         inner = self.folder.network(place) if self.folder is not None and place else None
         # Of a lent network the folder's own copies are none.
