@@ -25,7 +25,8 @@ OPERATIONS = {
 }  # fmt: skip
 FROZEN = {
     "ApplyResult", "AttackResult", "CardResult", "DiffResult", "SamplingOptions", "ErasePlan",
-    "EraseResult", "EvaluateResult", "ExampleResult", "ExportResult", "ImportResult", "InspectResult",
+    "EraseResult", "EvaluateResult", "ExampleResult", "ExportResult", "ImportResult",
+    "InspectResult",
     "ModelOptions", "RevertResult", "SampleResult", "Settings", "SignResult", "VerifyResult",
 }  # fmt: skip
 ERRORS = {
