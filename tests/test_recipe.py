@@ -18,6 +18,7 @@ SETTINGS = {
     "dtype": AllowedValues(str, choices=("fp32", "bf16")),
 }
 HERE = Path("policy.yaml")
+ALIASES = "version: 1\nconcepts:\n- {name: a, aliases: "
 
 
 def parsed(text: str) -> Recipe:
@@ -69,6 +70,42 @@ def test_a_name_may_say_what_it_is() -> None:
     assert recipe.concepts == (Item("ink", "style"), Item("cat", "object"))
 
 
+def test_less_certain_names_and_less_dear_neighbours_weigh_less() -> None:
+    recipe = parsed(
+        """
+version: 1
+concepts:
+  - {name: cat, aliases: [{name: kitten, weight: 0.9}, puss, {name: 'object:tom'}]}
+protect:
+  styles: [{name: noto, weight: 1}]
+  objects: [{name: dog, weight: 0.5}, owl]
+"""
+    )
+    assert recipe.concepts == (
+        Item("cat", aliases=("kitten", "puss", "tom"), weights={"kitten": 0.9}),
+    )
+    assert recipe.protect == ("style:noto", "object:dog", "object:owl")
+    assert recipe.weights == {"dog": 0.5}
+    assert parsed("version: 1\nconcepts: [a]\nprotect: [{name: dog, weight: 1.e-3}]").weights == {
+        "dog": 1e-3
+    }
+
+
+def test_a_weight_of_one_says_nothing() -> None:
+    text = "version: 1\nconcepts: [{name: cat, aliases: [%s, puss]}]\nprotect: [%s]\n"
+    plain = parsed(text % ("kitten", "'object:dog'"))
+    said = parsed(text % ("{name: kitten, weight: 1}", "{name: 'object:dog', weight: 1.0}"))
+    less = parsed(text % ("{name: kitten, weight: 0.5}", "'object:dog'"))
+    other = parsed(text % ("kitten", "{name: 'object:dog', weight: 0.5}"))
+    assert plain == said and plain.digest == said.digest
+    assert len({recipe.digest for recipe in (plain, less, other)}) == 3
+
+
+def test_the_digest_of_what_older_recipes_could_say_stays() -> None:
+    recipe = parsed("version: 1\nconcepts: [{name: cat, aliases: [puss]}]\nprotect: [dog]\n")
+    assert recipe.digest == "a03fafe5c53de94c6e66c785802ef1c57e83b978655985c5180331bd15f76bdc"
+
+
 def test_the_digest_is_of_what_is_said() -> None:
     one = parsed("version: 1\nconcepts: [Monet, Dali]\nmethod: sepme\n")
     same = parsed("# policy\nmethod: 'sepme'\nconcepts:\n- name: Monet\n- Dali\nversion: 1\n")
@@ -106,6 +143,20 @@ def test_the_digest_is_of_what_is_said() -> None:
         ("version: 1\nconcepts:\n- {name: Monet, like: Monet}\n", 3, "the anchor of"),
         ("version: 1\nconcepts: [Monet]\nsettings:\n  rnak: 2\n", 4, "rnak"),
         ("version: 1\nconcepts: [Monet]\nmethod: magic\n", 3, "magic"),
+        (ALIASES + "[{name: b, weight: 0}]}\n", 3, "weight out of range"),
+        (ALIASES + "[{name: b, weight: 1.5}]}\n", 3, "weight out of range"),
+        (ALIASES + "[{name: b, weight: -1}]}\n", 3, "weight out of range"),
+        (ALIASES + "[{name: b, weight: .nan}]}\n", 3, "weight out of range"),
+        (ALIASES + "[{name: b, weight: heavy}]}\n", 3, "type"),
+        (ALIASES + "[{name: b, weight: true}]}\n", 3, "type"),
+        (ALIASES + "[{name: b, weight: [1]}]}\n", 3, "type"),
+        (ALIASES + "[{weight: 1}]}\n", 3, "name is missing"),
+        (ALIASES + "[{name: b, wieght: 1}]}\n", 3, "wieght"),
+        (ALIASES + "[{name: 'style:', weight: 1}]}\n", 3, "length"),
+        (ALIASES + "[b,\n  {name: B, weight: 0.5}]}\n", 4, "two weights"),
+        (ALIASES + "[{name: a, weight: 0.5}]}\n", 3, "two weights"),
+        ("version: 1\nconcepts: [a]\nprotect:\n- {name: b, weight: 2}\n", 4, "out of range"),
+        ("version: 1\nconcepts: [a]\nprotect:\n- b\n- {name: b, weight: .5}\n", 5, "two weights"),
         ("version: 1\nconcepts: [&a Monet]\n", 2, "anchors"),
         ("version: 1\nconcepts: [Monet\n", 3, ""),
         ('version: 1\nconcepts: ["a\\nb"]\n', 2, "one line"),

@@ -197,11 +197,13 @@ def study_concepts(
     groups = [concept.prompts for concept in concepts] + [tuple(prompts) for prompts in known]
     apart = _all([BLANK], *groups)
     taken = frozenset(apart)
-    dear = tuple(prompt for prompt in kept.prompts(_PROTECTED) if prompt not in taken)
+    told = kept.weighted_prompts(_PROTECTED)
+    weights = {prompt: weight for prompt, weight in told.items() if prompt not in taken}
+    dear = tuple(weights)
     answers = (prompt for concept in concepts for prompt in concept.answers)
     words = Lexicon(encoders, chain(apart, dear, answers))
     pairs = [words.embedding_pairs(concept) for concept in concepts]
-    moment = energy(words.rows(dear))
+    moment = energy(words.rows(dear, tuple(weights.values())))
     if background is not None:
         moment += settings.background * background.moment
     gram = _gram(model, stream)

@@ -1,7 +1,8 @@
 """What is to be erased and what must stay, as prompts and as rows of embeddings."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Protocol
 
 import torch
@@ -22,6 +23,7 @@ from sepme_cli.erasure.prompts import (
 )
 from sepme_cli.erasure.words import Item, parse_word
 
+_ALL_ONE: Mapping[str, float] = MappingProxyType({})
 _PAIRS = 40
 _BESIDE = 16
 _PADDING = 2
@@ -49,20 +51,24 @@ class TextEncoder(Protocol):
 
 @dataclass(frozen=True)
 class Protected:
-    """Words that must stay as they are, by what they are."""
+    """Words that must stay as they are, by what they are. weights: of those that matter less, in
+    (0, 1]; others have 1."""
 
     styles: tuple[str, ...] = ()
     objects: tuple[str, ...] = ()
+    weights: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     @classmethod
-    def parse(cls, words: Sequence[str], kind: AsKind) -> "Protected":
+    def parse(
+        cls, words: Sequence[str], kind: AsKind, weights: Mapping[str, float] = _ALL_ONE
+    ) -> "Protected":
         """Words as a user names them; see `parse_word`. One of any kind is kept as both."""
         found: dict[Kind, list[str]] = {"style": [], "object": []}
         for word in words:
             name, said = parse_word(word, kind)
             for each in kinds(said):
                 found[each].append(name)
-        return cls(tuple(found["style"]), tuple(found["object"]))
+        return cls(tuple(found["style"]), tuple(found["object"]), weights)
 
     def beside(self, words: Iterable[tuple[str, AsKind]]) -> "Protected":
         """The same and further words, each once, of what they are."""
@@ -70,9 +76,10 @@ class Protected:
         for word, said in words:
             for each in kinds(said):
                 more[each].append(word)
-        return Protected(
-            tuple(dict.fromkeys((*self.styles, *more["style"]))),
-            tuple(dict.fromkeys((*self.objects, *more["object"]))),
+        return replace(
+            self,
+            styles=tuple(dict.fromkeys((*self.styles, *more["style"]))),
+            objects=tuple(dict.fromkeys((*self.objects, *more["object"]))),
         )
 
     @property
@@ -88,21 +95,28 @@ class Protected:
 
         most: about how many of the words' own; each has some.
         """
-        found = list(NEUTRAL)
+        return tuple(self.weighted_prompts(most))
+
+    def weighted_prompts(self, most: int | None = None) -> dict[str, float]:
+        """The same, each with the weight of the word in it that matters least."""
+        found = [(text, "", "") for text in NEUTRAL]
         each_has = None if most is None else max(_FEWEST, most // max(1, len(self.words)))
         for kind in kinds("any"):
             beside = self.of(other(kind))
             for word in self.of(kind):
-                found += [phrase.text for phrase in phrases(word, kind, beside[:4], each_has)]
-        found += pairs(self.styles, self.objects, _PAIRS)
-        return tuple(dict.fromkeys(found))
+                told = phrases(word, kind, beside[:4], each_has)
+                found += [(phrase.text, word, phrase.beside) for phrase in told]
+        together = pairs(self.styles, self.objects, _PAIRS)
+        found += [(text, style, thing) for style, thing, text in together]
+        return {text: min(self.weights.get(word, 1.0) for word in both) for text, *both in found}
 
 
 @dataclass(frozen=True)
 class Concept:
     """A concept to erase: its phrases, and for each phrase the one that it should act like.
 
-    names: its name and its aliases. like: its anchor, the word in its place in `answers`.
+    names: its name and its aliases. like: its anchor, the word in its place in `answers`. weights:
+    of the phrases, as their names have them; all 1 if empty.
     """
 
     name: str
@@ -111,6 +125,7 @@ class Concept:
     phrases: tuple[Phrase, ...]
     like: str
     answers: tuple[str, ...]
+    weights: tuple[float, ...] = ()
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -122,7 +137,8 @@ class EmbeddingPairs:
     """A concept's embeddings, and those of its anchor.
 
     concept, anchor: C and C* [n, d], float64: distinct embeddings, and row for row what they
-    should act like.
+    should act like; each times the square root of its weight, so that the normal equations have
+    the weight itself.
     """
 
     concept: Tensor
@@ -137,18 +153,23 @@ def describe(item: Item, protected: Protected, most: int | None = None) -> Conce
     """
     found: list[Phrase] = []
     answers: list[str] = []
+    weights: list[float] = []
     for each in kinds(item.kind):
         beside = protected.of(other(each))[:_BESIDE]
         anchored = [p.text for p in phrases(item.like or GENERAL[each], each, beside, most)]
         for name in item.names:
             found += phrases(name, each, beside, most)
             answers += anchored
+            weights += [item.weights.get(name, 1.0)] * len(anchored)
     like = item.like or " or ".join(GENERAL[each] for each in kinds(item.kind))
     for prompt in item.prompts:
         found.append(renamed(prompt, item.name, item.name))
         word = item.like or GENERAL[kinds(item.kind)[-1]]
         answers.append(renamed(prompt, item.name, word).text)
-    return Concept(item.name, item.names, item.kind, tuple(found), like, tuple(answers))
+        weights.append(1.0)
+    return Concept(
+        item.name, item.names, item.kind, tuple(found), like, tuple(answers), tuple(weights)
+    )
 
 
 class Lexicon:
@@ -170,9 +191,12 @@ class Lexicon:
         places = self._at(prompts)
         return torch.cat([states[places] for _, states in self._parts], 1)
 
-    def rows(self, prompts: Sequence[str]) -> Tensor:
-        """Every distinct embedding of prompts: [n, d], float64; n is 0 without prompts."""
-        return torch.unique(self.states(prompts).flatten(0, 1), dim=0).double()
+    def rows(self, prompts: Sequence[str], weights: Sequence[float] = ()) -> Tensor:
+        """Every distinct embedding of prompts: [n, d], float64; n is 0 without prompts.
+
+        weights: of the prompts, all 1 if empty; see `_distinct`.
+        """
+        return _distinct([self.states(prompts)], weights)
 
     def embedding_pairs(self, concept: Concept) -> EmbeddingPairs:
         """The concept's embeddings, and those of what it should act like."""
@@ -181,11 +205,25 @@ class Lexicon:
             torch.cat([states[asked], _answering(ids[asked], ids[answers], states[answers])], -1)
             for ids, states in self._parts
         ]
-        rows = torch.cat([part.flatten(0, 1) for part in both])
-        return EmbeddingPairs(*torch.unique(rows, dim=0).double().chunk(2, 1))
+        return EmbeddingPairs(*_distinct(both, concept.weights).chunk(2, 1))
 
     def _at(self, prompts: Sequence[str]) -> list[int]:
         return [self._places[prompt] for prompt in prompts]
+
+
+def _distinct(states: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Distinct rows of some prompts' states, each [prompts, positions, d]: [n, d], float64.
+
+    weights: of the prompts, all 1 if empty. A row is multiplied by the square root of the largest
+    weight that it comes with, these scaled to a mean of 1: what weighs next to nothing is as if it
+    was not there.
+    """
+    rows = torch.cat([one.flatten(0, 1) for one in states])
+    found, places = torch.unique(rows, dim=0, return_inverse=True)
+    given = torch.tensor(weights or [1.0] * len(states[0]), dtype=torch.float64)
+    each = torch.cat([given.repeat_interleave(one.shape[1]) for one in states])
+    largest = torch.zeros(len(found), dtype=torch.float64).scatter_reduce(0, places, each, "amax")
+    return found.double() * (largest * len(largest) / largest.sum()).sqrt()[:, None]
 
 
 def _encoded(encoder: TextEncoder, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ what makes a representation concept-irrelevant (method, "G-CiRs").
 
 import re
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, cycle, islice, zip_longest
 from math import lcm
 from typing import Literal
@@ -19,10 +19,11 @@ AsKind = Literal["style", "object", "any"]
 
 @dataclass(frozen=True)
 class Phrase:
-    """A prompt and what remains of it without its concept."""
+    """A prompt and what remains of it without its concept. beside: the other word in it, if any."""
 
     text: str
     without: str
+    beside: str = field(default="", compare=False)
 
 
 # {c} is the concept, {x} what stands beside it; "a(n)" before either is put right afterwards.
@@ -122,7 +123,7 @@ def _phrases(concept: str, kind: Kind, companions: Sequence[str]) -> Iterator[Ph
     for found in chain.from_iterable(zip_longest(alone, beside)):
         if found is not None:
             text, without, word = found
-            yield Phrase(_fill(text, concept, word), _fill(without, concept, word))
+            yield Phrase(_fill(text, concept, word), _fill(without, concept, word), word)
 
 
 def renamed(prompt: str, name: str, other: str) -> Phrase:
@@ -133,24 +134,22 @@ def renamed(prompt: str, name: str, other: str) -> Phrase:
     return Phrase(text, with_articles(within.sub("", prompt)))
 
 
-def pairs(styles: Sequence[str], objects: Sequence[str], count: int) -> tuple[str, ...]:
-    """At most count prompts that name a style and an object together, each pair once.
+def pairs(
+    styles: Sequence[str], objects: Sequence[str], count: int
+) -> Iterator[tuple[str, str, str]]:
+    """At most count styles and objects, each pair once, and a prompt that names both.
 
     Both lists are walked at the same pace, one starting a place further on after each round, so
     that a few pairs already hold every word.
     """
     if not styles or not objects:
-        return ()
+        return
     texts = [text for text, _ in _BESIDE["style"]]
     round_length = lcm(len(styles), len(objects))
-    return tuple(
-        _fill(
-            texts[i % len(texts)],
-            styles[i % len(styles)],
-            objects[(i + i // round_length) % len(objects)],
-        )
-        for i in range(min(count, len(styles) * len(objects)))
-    )
+    for i in range(min(count, len(styles) * len(objects))):
+        style = styles[i % len(styles)]
+        thing = objects[(i + i // round_length) % len(objects)]
+        yield style, thing, _fill(texts[i % len(texts)], style, thing)
 
 
 def _fill(template: str, concept: str, companion: str = "") -> str:

@@ -2,9 +2,9 @@
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 from patch_spec import limits
@@ -65,7 +65,8 @@ class Item:
     """One concept to take out.
 
     aliases: other names of the same concept. prompts: further phrases that ask for it, its name
-    in them. like: what it should act like instead; None leaves that to the method.
+    in them. like: what it should act like instead; None leaves that to the method. weights: of
+    aliases that are less certainly the concept, in (0, 1]; others have 1.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Item:
     aliases: tuple[str, ...] = ()
     prompts: tuple[str, ...] = ()
     like: str | None = None
+    weights: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     @classmethod
     def parse(cls, word: str, kind: AsKind = "any", like: str | None = None) -> "Item":

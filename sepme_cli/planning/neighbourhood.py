@@ -52,7 +52,7 @@ def look_around(
     known: increments made before. count: how many neighbours of each concept to protect. take_in:
     whether what is nearly the same as a concept goes with it.
     """
-    protected = Protected.parse(recipe.protect, "any")
+    protected = Protected.parse(recipe.protect, "any", recipe.weights)
     named = [word for item in recipe.concepts for word in (*item.names, item.like) if word]
     words = [*named, *protected.styles, *protected.objects, *(part.concept for part in known)]
     other_words = {item.name: _related(item) for item in recipe.concepts}

@@ -167,6 +167,11 @@ def _recipe(concepts: Sequence[str], policy: Recipe | None, options: EraseOption
         kept = (given_word(word, kind, "--protect") for word in protect)
         policy = Recipe(items, tuple(w if said == "any" else f"{said}:{w}" for w, said in kept))
     _check(policy.concepts)
+    for names, weights in (
+        (policy.protect, policy.weights),
+        *((i.aliases, i.weights) for i in policy.concepts),
+    ):
+        _check_weights(names, weights)
     return policy
 
 
@@ -182,6 +187,18 @@ def _check(items: Sequence[Item]) -> None:
                 f"{item.like!r}, the anchor of {item.name!r}, is to be erased itself",
                 expected="an anchor that is not erased",
                 found=item.like,
+            )
+
+
+def _check_weights(words: Sequence[str], weights: Mapping[str, float]) -> None:
+    """What a recipe's file is refused for, of one that Python makes."""
+    names = {given_word(word, "any", "weights")[0] for word in words}
+    for name, weight in weights.items():
+        if name not in names or not 0 < weight <= 1:
+            raise UsageError(
+                f"the weight of {name!r}: " + ("out of range" if name in names else "no such name"),
+                expected="above 0, at most 1" if name in names else ", ".join(sorted(names)),
+                found=weight,
             )
 
 
