@@ -13,7 +13,7 @@ from sepme_cli.arguments import FilePath, as_path
 from sepme_cli.erasure.methods import METHODS
 from sepme_cli.erasure.prompts import AsKind
 from sepme_cli.erasure.settings import AllowedValues, Settings
-from sepme_cli.erasure.words import Item, parse_word, same_name
+from sepme_cli.erasure.words import Item, conflict, parse_word, same_name
 from sepme_cli.errors import MalformedError, SystemFailure
 from sepme_cli.strict_yaml import Place, Scalar, read_node
 
@@ -73,7 +73,7 @@ class Recipe:
 def _said(item: Item) -> dict[str, object]:
     """A concept as a digest has it: without what is not said and had no name in older recipes, so
     that their digests stay."""
-    newer = ("weights",)
+    newer = ("weights", "erase_from")
     return {name: value for name, value in vars(item).items() if value or name not in newer}
 
 
@@ -91,6 +91,7 @@ concepts:
     # prompts:               # more prompts for it; {c} is its name
     #   - "a water lily pond by {c}"
     # like: impressionism    # anchor: what to generate instead; by default something general
+    # from: lily             # the one thing that loses it; by default everything does
   # - a bare name is a concept of any kind
 
 # Names that must not change. Ordinary captions and the nearest words are always protected.
@@ -155,18 +156,21 @@ def parse_recipe(text: bytes, path: Path, settings: Mapping[str, AllowedValues])
 def _item(place: Place) -> Item:
     if place.is_scalar:
         return Item(*_word(place))
-    fields = place.mapping(required=("name",), optional=("kind", "aliases", "prompts", "like"))
+    optional = ("kind", "aliases", "prompts", "like", "from")
+    fields = place.mapping(required=("name",), optional=optional)
     said = cast(AsKind, fields["kind"].choice(KINDS)) if "kind" in fields else "any"
     name, kind = _word(fields["name"], said)
     aliases = tuple(fields["aliases"].each(_weighted, _ALIASES)) if "aliases" in fields else ()
     prompts = fields["prompts"].each(Place.text, _PROMPTS) if "prompts" in fields else ()
+    thing = _word(fields["from"])[0] if "from" in fields else None
     return Item(
         name,
         kind,
         tuple(parse_word(each.word, "any")[0] for each in aliases),
-        tuple(_prompt(fields["prompts"], prompt, name) for prompt in prompts),
+        tuple(_prompt(fields["prompts"], prompt, name, thing) for prompt in prompts),
         _word(fields["like"])[0] if "like" in fields else None,
         _weights(aliases, [name]),
+        thing,
     )
 
 
@@ -215,29 +219,26 @@ def _weights(words: Sequence[_Weighted], names: Sequence[str] = ()) -> dict[str,
     return {each.name: each.weight for each in words if each.weight != 1}
 
 
-def _prompt(place: Place, prompt: str, name: str) -> str:
-    """The prompt with the concept's name in its place."""
+def _prompt(place: Place, prompt: str, name: str, thing: str | None) -> str:
+    """The prompt with the concept's name in its place. thing: what else must be in it."""
     whole = prompt.replace(_PLACE, name)
     if name not in whole:
         place.refuse(
             f"{prompt[:60]!r} does not ask for the concept", f"{_PLACE} or its name", prompt[:60]
         )
+    if thing is not None and thing not in whole:
+        place.refuse(f"{prompt[:60]!r} does not ask for {thing!r}", thing, prompt[:60])
     if len(whole.encode()) > limits.PROMPT_BYTES:
         place.refuse("too long a prompt", f"at most {limits.PROMPT_BYTES} bytes", len(whole))
     return whole
 
 
 def _check_names(concepts: Sequence[tuple[Place, Item]]) -> None:
-    """Two increments for one concept would fight over it, and what is erased is no example."""
-    seen: dict[str, str] = {}
-    for place, item in concepts:
-        for name in dict.fromkeys(map(same_name, item.names)):
-            if name in seen:
-                place.refuse(f"{item.name!r} is named by two concepts", "one", seen[name])
-            seen[name] = item.name
-    for place, item in concepts:
-        if item.like is not None and (erased := seen.get(same_name(item.like))):
-            place.refuse(f"{erased!r}, the anchor of {item.name!r}, is erased itself", "what stays")
+    """Refuse concepts that cannot be erased together."""
+    if found := conflict([item for _, item in concepts]):
+        culprit, told, other = found
+        place = next(place for place, item in concepts if item is culprit)
+        place.refuse(told, "concepts that go together", other)
 
 
 def _protect(place: Place) -> tuple[tuple[str, ...], dict[str, float]]:

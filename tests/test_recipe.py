@@ -16,8 +16,10 @@ SETTINGS = {
     "rank": AllowedValues(int, 1, 77),
     "ridge": AllowedValues(float, 0),
     "dtype": AllowedValues(str, choices=("fp32", "bf16")),
+    "robust": AllowedValues(str, choices=("none", "both")),
 }
 HERE = Path("policy.yaml")
+FROM = "version: 1\nconcepts:\n- {name: red, from: apple}\n"
 ALIASES = "version: 1\nconcepts:\n- {name: a, aliases: "
 
 
@@ -91,6 +93,27 @@ protect:
     }
 
 
+def test_an_attribute_may_be_erased_from_one_thing() -> None:
+    recipe = parsed(
+        """
+version: 1
+concepts:
+  - {name: red, from: apple, like: green}
+  - {name: red, from: 'object:car', prompts: ["a very {c} car"]}
+  - {name: woodcut, kind: style}
+"""
+    )
+    assert recipe.concepts == (
+        Item("red", like="green", erase_from="apple"),
+        Item("red", prompts=("a very red car",), erase_from="car"),
+        Item("woodcut", "style"),
+    )
+    assert [item.label for item in recipe.concepts][:2] == ["red from apple", "red from car"]
+    assert recipe.concepts[0].slug == "red-from-apple"
+    plain = "version: 1\nconcepts: [{name: red%s}]\n"
+    assert len({parsed(plain % said).digest for said in ("", ", from: car", ", from: hat")}) == 3
+
+
 def test_a_weight_of_one_says_nothing() -> None:
     text = "version: 1\nconcepts: [{name: cat, aliases: [%s, puss]}]\nprotect: [%s]\n"
     plain = parsed(text % ("kitten", "'object:dog'"))
@@ -157,6 +180,17 @@ def test_the_digest_is_of_what_is_said() -> None:
         (ALIASES + "[{name: a, weight: 0.5}]}\n", 3, "two weights"),
         ("version: 1\nconcepts: [a]\nprotect:\n- {name: b, weight: 2}\n", 4, "out of range"),
         ("version: 1\nconcepts: [a]\nprotect:\n- b\n- {name: b, weight: .5}\n", 5, "two weights"),
+        (FROM + "- {name: Red, from: Apple}\n", 4, "two concepts"),
+        (FROM + "- red\n", 3, "from one thing and from everything"),
+        (FROM + "- apple\n", 3, "erased itself"),
+        (FROM + "- {name: pip, aliases: [apple]}\n", 3, "which loses 'red', is erased itself"),
+        ("version: 1\nconcepts:\n- {name: a, from: A}\n", 3, "erased itself"),
+        ("version: 1\nconcepts:\n- {name: a, from: b, like: a}\n", 3, "the anchor of"),
+        ("version: 1\nconcepts:\n- {name: a, from: ''}\n", 3, "one line"),
+        ("version: 1\nconcepts:\n- {name: a, from: [b]}\n", 3, "text"),
+        ("version: 1\nconcepts:\n- {name: a, from: b, prompts: [an a]}\n", 3, "ask for 'b'"),
+        (f"version: 1\nconcepts:\n- {{name: {'a' * 150}, from: {'b' * 150}}}\n", 3, "too long"),
+        ("version: 1\nconcepts: [a]\nsettings:\n  robust: very\n", 4, "very"),
         ("version: 1\nconcepts: [&a Monet]\n", 2, "anchors"),
         ("version: 1\nconcepts: [Monet\n", 3, ""),
         ('version: 1\nconcepts: ["a\\nb"]\n', 2, "one line"),

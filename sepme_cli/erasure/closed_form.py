@@ -11,7 +11,11 @@ from sepme_cli.erasure.subspace import Ground
 
 
 def solve(
-    concept: Tensor, anchor: Tensor, ground: Ground, insistence: float
+    concept: Tensor,
+    anchor: Tensor,
+    ground: Ground,
+    insistence: float,
+    counted: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The operator T [d, d] that minimises |C T^T - (C* - C)|^2 / n + tr(T M T^T).
 
@@ -20,12 +24,18 @@ def solve(
     what the concept itself is in it.
     With K = C B^-1 C^T and a = (1 - insistence) / n (Woodbury):
     T^T = B^-1 C^T (I + a K)^-1 (C* - C) / n.
+    counted: how many of the rows, the first ones, the ground's cost holds; all if None. Of these a
+    is 1 / n - insistence / counted, and 1 / n of the others.
     Returns left [d, n] and right [n, d] with T = left @ right; the rows of right are admissible.
     """
     c, wanted = concept.double(), (anchor - concept).double()
     right = ground.solve(c)
     count = len(c)
-    inner = torch.eye(count, dtype=torch.float64) + (1 - insistence) / count * (c @ right.T)
+    own = torch.full((count, 1), (1 - insistence) / count, dtype=torch.float64)
+    if counted is not None:
+        own[:counted] = 1 / count - insistence / counted
+        own[counted:] = 1 / count
+    inner = torch.eye(count, dtype=torch.float64) + own * (c @ right.T)
     return torch.linalg.solve(inner, wanted / count).T, right
 
 

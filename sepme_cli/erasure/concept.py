@@ -9,17 +9,22 @@ import torch
 from torch import Tensor
 
 from sepme_cli.erasure.alignment import align
+from sepme_cli.erasure.nearness import holds
 from sepme_cli.erasure.prompts import (
+    COMPANIONS,
     GENERAL,
     NEUTRAL,
     AsKind,
     Kind,
     Phrase,
+    attribute_phrases,
     kinds,
+    more_phrasings,
     other,
     pairs,
     phrases,
     renamed,
+    with_articles,
 )
 from sepme_cli.erasure.words import Item, parse_word
 
@@ -27,6 +32,11 @@ _ALL_ONE: Mapping[str, float] = MappingProxyType({})
 _PAIRS = 40
 _BESIDE = 16
 _PADDING = 2
+_AMONG_ITS_LIKE = 3.0
+"""The weight of an attribute of one thing: it lies among all that is protected for its sake, and at
+the weight of other concepts too little of it goes."""
+_SAME = 0.01
+"""What is nearer to an embedding, of its size, than this is the same but for rounding."""
 _FEWEST = 3
 """Phrases of a protected word, however many are protected beside it."""
 
@@ -117,6 +127,12 @@ class Concept:
 
     names: its name and its aliases. like: its anchor, the word in its place in `answers`. weights:
     of the phrases, as their names have them; all 1 if empty.
+
+    Of an attribute that one thing loses: erase_from, that thing. counterparts: of each phrase, the
+    same of another thing and of another attribute. kept: phrases that must stay for that: of other
+    things with the attribute, and of the thing without it.
+
+    endings: further prompts whose end of the text counts, the same with the anchor, and weights.
     """
 
     name: str
@@ -126,10 +142,19 @@ class Concept:
     like: str
     answers: tuple[str, ...]
     weights: tuple[float, ...] = ()
+    erase_from: str | None = None
+    counterparts: tuple[tuple[str, str], ...] = ()
+    kept: tuple[str, ...] = ()
+    endings: tuple[tuple[str, str, float], ...] = ()
 
     @property
     def prompts(self) -> tuple[str, ...]:
         return tuple(phrase.text for phrase in self.phrases)
+
+    def asked_for_in(self, text: str) -> bool:
+        """Whether a text names the concept; an attribute of one thing, with that thing."""
+        named = any(holds(text, name) for name in self.names)
+        return named and (self.erase_from is None or holds(text, self.erase_from))
 
 
 @dataclass(frozen=True)
@@ -151,6 +176,8 @@ def describe(item: Item, protected: Protected, most: int | None = None) -> Conce
     Unless it is said what it should act like, that is the most general word of its kind, which is
     nobody's work. most: phrases of either kind, for each name.
     """
+    if item.erase_from is not None:
+        return _describe_attribute(item, item.erase_from, protected, most)
     found: list[Phrase] = []
     answers: list[str] = []
     weights: list[float] = []
@@ -170,6 +197,86 @@ def describe(item: Item, protected: Protected, most: int | None = None) -> Conce
     return Concept(
         item.name, item.names, item.kind, tuple(found), like, tuple(answers), tuple(weights)
     )
+
+
+def endings(item: Item) -> tuple[tuple[str, str, float], ...]:
+    """Many more prompts for a concept under all of its names, the same with its anchor, and how
+    much each counts; none for an attribute of one thing."""
+    if item.erase_from is not None:
+        return ()
+    return tuple(
+        (asked, answer, item.weights.get(name, 1.0))
+        for kind in kinds(item.kind)
+        for name in item.names
+        for asked, answer in zip(
+            more_phrasings(name, kind),
+            more_phrasings(item.like or GENERAL[kind], kind),
+            strict=True,
+        )
+    )
+
+
+def _describe_attribute(item: Item, thing: str, protected: Protected, most: int | None) -> Concept:
+    """An attribute of one thing, under all of its names: it acts like the thing without it, or with
+    `like` in its place. Other things keep it, and the thing keeps other attributes."""
+    things = _others(protected.objects, COMPANIONS["style"], [thing])
+    attributes = _others(protected.styles, COMPANIONS["object"], [*item.names, item.like or ""])
+    found: list[Phrase] = []
+    answers: list[str] = []
+    weights: list[float] = []
+    counterparts: list[tuple[str, str]] = []
+    kept: list[str] = [*(phrase.text for phrase in phrases(thing, "object", attributes))]
+
+    def of(attribute: str, what: str) -> tuple[Phrase, ...]:
+        return attribute_phrases(attribute, item.kind, what)[:most]
+
+    kept += [phrase.text for attribute in attributes for phrase in of(attribute, thing)]
+    for name in item.names:
+        own = of(name, thing)
+        found += own
+        wanted = [p.without for p in own] if item.like is None else _texts(of(item.like, thing))
+        answers += wanted
+        weights += [item.weights.get(name, 1.0)] * len(own)
+        others = _texts(of(name, things[0])), _texts(of(attributes[0], thing))
+        counterparts += zip(*others, strict=True)
+        kept += [phrase.text for other_thing in things for phrase in of(name, other_thing)]
+        kept += _texts(phrases(name, item.kind, things))
+    for prompt in item.prompts:
+        phrase = renamed(prompt, item.name, item.name)
+        found.append(phrase)
+        answers.append(renamed(prompt, item.name, item.like).text if item.like else phrase.without)
+        weights.append(1.0)
+        counterparts.append(
+            (
+                with_articles(prompt.replace(thing, things[0])),
+                renamed(prompt, item.name, attributes[0]).text,
+            )
+        )
+    kept += [text for both in counterparts for text in both]
+    like = thing if item.like is None else f"{item.like} {thing}"
+    mine = frozenset(_texts(found))
+    return Concept(
+        item.label,
+        item.names,
+        item.kind,
+        tuple(found),
+        like,
+        tuple(answers),
+        tuple(weights),
+        thing,
+        tuple(counterparts),
+        tuple(dict.fromkeys(text for text in kept if text not in mine)),
+    )
+
+
+def _others(named: Sequence[str], common: Sequence[str], but: Sequence[str]) -> list[str]:
+    """Words to stand beside something: those named or near, and common ones; none of `but`."""
+    both = dict.fromkeys((*named[:_BESIDE], *common))
+    return [word for word in both if not any(holds(word, b) or holds(b, word) for b in but)]
+
+
+def _texts(found: Iterable[Phrase]) -> list[str]:
+    return [phrase.text for phrase in found]
 
 
 class Lexicon:
@@ -196,33 +303,54 @@ class Lexicon:
 
         weights: of the prompts, all 1 if empty; see `_distinct`.
         """
-        return _distinct([self.states(prompts)], weights)
+        states = self.states(prompts)
+        given = torch.tensor(weights or [1.0] * len(prompts), dtype=torch.float64)
+        return _distinct(states.flatten(0, 1), given.repeat_interleave(states.shape[1]))
 
     def embedding_pairs(self, concept: Concept) -> EmbeddingPairs:
-        """The concept's embeddings, and those of what it should act like."""
+        """The concept's embeddings, and those of what it should act like.
+
+        Of an attribute of one thing, only the embeddings that have read both: a token's that comes
+        before one of them is any other thing's, too.
+        """
         asked, answers = self._at(concept.prompts), self._at(concept.answers)
-        both = [
-            torch.cat([states[asked], _answering(ids[asked], ids[answers], states[answers])], -1)
-            for ids, states in self._parts
-        ]
-        return EmbeddingPairs(*_distinct(both, concept.weights).chunk(2, 1))
+        given = torch.tensor(concept.weights or [1.0] * len(asked), dtype=torch.float64)
+        rows: list[Tensor] = []
+        weights: list[Tensor] = []
+
+        def add(both: Tensor, each: Tensor) -> None:
+            rows.append(both.flatten(0, 1))
+            weights.append(each.flatten())
+
+        for ids, states in self._parts:
+            each = given[:, None].repeat(1, ids.shape[1])
+            for others in zip(*concept.counterparts, strict=True):
+                own, theirs = states[asked], states[self._at(others)]
+                each[(own - theirs).norm(dim=-1) < _SAME * own.norm(dim=-1)] = 0
+            add(_together(ids, states, asked, answers), each)
+            if concept.endings:
+                more, instead, sure = zip(*concept.endings, strict=True)
+                texts = self._at(more)
+                ends = _from_the_end(ids[texts]) * torch.tensor(sure, dtype=torch.float64)[:, None]
+                add(_together(ids, states, texts, self._at(instead)), ends)
+        found = _distinct(torch.cat(rows), torch.cat(weights))
+        if concept.erase_from is not None:
+            found *= _AMONG_ITS_LIKE**0.5
+        return EmbeddingPairs(*found.chunk(2, 1))
 
     def _at(self, prompts: Sequence[str]) -> list[int]:
         return [self._places[prompt] for prompt in prompts]
 
 
-def _distinct(states: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Distinct rows of some prompts' states, each [prompts, positions, d]: [n, d], float64.
+def _distinct(rows: Tensor, weights: Tensor) -> Tensor:
+    """Distinct rows of [m, d] with weights [m] that are not 0: [n, d], float64.
 
-    weights: of the prompts, all 1 if empty. A row is multiplied by the square root of the largest
-    weight that it comes with, these scaled to a mean of 1: what weighs next to nothing is as if it
-    was not there.
+    A row is multiplied by the square root of the largest weight that it comes with, these scaled to
+    a mean of 1: what weighs next to nothing is as if it was not there.
     """
-    rows = torch.cat([one.flatten(0, 1) for one in states])
-    found, places = torch.unique(rows, dim=0, return_inverse=True)
-    given = torch.tensor(weights or [1.0] * len(states[0]), dtype=torch.float64)
-    each = torch.cat([given.repeat_interleave(one.shape[1]) for one in states])
-    largest = torch.zeros(len(found), dtype=torch.float64).scatter_reduce(0, places, each, "amax")
+    found, places = torch.unique(rows[weights > 0], dim=0, return_inverse=True)
+    largest = torch.zeros(len(found), dtype=torch.float64)
+    largest = largest.scatter_reduce(0, places, weights[weights > 0], "amax")
     return found.double() * (largest * len(largest) / largest.sum()).sqrt()[:, None]
 
 
@@ -234,7 +362,16 @@ def _encoded(encoder: TextEncoder, prompts: Sequence[str]) -> tuple[Tensor, Tens
     return ids[:, :length], encoder.encode(prompts, length, _PADDING).cpu()
 
 
-def _answering(ids: Tensor, others: Tensor, states: Tensor) -> Tensor:
-    """The embeddings of other prompts, rearranged to answer the tokens of ids [n, positions]."""
-    order = torch.stack([align(a, b) for a, b in zip(ids, others, strict=True)])
-    return torch.gather(states, 1, order[..., None].expand_as(states))
+def _from_the_end(ids: Tensor) -> Tensor:
+    """Which positions [n, positions] are a text's end or padding behind it."""
+    return torch.arange(ids.shape[1]) >= ids.argmax(1)[:, None]
+
+
+def _together(ids: Tensor, states: Tensor, asked: Sequence[int], answers: Sequence[int]) -> Tensor:
+    """The embeddings of prompts, each beside the one of the other prompt that plays its part:
+    [n, positions, 2 d]."""
+    both = zip(ids[asked], ids[answers], strict=True)
+    order = torch.stack([align(a, b) for a, b in both])
+    theirs = states[answers]
+    found = torch.gather(theirs, 1, order[..., None].expand_as(theirs))
+    return torch.cat([states[asked], found], -1)

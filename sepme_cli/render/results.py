@@ -213,7 +213,7 @@ def recipe_check(result: "RecipeInfo") -> RenderableType:
     table = new_table("concept", "kind", "aliases", "prompts", "anchor")
     for item in result.concepts:
         aliases = _weighted(item.aliases, item.weights)
-        add_row(table, item.name, item.kind, aliases, len(item.prompts), item.like)
+        add_row(table, item.label, item.kind, aliases, len(item.prompts), item.like)
     rest = fields(
         ("recipe", result.file),
         ("protect", _weighted(result.protect, result.weights)),

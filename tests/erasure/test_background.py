@@ -103,7 +103,7 @@ def test_collateral_is_the_relative_change_of_keys_and_values(bystanders: Bystan
 def test_what_names_the_concept_is_no_bystander(bystanders: Bystanders) -> None:
     basis, inner = rows(2, 6, 5), torch.eye(2).double()
     changes = bystanders.changes(basis, inner)
-    collateral = bystanders.collateral(basis, inner, ["cat"])
+    collateral = bystanders.collateral(basis, inner, lambda text: "cat" in text)
     assert collateral.captions == 3
     assert collateral.median == pytest.approx(float(changes[1:4].median()))
     assert {word for word, _ in collateral.worst} == {"dog", "kitten"}

@@ -3,7 +3,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from sepme_cli.erasure.concept import Concept, Lexicon, Protected, describe
+from sepme_cli.erasure.concept import Concept, Lexicon, Protected, describe, endings
 from sepme_cli.erasure.prompts import (
     NEUTRAL,
     Kind,
@@ -209,6 +209,72 @@ def test_an_alias_has_its_weight_in_all_of_its_phrases() -> None:
     told = dict(zip(concept.prompts, concept.weights, strict=True))
     assert told["a photo of a kitten"] == told["kitten in noto style"] == 0.9
     assert {w for text, w in told.items() if "kitten" not in text} == {1.0}
+
+
+def test_an_attribute_of_one_thing_leaves_other_things_and_attributes_alone() -> None:
+    item = Item("ink", "style", ("sumi",), ("a fat cat in ink",), erase_from="cat")
+    concept = describe(item, Protected(("noto", "inks"), ("dog", "cats")))
+    by_text = dict(zip(concept.prompts, concept.answers, strict=True))
+    assert (concept.name, concept.like, concept.erase_from) == ("ink from cat", "cat", "cat")
+    assert by_text["cat in ink style"] == by_text["cat in sumi style"] == "cat"
+    assert by_text["a cat by ink"] == "a cat" == concept.answers[0].replace("cat", "a cat")
+    assert by_text["a fat cat in ink"] == "a fat cat in"
+    assert {"dog in ink style", "dog in sumi style", "cat in noto style", "a cat", "ink"} <= set(
+        concept.kept
+    )
+    assert not set(concept.kept) & {*concept.prompts}
+    assert not any("cats" in text or "inks" in text for text in concept.kept)
+    assert len(concept.counterparts) == len(concept.prompts)
+    together = dict(zip(concept.prompts, concept.counterparts, strict=True))
+    assert together["cat in sumi style"] == ("dog in sumi style", "cat in noto style")
+    assert together["a fat cat in ink"] == ("a fat dog in ink", "a fat cat in noto")
+    assert concept.asked_for_in("Cats, inks") and not concept.asked_for_in("a dog in ink")
+    other = describe(Item("ink", "style", like="noto", erase_from="cat"), Protected())
+    assert dict(zip(other.prompts, other.answers, strict=True))["ink cat"] == "noto cat"
+    assert other.like == "noto cat"
+    assert (
+        "a photo of a red apple"
+        in describe(Item("red", "object", erase_from="apple"), Protected()).prompts
+    )
+
+
+class Reader(Letters):
+    """Whose states have read what comes before them: they are sums of letters."""
+
+    def encode(
+        self, prompts: Sequence[str], positions: int | None = None, paddings: int | None = None
+    ) -> torch.Tensor:
+        return super().encode(prompts, positions, paddings).cumsum(1)
+
+
+def test_an_attribute_goes_where_both_words_are_read() -> None:
+    """What comes before one of them is any other thing's, or any other attribute's."""
+    concept = Concept(
+        "r from a", ("r",), "style", (Phrase("xr a", ""),), "a", ("x a",), (1.0,), "a",
+        (("xr !", "x! a"),),
+    )  # fmt: skip
+    lexicon = Lexicon([Reader()], ["xr a", "x a", "xr !", "x! a"])
+    found = lexicon.embedding_pairs(concept).concept.flatten() / 3**0.5
+    whole = lexicon.states(["xr a"]).flatten().double()
+    # Not the start, x, r, and the space; the letter a, the end, and padding.
+    assert sorted(found.tolist()) == pytest.approx(sorted(set(whole[4:].tolist())))
+
+
+def test_of_more_phrasings_the_end_alone_counts() -> None:
+    concept = describe(Item("ink", "style", ("sumi",), weights={"sumi": 0.5}), Protected())
+    more = endings(Item("ink", "style", ("sumi",), like="noto", weights={"sumi": 0.5}))
+    told = {asked: (answer, weight) for asked, answer, weight in more}
+    assert told["inspired by ink"] == ("inspired by noto", 1.0)
+    assert told["inspired by sumi"] == ("inspired by noto", 0.5)
+    assert not set(told) & set(concept.prompts)
+    assert endings(Item("ink", "style", erase_from="cat")) == ()
+    pairs = Lexicon([Reader()], ["a", "c", "ab", "cb"]).embedding_pairs(
+        Concept("a", ("a",), "any", (Phrase("a", ""),), "c", ("c",), endings=(("ab", "cb", 1.0),))
+    )
+    ends = (ord("a") + ord("b") + 1000, ord("c") + ord("b") + 1000)
+    found = torch.cat([pairs.concept, pairs.anchor], 1).tolist()
+    assert list(map(float, ends)) in found
+    assert [float(ord("a") + ord("b") + 1), float(ord("c") + ord("b") + 1)] not in found
 
 
 def test_two_encoders_have_rows_of_their_own() -> None:
