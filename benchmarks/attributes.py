@@ -31,8 +31,8 @@ PAIRS = (("woodcut", "cat"), ("crayon", "car"))
 _OTHERS = 11
 _FIRST = ("{O} in {s} style", "{o} in the style of {s}")
 _PARTS = {
-    "object first": '"a cat in woodcut style"',
-    "style first": '"a woodcut painting of a cat"',
+    "object first": "the object first",
+    "style first": "the style first",
     "others": "the style on other objects",
     "styles": "the object in other styles",
 }

@@ -15,7 +15,7 @@ def solve(
     anchor: Tensor,
     ground: Ground,
     insistence: float,
-    counted: int | None = None,
+    own: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The operator T [d, d] that minimises |C T^T - (C* - C)|^2 / n + tr(T M T^T).
 
@@ -24,18 +24,16 @@ def solve(
     what the concept itself is in it.
     With K = C B^-1 C^T and a = (1 - insistence) / n (Woodbury):
     T^T = B^-1 C^T (I + a K)^-1 (C* - C) / n.
-    counted: how many of the rows, the first ones, the ground's cost holds; all if None. Of these a
-    is 1 / n - insistence / counted, and 1 / n of the others.
+    own: how many of the rows, the first ones, are the concept's: n, which the ground's cost holds;
+    all if None. Of further ones, which are erased beside them, a is 1 / n.
     Returns left [d, n] and right [n, d] with T = left @ right; the rows of right are admissible.
     """
     c, wanted = concept.double(), (anchor - concept).double()
     right = ground.solve(c)
-    count = len(c)
-    own = torch.full((count, 1), (1 - insistence) / count, dtype=torch.float64)
-    if counted is not None:
-        own[:counted] = 1 / count - insistence / counted
-        own[counted:] = 1 / count
-    inner = torch.eye(count, dtype=torch.float64) + own * (c @ right.T)
+    count = len(c) if own is None else own
+    a = torch.full((len(c), 1), 1 / count, dtype=torch.float64)
+    a[:count] = (1 - insistence) / count
+    inner = torch.eye(len(c), dtype=torch.float64) + a * (c @ right.T)
     return torch.linalg.solve(inner, wanted / count).T, right
 
 

@@ -53,7 +53,8 @@ def test_further_rows_are_not_taken_for_what_the_cost_counts() -> None:
     cost = ground.cost - 3.0 * energy(concept)
 
     def objective(t: torch.Tensor) -> torch.Tensor:
-        return (both @ t.T - (anchor - both)).pow(2).sum() / len(both) + torch.trace(t @ cost @ t.T)
+        fit = (both @ t.T - (anchor - both)).pow(2).sum() / len(concept)
+        return fit + torch.trace(t @ cost @ t.T)
 
     inside = ground.null.T @ ground.null
     for seed in range(20):
