@@ -27,15 +27,10 @@ class Measures:
 
     @classmethod
     def of(cls, folder: Path | None, features: str | None, device: Any, *, lpips: bool) -> Self:
-        """As options name them.
+        """As options name them, which are checked.
 
-        Raises UsageError for one of folder and features without the other, SystemFailure for no
-        such folder, UnsupportedError for what cannot be had here.
+        Raises UnsupportedError for what cannot be had here.
         """
-        if (folder is None) != (features is None):
-            raise UsageError("--reference and --features go together: give both, or neither")
-        if folder is not None and not folder.is_dir():
-            raise SystemFailure(f"{folder}: no such folder", file=folder)
         perceptual = perceptual_distance() if lpips else None
         if features is None:
             return cls(perceptual)
@@ -66,6 +61,14 @@ class Measures:
             len(before),
             len(references),
         )
+
+
+def check_references(folder: Path | None, features: str | None) -> None:
+    """Raises UsageError for one of them without the other, SystemFailure for no such folder."""
+    if (folder is None) != (features is None):
+        raise UsageError("--reference and --features go together: give both, or neither")
+    if folder is not None and not folder.is_dir():
+        raise SystemFailure(f"{folder}: no such folder", file=folder)
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:

@@ -9,7 +9,7 @@ from sepme_cli.diffusion.weights import patched_weights
 from sepme_cli.erasure.prompts import other
 from sepme_cli.erasure.words import same_name
 from sepme_cli.evaluation.figures import EvaluatedConcept, album
-from sepme_cli.evaluation.gallery import BATCH, Gallery, State
+from sepme_cli.evaluation.gallery import BATCH, Batch, Gallery, State
 from sepme_cli.evaluation.judges import Judge
 from sepme_cli.evaluation.protocol import Question, Subject, questions
 from sepme_cli.increments import compose
@@ -55,12 +55,14 @@ class Experiment:
         gone = [subject for subject in subjects if subject.role == "erased"]
         return cls(gallery, increments, asked, gone[: sampling.restore])
 
-    def generate(self, progress: Progress) -> int:
-        """Generate what is missing; returns how many images that was."""
-        missing: dict[State, dict[Questions, None]] = {}
-        for state, asked in self._work():
-            missing.setdefault(state, {}).update(dict.fromkeys(self.gallery.missing(state, asked)))
-        count = sum(len(batch) for batches in missing.values() for batch in batches)
+    def batches(self) -> list[Batch]:
+        """Everything that is generated, the same in every process that is told the same."""
+        return self.gallery.batches(self._work())
+
+    def generate(self, batches: Sequence[Batch], progress: Progress) -> int:
+        """Generate what is missing of some batches; returns how many images that was."""
+        missing = self.gallery.missing(batches)
+        count = sum(len(batch.questions) for batch in missing)
         if not count:
             return 0
         progress.stage("preparing to generate images")
@@ -72,9 +74,7 @@ class Experiment:
                 "interrupted: the same command continues it"
             )
         progress.stage("generating images", count)
-        for state, batches in missing.items():
-            if batches:
-                self.gallery.generate(state, list(batches), progress.advance)
+        self.gallery.generate(missing, progress.advance)
         return count
 
     def judged(self, judge: Judge, progress: Progress) -> tuple[EvaluatedConcept, ...]:

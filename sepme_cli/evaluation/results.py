@@ -152,6 +152,27 @@ class EvaluateResult(Summary):
     warnings: tuple[str, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ShardResult:
+    """Result of `evaluate_shard`.
+
+    Attributes:
+        shard: Which part this is, "3/16".
+        report: Folder that the images are in.
+        images: Number of images of this part.
+        drawn: Number of images that this run generated.
+        seconds: Duration.
+        warnings: All warnings of the run.
+    """
+
+    shard: str
+    report: str
+    images: int
+    drawn: int
+    seconds: float
+    warnings: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class ReportFigures:
     """Of a report on disk, what a model card tells of it.

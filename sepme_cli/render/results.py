@@ -13,7 +13,7 @@ from sepme_cli.render.tables import add_row, cell_text, counted, fields, new_tab
 from sepme_cli.render.wording import duration, printable, size
 
 if TYPE_CHECKING:
-    from sepme_cli.evaluation.results import EvaluateResult
+    from sepme_cli.evaluation.results import EvaluateResult, ShardResult
     from sepme_cli.operations.apply import ApplyResult
     from sepme_cli.operations.card import CardResult
     from sepme_cli.operations.diff import DiffResult
@@ -191,6 +191,16 @@ def evaluate(result: "EvaluateResult") -> RenderableType:
         ("time", duration(result.seconds)),
     )
     return Group(table, "", _EVALUATE_LEGEND, "", figures)
+
+
+def shard(result: "ShardResult") -> RenderableType:
+    """What a part of an evaluation has generated."""
+    return fields(
+        ("shard", result.shard),
+        ("images", f"{result.images}, of which {result.drawn} were generated now"),
+        ("folder", result.report),
+        ("time", duration(result.seconds)),
+    )
 
 
 def example(result: "ExampleResult") -> RenderableType:

@@ -10,6 +10,7 @@ import torch
 from sepme_cli.errors import SystemFailure, UnsupportedError, UsageError
 from sepme_cli.evaluation.distances import (
     Measures,
+    check_references,
     frechet_distance,
     kernel_distance,
     perceptual_distance,
@@ -78,9 +79,9 @@ def test_what_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(UnsupportedError, match="sepme\\[lpips\\]"):
         perceptual_distance()
     with pytest.raises(UsageError, match="go together"):
-        Measures.of(tmp_path, None, "cpu", lpips=False)
+        check_references(tmp_path, None)
     with pytest.raises(SystemFailure, match="no such folder"):
-        Measures.of(tmp_path / "missing", "model", "cpu", lpips=False)
+        check_references(tmp_path / "missing", "model")
     with pytest.raises(UnsupportedError, match="hf download"):
         Measures.of(tmp_path, "nobody/no-such-model", "cpu", lpips=False)
     nothing = Measures.of(None, None, "cpu", lpips=False)
