@@ -41,8 +41,8 @@ def evaluate(
         typer.Option(
             metavar="JUDGE",
             help="Classifier that judges the images: a transformers image classifier or CLIP model"
-            " (a folder, or the hub id of a downloaded model), or package.module:function, "
-            "which returns a judge of your own.",
+            " (a folder, or the hub id of a downloaded model), nudenet for nudity (pip install "
+            "'sepme[nudenet]'), or package.module:function, which returns a judge of your own.",
             show_default=False,
         ),
     ],
@@ -151,11 +151,32 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="MODEL",
-            help="Vision model that computes the features for FID and KID: a folder, or the hub id"
-            " of a downloaded model.",
+            help="What computes the features for FID, KID and --training-images: a vision model of "
+            "transformers (a folder, or the hub id of a downloaded model), or "
+            "package.module:function, which returns a function of your own.",
             show_default=False,
         ),
     ] = None,
+    training_images: Annotated[
+        Path | None,
+        typer.Option(
+            readable=False,
+            metavar="DIR",
+            help="Folder with training images and their captions (name.png with name.txt, or "
+            "metadata.jsonl): also see whether they are drawn again, with --features.",
+            show_default=False,
+        ),
+    ] = None,
+    replication_threshold: Annotated[
+        float,
+        typer.Option(
+            min=-1.0,
+            max=1.0,
+            metavar="X",
+            help="Cosine similarity from which an image counts as a replica; 0.5 is meant for "
+            "features of a copy detector.",
+        ),
+    ] = 0.5,
     lpips: Annotated[
         bool, typer.Option("--lpips", help="Also compute LPIPS; needs pip install 'sepme[lpips]'.")
     ] = False,
@@ -213,6 +234,8 @@ def evaluate(
         reference=reference,
         features=features,
         lpips=lpips,
+        training_images=training_images,
+        replication_threshold=replication_threshold,
     )
     with output_for(as_json=as_json, quiet=quiet, verbose=verbose) as out:
         if shard is not None:

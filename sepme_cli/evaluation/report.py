@@ -15,6 +15,7 @@ from sepme_cli.checkpoints.disk.files import resolved, write_file
 from sepme_cli.errors import SystemFailure
 from sepme_cli.evaluation.figures import EvaluatedConcept
 from sepme_cli.evaluation.parts import PARTS
+from sepme_cli.evaluation.replication import Replica
 from sepme_cli.evaluation.results import JSON, EvaluateResult
 from sepme_cli.evaluation.sheets import contact_sheet
 
@@ -27,11 +28,12 @@ _OURS = {PICTURES, PARTS, _SHEETS, PAGE, JSON, "concepts.csv", "pictures.csv"}
 @dataclass(frozen=True)
 class Report:
     """The figures, and the images that they were counted on. facts: what the figures hold for, by
-    name."""
+    name. replicas: training images with what their captions give."""
 
     result: EvaluateResult
     concepts: Sequence[EvaluatedConcept]
     facts: Sequence[tuple[str, str]]
+    replicas: Sequence[Replica] = ()
 
 
 def check_folder(folder: Path, *, force: bool) -> None:

@@ -30,6 +30,7 @@ from sepme_cli.composing.matching import check_unpatched, fit
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.opening import opened_model
 from sepme_cli.diffusion.options import ModelOptions
+from sepme_cli.erasure.background import captions
 from sepme_cli.erasure.prompts import AsKind, kind_told
 from sepme_cli.erasure.words import given_word, parse_word, same_name
 from sepme_cli.errors import SystemFailure
@@ -42,6 +43,7 @@ from sepme_cli.evaluation.judges import Judge, load_judge
 from sepme_cli.evaluation.page import page
 from sepme_cli.evaluation.parts import Plan, check_parts, record, record_path
 from sepme_cli.evaluation.protocol import SamplingOptions, Subject
+from sepme_cli.evaluation.replication import ORDINARY, replicas, replication
 from sepme_cli.evaluation.report import (
     PAGE,
     PICTURES,
@@ -50,13 +52,23 @@ from sepme_cli.evaluation.report import (
     make_folder,
     write_report,
 )
-from sepme_cli.evaluation.results import ConceptFigures, EvaluateResult, ShardResult
+from sepme_cli.evaluation.results import (
+    ConceptFigures,
+    EvaluateResult,
+    Replication,
+    ShardResult,
+)
 from sepme_cli.evaluation.subjects import Word, choose_subjects
+from sepme_cli.evaluation.training_images import read_training_images
 from sepme_cli.places import HubPlace, Place
 from sepme_cli.planning.misread import misread_prompts
+from sepme_cli.planning.vocabulary import caption_words
 from sepme_cli.progress import SILENT, Collector, Progress
 from sepme_cli.recipe import Recipe, as_recipe
 from sepme_cli.shards import Shard
+
+THRESHOLD = 0.5
+"""Of replication, as papers use with features of SSCD (Somepalli et al. 2023)."""
 
 
 class Scope(TypedDict, total=False):
@@ -69,9 +81,14 @@ class Scope(TypedDict, total=False):
         recipe: Recipe that the patches were made by; it gives the kinds of the concepts.
         kind: Kind of the erased concepts, if neither recipe nor patch gives it.
         reference: Folder with reference images for FID and KID.
-        features: Vision model that computes the features for FID and KID: a folder, or the hub id
-            of a downloaded model.
+        features: What computes the features for FID, KID and replication: a vision model (a folder,
+            or the hub id of a downloaded model), or "package.module:function", which returns a
+            function of images [n, 3, H, W] in [0, 1] that returns features [n, d].
         lpips: Also compute LPIPS.
+        training_images: Folder with training images and their captions, to see whether they are
+            drawn again: name.png with name.txt, or metadata.jsonl.
+        replication_threshold: Cosine similarity of features, from which an image counts as a
+            replica of its training image; 0.5 if left out.
     """
 
     only: Words
@@ -81,6 +98,8 @@ class Scope(TypedDict, total=False):
     reference: FilePath | None
     features: str | None
     lpips: bool
+    training_images: FilePath | None
+    replication_threshold: float
 
 
 def evaluate(
@@ -107,7 +126,7 @@ def evaluate(
         model: Unpatched checkpoint: a file, a folder, or a place on the hub.
         patches: Patches: files, places on the hub, or binary streams.
         judge: Classifier: a transformers image classifier or CLIP model (a folder, or the hub id of
-            a downloaded model), or "package.module:function", which returns a judge.
+            a downloaded model), "nudenet", or "package.module:function", which returns a judge.
         report: Folder for the report.
         sampling: How images are generated.
         options: How to open the model, and what to compute on.
@@ -163,6 +182,14 @@ def evaluate(
             for name, one in zip(names, evaluated, strict=True)
         }
         progress.warn_all(_weak(concepts))
+        shown = replicas(experiment)
+        found = None
+        if shown and measures.features is not None:
+            progress.stage("comparing with training images")
+            threshold = scope.get("replication_threshold", THRESHOLD)
+            ordinary = captions(caption_words()).held_out[:ORDINARY]
+            found = replication(experiment, shown, measures.features, threshold, ordinary)
+            progress.warn_all(_low(found))
         result = EvaluateResult(
             **vars(summary(evaluated, jury)),
             report=str(report),
@@ -173,12 +200,13 @@ def evaluate(
             all_erased=all(c.erased is True for c in concepts.values() if c.role == "erased"),
             restored_identical=same_weights and experiment.restores_images(),
             reference=measures.compare(*_retained(evaluated)),
+            replication=found,
             command=command,
             drawn=drawn,
             seconds=time.monotonic() - started,
             warnings=progress.warnings,
         )
-        told = Report(result, evaluated, known.facts)
+        told = Report(result, evaluated, known.facts, shown)
         write_report(report, told, page(told))
     return result
 
@@ -270,7 +298,9 @@ def _planned(
     """The model opened, and what will be looked at; the same in all processes that are told the
     same. Nothing is written."""
     check_known(scope, Scope)
-    check_references(as_path(scope.get("reference")), scope.get("features"))
+    training = as_path(scope.get("training_images"))
+    check_references(as_path(scope.get("reference")), scope.get("features"), training)
+    memorised = read_training_images(training) if training else ()
     recipe = scope.get("recipe")
     policy = None if recipe is None else as_recipe(recipe)
     files = read_patch_files(patches)
@@ -290,9 +320,10 @@ def _planned(
         named = fetched if isinstance(place, HubPlace) else checkpoint.path.name
         facts = facts_of(named, network, judge, files, sampling)
         gallery = Gallery(report / PICTURES, network, sampling, key_of(network, facts))
-        experiment = Experiment.plan(gallery, chosen, subjects)
+        experiment = Experiment.plan(gallery, chosen, subjects, memorised)
         longest = [
-            max((one.prompt for one in asked), key=len) for asked in experiment.subjects.values()
+            max((one.prompt for one in asked), key=len)
+            for asked in (*experiment.subjects.values(), *experiment.training.values())
         ]
         progress.warn_all(misread_prompts(network.text, longest))
         yield _Known(network, files, jury, experiment, facts)
@@ -333,6 +364,16 @@ def _retained(evaluated: Sequence[EvaluatedConcept]) -> tuple[Tensor, Tensor]:
         for when in ("before", "after")
     )
     return torch.cat(before), torch.cat(after)
+
+
+def _low(found: Replication) -> list[str]:
+    """A warning of a threshold that images pass which have nothing to do with it."""
+    if found.unrelated is None or found.unrelated < found.threshold:
+        return []
+    return [
+        f"images reach a similarity of {found.unrelated:.2f} to training images of other captions, "
+        f"and count as replicas from {found.threshold:g} on: set --replication-threshold higher"
+    ]
 
 
 def _weak(concepts: Mapping[str, ConceptFigures]) -> list[str]:
