@@ -14,14 +14,12 @@ METADATA = "metadata.jsonl"
 
 @dataclass(frozen=True)
 class TrainingImage:
-    """An image that a model may have been trained on, and what it was called then."""
+    """An image that a model may have been trained on, and what it was called then. name: within its
+    folder."""
 
+    name: str
     path: Path
     caption: str
-
-    @property
-    def name(self) -> str:
-        return self.path.name
 
 
 def read_training_images(folder: Path) -> tuple[TrainingImage, ...]:
@@ -50,7 +48,7 @@ def _beside(folder: Path) -> Iterator[TrainingImage]:
                 file=path,
                 expected=f"{text.name} beside it, or {METADATA} in the folder",
             )
-        yield TrainingImage(path, _one_line(_text(text)))
+        yield TrainingImage(path.name, path, _one_line(_text(text)))
 
 
 def _listed(listed: Path) -> Iterator[TrainingImage]:
@@ -77,7 +75,7 @@ def _listed(listed: Path) -> Iterator[TrainingImage]:
                 expected="a file below it",
                 found=name,
             )
-        yield TrainingImage(path, _one_line(caption))
+        yield TrainingImage(name, path, _one_line(caption))
 
 
 def _text(path: Path) -> str:

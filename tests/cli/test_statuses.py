@@ -218,6 +218,7 @@ USAGE = [
     Case(2, "usage", f"evaluate model.safetensors monet.sepme --retain monet {JUDGED}"),
     Case(2, "usage", f"evaluate model.safetensors monet.sepme --reference folder {JUDGED}"),
     Case(2, "usage", f"evaluate model.safetensors monet.sepme --features x {JUDGED}"),
+    Case(2, "usage", f"evaluate model.safetensors monet.sepme --training-images folder {JUDGED}"),
     Case(2, "usage", f"evaluate model.safetensors monet.sepme --shard 5/4 {JUDGED}"),
     Case(2, "usage", f"evaluate model.safetensors monet.sepme --shard 1/4 --from out {JUDGED}"),
     Case(2, "usage", f"evaluate model.safetensors - - {JUDGED}", "monet.sepme"),
@@ -348,6 +349,11 @@ SYSTEM = [
     Case(5, "system", f"evaluate model.safetensors missing.sepme {JUDGED}"),
     Case(5, "system", f"evaluate model.safetensors monet.sepme --recipe missing {JUDGED}"),
     Case(5, "system", f"evaluate model.safetensors monet.sepme --from missing {JUDGED}"),
+    Case(
+        5,
+        "system",
+        f"evaluate model.safetensors monet.sepme --training-images missing --features x {JUDGED}",
+    ),
     Case(
         5,
         "system",

@@ -127,7 +127,7 @@ def report() -> Report:
         facts=[("model", "m" * 90), ("judge", HOSTILE)],
         replicas=[
             Replica(
-                TrainingImage(Path(f"{HOSTILE}.png"), HOSTILE),
+                TrainingImage(HOSTILE, Path("1.png"), HOSTILE),
                 torch.rand(3, 16, 16),
                 {"before": torch.rand(2, 3, 16, 16), "after": torch.rand(2, 3, 16, 16)},
             )

@@ -37,8 +37,12 @@ def test_captions_stand_in_the_list_of_an_image_folder(tmp_path: Path) -> None:
     ]
     listed = tmp_path / "metadata.jsonl"
     listed.write_text("\n\n".join(map(json.dumps, lines)) + "\n")
-    found = [(one.path, one.caption) for one in read_training_images(tmp_path)]
-    assert found == [(tmp_path / "more/two.png", "a door"), (tmp_path / "one.png", "a roof")]
+    found = read_training_images(tmp_path)
+    assert [(one.name, one.caption) for one in found] == [
+        ("more/two.png", "a door"),
+        ("one.png", "a roof"),
+    ]
+    assert [one.path for one in found] == [tmp_path / one.name for one in found]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Whether training images are drawn again: on images that the model does draw, and others."""
 
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from torch import Tensor
 
 from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
@@ -23,6 +25,7 @@ from sepme_cli.evaluation.replication import noise_gaps
 from sepme_cli.evaluation.results import Replication
 from sepme_cli.operations.erase import erase
 from sepme_cli.operations.evaluate import evaluate
+from sepme_cli.render import results
 from tests.evaluation.test_judges import save_classifier
 from tests.small_model import save_small_model
 
@@ -118,6 +121,12 @@ def test_a_threshold_that_anything_passes_is_warned_of(scene: Path, tmp_path: Pa
     found, result = run(scene, tmp_path / "report", replication_threshold=-1.0)
     assert (found.replicated.before, found.replicated.after) == (1.0, 1.0)
     assert any("set --replication-threshold higher" in one for one in result.warnings)
+    console = Console(width=200, file=io.StringIO(), record=True)
+    console.print(results.evaluate(result))
+    said = console.export_text()
+    assert "100% before, 100% after" in said
+    similarity = found.images["strange.png"].similarity
+    assert f"similarity {similarity.before:.2f} before, {similarity.after:.2f} after;" in said
 
 
 def test_the_noise_gap_is_how_far_a_caption_moves_the_prediction(scene: Path) -> None:
