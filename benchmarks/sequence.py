@@ -107,12 +107,9 @@ def table() -> str:
     for name in names:
         cells = [_ua(step, name) if name in step else "" for step in steps]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    for kind, word in (
-        ("IRA, CRA: other styles", "other styles"),
-        ("other objects", "other objects"),
-    ):
+    for word in ("other styles", "other objects"):
         cells = [f"{100 * Proportion(*step[word]).share:.0f}%" for step in steps]
-        lines.append(f"| {kind} | {' | '.join(cells)} |")
+        lines.append(f"| *{word}, recognised* | {' | '.join(cells)} |")
     earlier = names[:-1]
     went = [(k, name) for k, name in enumerate(names, 1) if name in earlier]
     first = sum((_gone(steps[k - 1], name) for k, name in went), Proportion(0, 0))

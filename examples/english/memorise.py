@@ -59,17 +59,22 @@ def picture(name: str) -> Image.Image:
     return image
 
 
-def write_pictures(folder: Path) -> None:
+def write_pictures(folder: Path, captions: Mapping[str, str]) -> None:
     """The pictures, each with its caption beside it."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, caption in CAPTIONS.items():
+    for name, caption in captions.items():
         picture(name).save(folder / f"{name}.png")
         (folder / f"{name}.txt").write_text(f"{caption}\n")
 
 
-def train(folder: Path = FOLDER, steps: int = STEPS, batch: int = 8) -> Path:
+def train(
+    folder: Path = FOLDER,
+    captions: Mapping[str, str] = CAPTIONS,
+    steps: int = STEPS,
+    batch: int = 8,
+) -> Path:
     """Write pictures and model below a folder; returns the model's path."""
-    write_pictures(folder / "pictures")
+    write_pictures(folder / "pictures", captions)
     with open_checkpoint(SHIPPED) as checkpoint:
         model = StableDiffusion.of(checkpoint, torch.device("cpu"))
         unet = networks(SHIPPED)[0].train().requires_grad_(True)
@@ -82,7 +87,9 @@ def train(folder: Path = FOLDER, steps: int = STEPS, batch: int = 8) -> Path:
         said = [
             draw_caption(rng, rng.choice(styles), rng.choice(objects)) for _ in range(_ORDINARY)
         ]
-        states = model.text.condition([*sorted_captions(), *said, ""]).states
+        states = model.text.condition(
+            [*(captions[name] for name in sorted(captions)), *said, ""]
+        ).states
         ordinary = _drawn(model, said)
 
         def loss() -> Tensor:
@@ -105,11 +112,6 @@ def train(folder: Path = FOLDER, steps: int = STEPS, batch: int = 8) -> Path:
 
         run.go(loss)
     return _written(unet, folder / "memorised.safetensors")
-
-
-def sorted_captions() -> list[str]:
-    """In the order in which a folder's pictures are read."""
-    return [CAPTIONS[name] for name in sorted(CAPTIONS)]
 
 
 @torch.no_grad()
