@@ -19,15 +19,16 @@ from tests.synthetic import make_checkpoint, make_patches
 
 PAGE = Path(__file__).parent.parent / "docs" / "python.md"
 OPERATIONS = {
-    "apply", "attack", "card", "deltas", "diff", "erase", "evaluate", "example", "export",
-    "extract", "import_lora", "inspect", "patched", "plan_erasure",
+    "apply", "attack", "card", "deltas", "diff", "erase", "evaluate", "evaluate_shard",
+    "example", "export", "extract", "import_lora", "inspect", "patched", "plan_erasure",
     "revert", "sample", "sign", "verify",
 }  # fmt: skip
 FROZEN = {
     "ApplyResult", "AttackResult", "CardResult", "DiffResult", "SamplingOptions", "ErasePlan",
     "EraseResult", "EvaluateResult", "ExampleResult", "ExportResult", "ImportResult",
     "InspectResult",
-    "ModelOptions", "RevertResult", "SampleResult", "Settings", "SignResult", "VerifyResult",
+    "ModelOptions", "RevertResult", "SampleResult", "Settings", "ShardResult", "SignResult",
+    "VerifyResult",
 }  # fmt: skip
 ERRORS = {
     "MalformedError", "MismatchError", "RefusedError", "SepmeError", "SystemFailure",

@@ -157,7 +157,8 @@ def attack(
         facts = facts_of(named, network, judge, files, sampling)
         stack.enter_context(only_writer(report, progress))
         key = key_of(network, facts)
-        gallery = Gallery(make_folder(report), network, sampling, key)
+        make_folder(report)
+        gallery = Gallery(report / PICTURES, network, sampling, key)
         (report / TRIALS).mkdir(exist_ok=True)
         aim, false_positives = take_aim(gallery, jury, wanted, budget, progress)
         victims = [

@@ -16,7 +16,7 @@ from sepme_cli.render.wording import duration, printable, size
 
 if TYPE_CHECKING:
     from sepme_cli.attacks.results import AttackResult, Success
-    from sepme_cli.evaluation.results import EvaluateResult
+    from sepme_cli.evaluation.results import EvaluateResult, Replication, ShardResult
     from sepme_cli.operations.apply import ApplyResult
     from sepme_cli.operations.card import CardResult
     from sepme_cli.operations.diff import DiffResult
@@ -235,11 +235,52 @@ def evaluate(result: "EvaluateResult") -> RenderableType:
             percent(result.drawn_with_erased.after) + "  others in prompts with an erased concept",
         ),
         ("FID, KID", None if result.reference is None else str(result.reference)),
+        *(_replication(result.replication) if result.replication else ()),
         ("restored", "identical to the original" if result.restored_identical else "NOT identical"),
         ("report", result.page),
         ("time", duration(result.seconds)),
     )
     return Group(table, "", _EVALUATE_LEGEND, "", figures)
+
+
+def _replication(found: "Replication") -> list[tuple[str, str]]:
+    """A line for all training images, and one for each."""
+    whole, gaps = found.replicated, found.memorised
+    lines = [
+        (
+            "replicas",
+            f"{percent(whole.before)} before, {percent(whole.after)} after "
+            f"({_range(whole.interval)}): similarity of {found.threshold:g} or more to the "
+            f"training image, {whole.n} images",
+        ),
+        (
+            "memorised",
+            f"{percent(gaps.before)} before, {percent(gaps.after)} after "
+            f"({_range(gaps.interval)}): noise gap larger than that of 95% of ordinary captions, "
+            f"{gaps.n} captions",
+        ),
+    ]
+    for name, one in found.images.items():
+        alike, gap = one.similarity, one.larger_than
+        restored = "" if alike.restored is None else f", {alike.restored:.2f} restored"
+        lines.append(
+            (
+                f"  {name}",
+                f"similarity {alike.before:.2f} before, {alike.after:.2f} after{restored}; "
+                f"gap larger than {percent(gap.before)}, then {percent(gap.after)}",
+            )
+        )
+    return lines
+
+
+def shard(result: "ShardResult") -> RenderableType:
+    """What a part of an evaluation has generated."""
+    return fields(
+        ("shard", result.shard),
+        ("images", f"{result.images}, of which {result.drawn} were generated now"),
+        ("folder", result.report),
+        ("time", duration(result.seconds)),
+    )
 
 
 def example(result: "ExampleResult") -> RenderableType:
