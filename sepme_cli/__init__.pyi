@@ -17,6 +17,7 @@ from .evaluation.results import ShardResult as ShardResult
 from .operations.apply import ApplyResult as ApplyResult
 from .operations.apply import apply as apply
 from .operations.attack import attack as attack
+from .operations.attack import attack_shard as attack_shard
 from .operations.card import CardResult as CardResult
 from .operations.card import card as card
 from .operations.deltas import deltas as deltas

@@ -19,7 +19,8 @@ from tests.synthetic import make_checkpoint, make_patches
 
 PAGE = Path(__file__).parent.parent / "docs" / "python.md"
 OPERATIONS = {
-    "apply", "attack", "card", "deltas", "diff", "erase", "evaluate", "evaluate_shard",
+    "apply", "attack", "attack_shard", "card", "deltas", "diff", "erase", "evaluate",
+    "evaluate_shard",
     "example", "export", "extract", "import_lora", "inspect", "patched", "plan_erasure",
     "revert", "sample", "sign", "verify",
 }  # fmt: skip
