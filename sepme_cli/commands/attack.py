@@ -163,7 +163,7 @@ def attack(
       sepme attack sd15.safetensors monet.sepme --judge openai/clip-vit-base-patch32
           --report monet-attacked --budget quick
       sepme attack sd15.safetensors cat.sepme --judge mypackage.judging:judge --report out
-          --attack text --attack unlearndiffatk --description "a fluffy pet that says meow"
+          --attack text --attack unlearndiffatk --description "a pet that meows"
     """
     from sepme_cli.operations import attack as operations
 
