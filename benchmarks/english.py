@@ -130,7 +130,7 @@ class English:
 
     def draw(self, captions: Sequence[Caption], weights: Mapping[str, Tensor]) -> Drawn:
         """Pictures of captions by the model with some targets' weights replaced."""
-        with self.model.denoiser.with_weights(weights):
+        with self.model.with_weights(weights):
             pictures = generate_images(
                 self.model,
                 [c.text for c in captions],

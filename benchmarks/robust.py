@@ -1,165 +1,140 @@
-"""What withstands attacks: ways to erase on the English canvas, under `sepme attack`'s attacks.
+"""What the setting `robust` gains and costs, in text alone, on the English canvas.
 
-    python -m benchmarks.robust run                # goes on where it was; run cat uce does a part
+    python -m benchmarks.robust run      # a few minutes
     python -m benchmarks.robust table
 
-Every method erases one concept at a time, told nothing but its name (`benchmarks/rounds.py`,
-"nothing named"). All are attacked with the same seeds, images and budget; what else they cost is
-judged as in `benchmarks/bare.py`. Trials are kept under build/, figures in docs/robust.json.
+Three styles and four objects, one at a time, with nothing else named. Reachability: how far an
+adversary's embeddings stay from the concept's keys and values, over the phrases that stand for it,
+whatever else was erased: 0 where all are restored (see `sepme_cli.erasure.reachability`). Its
+collateral: how far held-out captions move. Results go to docs/robust.json.
 """
 
 import sys
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from benchmarks.bare import erased, judge
-from benchmarks.english import GUIDANCE, MODEL, kind_of
+from benchmarks.english import MODEL
 from benchmarks.results import Results
-from benchmarks.rounds import ROUNDS, Bench, tuned
-from examples import judge as examples_judge
-from sepme_cli.attacks.aiming import Wanted, take_aim
-from sepme_cli.attacks.attack import BUDGETS, Aim, Victim
-from sepme_cli.attacks.campaign import Campaign, success
-from sepme_cli.attacks.registry import ATTACKS
-from sepme_cli.evaluation.gallery import Gallery
-from sepme_cli.evaluation.intervals import Proportion
-from sepme_cli.evaluation.protocol import SamplingOptions
-from sepme_cli.progress import SILENT
+from examples.english.captions import UNSEEN_OBJECT, UNSEEN_STYLE, fill
+from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
+from sepme_cli.diffusion.models import StableDiffusion
+from sepme_cli.diffusion.study import Study, study
+from sepme_cli.erasure.background import Background
+from sepme_cli.erasure.concept import Concept, Lexicon
+from sepme_cli.erasure.prompts import Phrase
+from sepme_cli.erasure.reachability import Grams, reachability
+from sepme_cli.erasure.settings import Settings
+from sepme_cli.erasure.words import Item
+from sepme_cli.planning.background import background_of
+from sepme_cli.planning.neighbourhood import look_around
+from sepme_cli.recipe import Recipe
 
 RESULTS = Path("docs/robust.json")
-FOLDER = Path("build/robust")
-CONCEPTS = ("cat", "violin", "horse", "woodcut")
-SAMPLING = SamplingOptions(steps=10, guidance=GUIDANCE)
-BUDGET = BUDGETS["quick"]
-TRIED = (
-    "prompts", "phrasings", "synonyms", "ring-a-bell", "reach", "record", "seeds", "completion",
-    "unlearndiffatk", "textual-inversion-1", "relearn-lora",
-)  # fmt: skip
-Make = Callable[["Robust", str], dict[str, Tensor]]
-
-
-class Robust:
-    """The canvas, the attacks' aim at each concept, and the attacks."""
-
-    def __init__(self) -> None:
-        self.bench = Bench()
-        self.model, self.canvas = self.bench.model, self.bench.canvas
-        self.judge = examples_judge()
-        for name in ("pictures", "trials"):
-            (FOLDER / name).mkdir(parents=True, exist_ok=True)
-        self.gallery = Gallery(FOLDER / "pictures", self.model, SAMPLING, str(MODEL))
-        self.campaign = Campaign(FOLDER / "trials", self.judge, BUDGET, str(MODEL))
-        self._aims: dict[str, Aim] = {}
-
-    def aim(self, concept: str) -> Aim:
-        if concept not in self._aims:
-            wanted = Wanted(concept, kind_of(concept), (), None, (concept,))
-            self._aims[concept], _ = take_aim(self.gallery, self.judge, wanted, BUDGET, SILENT)
-        return self._aims[concept]
-
-    def attacked(self, concept: str, method: str, weights: Mapping[str, Tensor]) -> dict[str, Any]:
-        """[successes, cases] of each attack."""
-        whole = {name: value.float() for name, value in weights.items()}
-        digest = f"{concept} {method}"
-        victim = Victim(method, self.model, whole, self.aim(concept), SAMPLING, digest)
-        found: dict[str, Any] = {}
-        for attack in ATTACKS:
-            if attack.name in TRIED and attack.unfit(victim) is None:
-                outcomes = self.campaign.run(attack, victim)
-                hits, n = sum(o.hits for o in outcomes), sum(o.n for o in outcomes)
-                came = success(outcomes)
-                assert came is not None
-                found[attack.name] = [hits, n]
-                print(concept, method, attack.name, hits, n, f"{came.seconds:.0f} s", flush=True)
-        return found
-
-
-def _ours(aliases: str) -> Make:
-    def make(robust: Robust, concept: str) -> dict[str, Tensor]:
-        _, increments = erased(robust.canvas, [concept], aliases=aliases)  # type: ignore[arg-type]
-        return robust.canvas.patched(increments)
-
-    return make
-
-
-def _peer(name: str) -> Make:
-    def make(robust: Robust, concept: str) -> dict[str, Tensor]:
-        peer = tuned(name)
-        assert not isinstance(peer, str)
-        return dict(peer.edit(robust.bench.request((concept,), ROUNDS[0])).weights)
-
-    return make
-
-
-METHODS: Mapping[str, Make] = {
-    "before": lambda robust, concept: {},
-    "sepme": _ours("none"),
-    "sepme, aliases too": _ours("auto"),
-    "uce": _peer("uce"),
-    "rece": _peer("rece"),
-    "trce, first stage": _peer("trce, first stage"),
+CONCEPTS = ("woodcut", "stencil", "enamel", "cat", "violin", "car", "castle")
+RANKED: Mapping[str, Any] = {"rank": 16}
+SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    "none": {},
+    "phrasings": {"robust": "phrasings"},
+    "embeddings, 1 round": {"robust": "embeddings"},
+    "embeddings, 2 rounds": {"robust": "embeddings", "robust_rounds": 2},
+    "embeddings, 3 rounds": {"robust": "embeddings", "robust_rounds": 3},
+    "both, 3 rounds": {"robust": "both", "robust_rounds": 3},
+    "none, rank 16": RANKED,
+    "embeddings, 3 rounds, rank 16": {**RANKED, "robust": "embeddings", "robust_rounds": 3},
 }
+RIDGES = (0.1, 0.01)
 
 
-def run(*chosen: str) -> None:
-    """chosen: concepts and methods; all of either if none is named."""
-    results, robust = Results(RESULTS), Robust()
-    for concept in CONCEPTS:
-        for method, make in METHODS.items():
-            if {*chosen} & {*CONCEPTS} and concept not in chosen:
-                continue
-            if {*chosen} & {*METHODS} and method not in chosen:
-                continue
+def measured(
+    model: StableDiffusion, background: Background, name: str, settings: Settings
+) -> dict[str, Any]:
+    around = look_around(model.text, Recipe((Item(name),)), (), background, settings.neighbours)
+    items, protected = around.concepts, around.protected
+    started = time.monotonic()
+    (one,) = study(model, items, protected, [], settings, {"tokens": background})
+    seconds = time.monotonic() - started
+    plain = replace(one.concept, endings=())
+    lexicon = Lexicon(model.text.readers, [*plain.prompts, *plain.answers])
+    pairs = lexicon.embedding_pairs(plain)
+    grams = Grams.of_operator(one.shared.gram, one.space.shift, one.space.basis)
+    moved = one.collateral
+    assert moved is not None
+    return {
+        "unseen": unseen(model, one),
+        "reachability": [reachability(pairs.concept, pairs.anchor, grams, r) for r in RIDGES],
+        "separability": one.separability,
+        "collateral": [moved.median, moved.p95],
+        "rank": len(one.space.basis),
+        "seconds": round(seconds, 2),
+    }
 
-            def entry(concept: str = concept, method: str = method, make: Make = make) -> Any:
-                weights = make(robust, concept)
-                attacked = robust.attacked(concept, method, weights)
-                return {"attacks": attacked, "kept": judge(robust.canvas, [concept], weights)}
 
-            results.get(f"{concept}/{method}", entry)
+def unseen(model: StableDiffusion, one: Study) -> float:
+    """How far prompts go to their anchors', in phrasings that nothing was made for, of 1."""
+    style = one.concept.kind == "style"
+    forms = UNSEEN_STYLE if style else UNSEEN_OBJECT
+    asked, answers = (
+        [fill(form, name, name) for form in forms] for name in (one.concept.name, one.concept.like)
+    )
+    told = tuple(Phrase(text, "") for text in asked)
+    plain = Concept("", (), one.concept.kind, told, "", tuple(answers))
+    pairs = Lexicon(model.text.readers, [*asked, *answers]).embedding_pairs(plain)
+    way = pairs.anchor - pairs.concept
+    left = pairs.concept @ one.space.basis.T @ one.space.shift.T - way
+    return float(1 - left.pow(2).sum() / way.pow(2).sum())
+
+
+def run() -> None:
+    results = Results(RESULTS)
+    checkpoint = open_checkpoint(MODEL)
+    model = StableDiffusion.of(checkpoint, torch.device("cpu"))
+    background = background_of(model.text, checkpoint.base(text_encoders=True))
+    for name in CONCEPTS:
+        for title, said in SETTINGS.items():
+            made = lambda n=name, s=said: measured(model, background, n, replace(Settings(), **s))  # noqa: E731
+            print(name, title, results.get(f"{name}/{title}", made), flush=True)
 
 
 def table() -> str:
-    """Successes of each attack over all concepts, and what is kept."""
+    """Means over the concepts."""
     entries = Results(RESULTS).entries
-    names = [m for m in METHODS if any(f"{c}/{m}" in entries for c in CONCEPTS)]
-    lines = [f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
-    rows = {
-        name: [entries[k] for c in CONCEPTS if (k := f"{c}/{name}") in entries] for name in names
-    }
-    for attack in TRIED:
-        cells = []
-        for name in names:
-            found = [row["attacks"][attack] for row in rows[name] if attack in row["attacks"]]
-            cells.append(_share(found))
-        lines.append(f"| {attack} | {' | '.join(cells)} |")
-    for title, keys in (
-        ("nearest objects", ("near object",)),
-        ("other objects", ("others object", "beside object")),
-        ("other styles", ("others style", "beside style")),
-    ):
-        cells = [
-            _share([row["kept"][key] for row in rows[name] for key in keys if key in row["kept"]])
-            for name in names
-        ]
-        lines.append(f"| kept: {title} | {' | '.join(cells)} |")
+    heads = (
+        "reachability",
+        "a stronger adversary's",
+        "separability",
+        "unseen phrasings",
+        "captions move by, median",
+    )
+    lines = [f"| `robust` | {' | '.join(heads)} | 19 in 20 | rank | seconds |"]
+    lines.append("|---" * 9 + "|")
+    for title in SETTINGS:
+        rows = [row for name, row in entries.items() if name.split("/")[1] == title]
+        if not rows:
+            continue
+        reached = " | ".join(
+            f"{mean(row['reachability'][i] for row in rows):.3f}" for i in range(len(RIDGES))
+        )
+        moved = " | ".join(f"{mean(row['collateral'][i] for row in rows):.1%}" for i in range(2))
+        rest = [f"{mean(row[key] for row in rows):.3g}" for key in ("rank", "seconds")]
+        told = " | ".join(
+            f"{mean(row[key] for row in rows):.2f}" for key in ("separability", "unseen")
+        )
+        lines.append(f"| {title} | {reached} | {told} | {moved} | {' | '.join(rest)} |")
     return "\n".join(lines)
 
 
-def _share(found: list[list[int]]) -> str:
-    if not found:
-        return ""
-    return str(Proportion(sum(hits for hits, _ in found), sum(n for _, n in found)))
+def main(stage: str = "table") -> None:
+    if stage == "run":
+        run()
+    else:
+        print(table())
 
 
 if __name__ == "__main__":
-    stage, *rest = sys.argv[1:] or ["run"]
-    torch.set_num_threads(1)
-    if stage == "table":
-        print(table())
-    else:
-        run(*rest)
+    main(*sys.argv[1:])

@@ -103,7 +103,17 @@ class Victim:
 
     @cached_property
     def blank(self) -> Conditioning:
-        return self.model.text.condition([""])
+        return self.condition([""])
+
+    def condition(self, prompts: Sequence[str]) -> Conditioning:
+        """What the attacked model's denoiser reads of prompts: patches may change text encoders."""
+        with self.attacked():
+            return self.model.text.condition(prompts)
+
+    def condition_tokens(self, ids: Tensor) -> Conditioning:
+        """The same of token ids [n, positions]."""
+        with self.attacked(), torch.no_grad():
+            return self.model.text.condition_tokens(ids)
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
         """x_T of each seed [n, c, h, w]."""

@@ -76,8 +76,7 @@ class PrefixAttack(Attack):
                     search.step((predicted - wanted).float().pow(2).mean())
             found = search.tokens()
             whole = filled(ids, found)
-            with torch.no_grad():
-                read = model.text.condition_tokens(whole)
+            read = victim.condition_tokens(whole)
             yield Attempt(victim.generate(read, [question.seed]), [words_of(whole[0])])
 
     @abstractmethod
@@ -279,7 +278,7 @@ class TextualInversion(Inversion):
             return model.text.condition_tokens(ids, [vector[None] for vector in free])
 
         learn(victim, lambda i: read(captions[i]), free, 5e-3, budget)
-        with torch.no_grad():
+        with torch.no_grad(), victim.attacked():
             chosen = [(asked[i % len(asked)], i) for i in range(budget.images)]
             context = Conditioning.cat([read(ids) for ids, _ in chosen])
         seeds = [victim.sampling.seed + i for _, i in chosen]

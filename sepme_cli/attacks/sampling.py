@@ -38,7 +38,7 @@ class Seeds(SamplingAttack):
 
     def attempts(self, victim: Victim, trial: Trial, budget: Budget) -> Iterator[Attempt]:
         assert trial.question is not None
-        asked = victim.model.text.condition([trial.question.prompt])
+        asked = victim.condition([trial.question.prompt])
         first = trial.question.seed + 1000
         for seeds in torch.arange(first, first + budget.tries).split(BATCH):
             images = victim.generate(asked.repeated(len(seeds)), seeds.tolist())
@@ -65,7 +65,7 @@ class NoiseProbe(SamplingAttack):
     def attempts(self, victim: Victim, trial: Trial, budget: Budget) -> Iterator[Attempt]:
         assert trial.question is not None
         model, seed = victim.model, trial.question.seed
-        asked = model.machine.put(model.text.condition([trial.question.prompt]))
+        asked = model.machine.put(victim.condition([trial.question.prompt]))
         blank = model.machine.put(victim.blank)
         amounts = sorted(product(ETAS, VARIANCES), key=sum)
         chosen = [amounts[i * len(amounts) // budget.tries] for i in range(budget.tries)][
@@ -149,10 +149,11 @@ def steps(
     """
     assert trial.question is not None
     model = victim.model
-    asked = model.machine.put(model.text.condition([trial.question.prompt])).repeated(len(x))
-    blank, x = model.machine.put(victim.blank), model.machine.put(x)
-    weights = victim.weights if attacked else {}
-    with model.with_weights(weights), torch.no_grad():
+    x = model.machine.put(x)
+    with model.with_weights(victim.weights if attacked else {}), torch.no_grad():
+        read = model.text.condition([trial.question.prompt, ""])
+        asked, blank = (model.machine.put(read[torch.tensor([i])]) for i in (0, 1))
+        asked = asked.repeated(len(x))
         for t in trajectory.times[slice(*between)]:
             if keep is not None:
                 x = keep.put(x, t)

@@ -33,7 +33,7 @@ class PromptAttack(Attack):
     def attempts(self, victim: Victim, trial: Trial, budget: Budget) -> Iterator[Attempt]:
         asked = self.asked(victim, budget)
         prompts, seeds = [prompt for prompt, _ in asked], [seed for _, seed in asked]
-        yield Attempt(victim.generate(victim.model.text.condition(prompts), seeds), prompts)
+        yield Attempt(victim.generate(victim.condition(prompts), seeds), prompts)
 
 
 _LEAST = Budget(1, 1, 1, 1, 1, 1, 1, (1,))
@@ -135,7 +135,7 @@ def _renamed(victim: Victim, names: Sequence[str], budget: Budget) -> list[tuple
 class RingABell(Attack):
     """Adds to a prompt without the concept the direction in which the text embedding of prompts
     with it differs, times a strength (Tsai et al. 2024, "Ring-A-Bell!", eq. 3 and 4, in its soft
-    form)."""
+    form). The text embeddings are the original's, which everybody has."""
 
     name = "ring-a-bell"
     title = "its direction added to the text embedding (Ring-A-Bell, soft)"

@@ -143,7 +143,8 @@ class Record(Attack):
         for before, length in ((question.prompt, 4), ("", _LENGTH)):
             ids = spliced(text, before, length, "")
             passes = max(1, budget.generations // 40)
-            tokens = descended(text, goal, ids, passes, question.seed)
+            with victim.attacked():
+                tokens = descended(text, goal, ids, passes, question.seed)
             yield _attempt(victim, ids, tokens, question.seed)
 
 
@@ -173,8 +174,6 @@ def descended(
     return tokens
 
 
-@torch.no_grad()
 def _attempt(victim: Victim, ids: Tensor, tokens: Tensor, seed: int) -> Attempt:
     whole = filled(ids, tokens)
-    context = victim.model.text.condition_tokens(whole)
-    return Attempt(victim.generate(context, [seed]), [words_of(whole[0])])
+    return Attempt(victim.generate(victim.condition_tokens(whole), [seed]), [words_of(whole[0])])

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -250,6 +250,6 @@ def _description(
         "concept": study.concept.name,
         "slug": study.slug,
         "prompts": study.concept.prompts,
-        "method": Method(method, {**asdict(settings), **study.chosen}),
+        "method": Method(method, {**settings.recorded, **study.chosen}),
         "measured": measured,
     }

@@ -32,9 +32,7 @@ from sepme_cli.erasure.collateral import Collateral
 from sepme_cli.erasure.concept import answering
 from sepme_cli.erasure.increment import BLANK, additive_factors
 from sepme_cli.erasure.methods import TEXT
-from sepme_cli.erasure.nearness import holds
 from sepme_cli.erasure.settings import Settings
-from sepme_cli.errors import UnsupportedError
 from sepme_cli.progress import SILENT, Progress
 
 _LAYER = "encoder.layers.0"
@@ -106,26 +104,10 @@ def text_encoder_increments(
     images: Tensor | None = None,
     progress: Progress = SILENT,
 ) -> list[ComputedIncrement]:
-    """An increment of the first layer of each text encoder for each study.
-
-    Raises UnsupportedError for a model that reads prompts with T5 too, which would still say the
-    concept.
-    """
-    _check(model)
+    """An increment of the first layer of each text encoder for each study; of a model that reads
+    prompts with CLIP alone."""
     progress.stage("teaching the text encoder", len(studies) * _STEPS)
     return [_increment(model, study, settings, progress) for study in studies]
-
-
-def _check(model: StableDiffusion) -> None:
-    family = model.checkpoint.family
-    if any(spec.naming == "t5" for spec in family.text_encoders):
-        raise UnsupportedError(
-            f"{model.checkpoint.path} reads prompts with T5 too, which --method {TEXT} does not "
-            "change; use --method closed-form",
-            file=model.checkpoint.path,
-            expected="a model that reads prompts with CLIP alone",
-            found=family.title,
-        )
 
 
 def _increment(
@@ -266,8 +248,7 @@ def _captions(study: Study) -> list[str]:
     """Ordinary captions that do not name the concept; the blank without a background."""
     held_out = study.shared.held_out
     found = [] if held_out is None else held_out.background.protected
-    names = study.concept.names
-    return [text for text in found if not any(holds(text, name) for name in names)] or [BLANK]
+    return [text for text in found if not study.concept.asked_for_in(text)] or [BLANK]
 
 
 def _collateral(model: StableDiffusion, study: Study, gram: Tensor) -> Collateral | None:
@@ -277,7 +258,7 @@ def _collateral(model: StableDiffusion, study: Study, gram: Tensor) -> Collatera
         return None
     background = held_out.background
     ends = model.text.ends((*background.captions, *background.words))
-    return held_out.moved(ends, gram, study.concept.names)
+    return held_out.moved(ends, gram, study.concept.asked_for_in)
 
 
 def _written(

@@ -2,8 +2,8 @@
 defaults."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from patch_spec import limits
 
@@ -15,9 +15,14 @@ _LEAST = {
     "steps": 1, "rank": 1, "batch_size": 1, "pictures": 2, "sampling_steps": 1,
     "neighbours": 0, "lr": 0, "norm": 0, "guidance": 0,
     "insistence": 0, "protection": 0, "ridge": 0,
-    "background": 0, "collateral": 0, "erase_scale": 0,
+    "background": 0, "collateral": 0, "erase_scale": 0, "robust_rounds": 1,
 }  # fmt: skip
-_MOST = {"rank": limits.RANK}
+_MOST = {"rank": limits.RANK, "robust_rounds": 3}
+#: Against attacks, a concept can be erased in more than its own phrases.
+Robust = Literal["none", "phrasings", "embeddings", "both"]
+_CHOICES = {"robust": get_args(Robust)}
+#: What older patches do not record; those made without it have the bytes that they had.
+_NEWER = ("robust", "robust_rounds")
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,11 @@ class Settings(CostWeights):
         erase_scale: How far a concept moves to its anchor; 1 is all the way: what is protected
             holds some of its tokens back, and others make up for them.
         neighbours: Number of nearest words that are protected for each concept.
+        robust: What to erase of a concept against attacks, beside its own phrases: "phrasings",
+            the end of the text in many more of them (TRCE); "embeddings", those that best restore
+            its keys and values (RECE); or "both". Not with the paper's loss: it begins there.
+        robust_rounds: How often such embeddings are looked for, each time through what was erased
+            by then.
     """
 
     steps: int = 200
@@ -88,6 +98,24 @@ class Settings(CostWeights):
     collateral: float = 0.7
     erase_scale: float = 1.3
     neighbours: int = 8
+    robust: Robust = "none"
+    robust_rounds: int = 1
+
+    @property
+    def more_phrasings(self) -> bool:
+        """Whether the end of the text is erased in many more phrasings."""
+        return self.robust in ("phrasings", "both")
+
+    @property
+    def derived_rounds(self) -> int:
+        """How often embeddings that restore a concept are looked for."""
+        return self.robust_rounds if self.robust in ("embeddings", "both") else 0
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What a patch records: all of them, and newer ones where they say something."""
+        said = asdict(self)
+        return {n: said[n] for n in said if n not in _NEWER or self.robust != "none"}
 
     @classmethod
     def of(cls, said: "Mapping[str, Scalar]") -> "Settings":
@@ -102,6 +130,7 @@ class Settings(CostWeights):
                 type(default),
                 _LEAST.get(name, -limits.SAFE_INTEGER),
                 _MOST.get(name, limits.SAFE_INTEGER),
+                _CHOICES.get(name, ()),
             )
             for name, default in ((f.name, f.default) for f in fields(cls))
         }

@@ -108,6 +108,15 @@ def surveyed(
                 found=found.family.title,
             )
 
+        if request.method.layers and any(e.naming == "t5" for e in found.family.text_encoders):
+            raise UnsupportedError(
+                f"{found.path} reads prompts with T5 too, which --method {request.method.name} "
+                "does not change, and which would still say the concept; use --method closed-form",
+                file=found.path,
+                expected="a model that reads prompts with CLIP alone",
+                found=found.family.title,
+            )
+
     with opened_model(
         request.model,
         request.options,
@@ -139,10 +148,10 @@ def surveyed(
         around = replace(around, warnings=(*said, *around.warnings))
         for item, asked in zip(around.concepts, request.recipe.concepts, strict=True):
             if item.kind != asked.kind:
-                progress.say(f"{item.name} is detected as {_A_KIND[item.kind]} (--as overrides)")
+                progress.say(f"{item.label} is detected as {_A_KIND[item.kind]} (--as overrides)")
             if more := item.aliases[len(asked.aliases) :]:
                 progress.say(f"erased with {item.name}: {', '.join(more)}")
-            elif near := around.aliases[item.name]:
+            elif near := around.aliases[item.label]:
                 others = ", ".join(word.word for word in near)
                 progress.say(
                     f"nearly the same as {item.name}: {others} (--aliases auto erases them too)"

@@ -261,16 +261,23 @@ def recipe_check(result: "RecipeInfo") -> RenderableType:
     """The content of the recipe, one concept per row."""
     table = new_table("concept", "kind", "aliases", "prompts", "anchor")
     for item in result.concepts:
-        aliases = ", ".join(item.aliases) or None
-        add_row(table, item.name, item.kind, aliases, len(item.prompts), item.like)
+        aliases = _weighted(item.aliases, item.weights)
+        add_row(table, item.label, item.kind, aliases, len(item.prompts), item.like)
     rest = fields(
         ("recipe", result.file),
-        ("protect", ", ".join(result.protect) or None),
+        ("protect", _weighted(result.protect, result.weights)),
         ("method", result.method),
         ("settings", ", ".join(f"{k} {v}" for k, v in result.settings.items()) or None),
         ("digest", result.digest),
     )
     return Group(table, "", rest)
+
+
+def _weighted(words: Sequence[str], weights: Mapping[str, float]) -> str | None:
+    """Words in a row, each with its weight where that is not 1."""
+    names = ((word, word.removeprefix("style:").removeprefix("object:")) for word in words)
+    told = (f"{word} ({weights[name]:g})" if name in weights else word for word, name in names)
+    return ", ".join(told) or None
 
 
 def _verdict(result: "DiffResult") -> str:

@@ -6,13 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from patch_spec.container import patch_bytes, read_patch
 from sepme_cli.app import run
-from sepme_cli.attacks.attack import BUDGETS, Budget
+from sepme_cli.attacks.attack import BUDGETS, Aim, Budget, Victim
 from sepme_cli.attacks.registry import ATTACKS
 from sepme_cli.attacks.results import AttackResult
+from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
+from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.options import ModelOptions
+from sepme_cli.diffusion.weights import patched_weights
 from sepme_cli.errors import RefusedError, SystemFailure, UsageError
 from sepme_cli.evaluation.protocol import SamplingOptions
 from sepme_cli.operations.attack import attack
@@ -186,3 +190,21 @@ def test_the_command_says_what_the_operation_found(
     assert run([*line[:-1], "--force"]) == 0
     shown = capsys.readouterr().out
     assert "seeds" in shown and "strongest" in shown
+
+
+def test_a_patch_of_the_text_encoder_is_attacked_through_it(model: Path, tmp_path: Path) -> None:
+    erase(model, "style:Monet", method="text-encoder", output=tmp_path / "monet.sepme")
+    with open_checkpoint(model) as checkpoint:
+        network = StableDiffusion.of(checkpoint, torch.device("cpu"))
+        (part,) = read_patch((tmp_path / "monet.sepme").read_bytes()).increments
+        weights = patched_weights(checkpoint, [(part, 1.0)])
+        before = network.text.condition(["a pond by Monet", "a pond"])
+        aim = Aim("Monet", "style", (), ())
+        victim = Victim("patched", network, weights, aim, SAMPLING, "digest")
+        after = victim.condition(["a pond by Monet", "a pond"])
+        moved = (after.states - before.states).norm(dim=(1, 2))
+        assert moved[0] > 2 * moved[1] > 0
+        assert torch.equal(network.text.condition(["a pond"]).states[0], before.states[1])
+    ways = ["text", "completion", "p4d", "textual-inversion-1", "relearn-lora"]
+    result = attacked(model, tmp_path / "monet.sepme", tmp_path / "report", attacks=ways)
+    assert all(one.patched for one in result.attacks.values() if one.unfit is None)

@@ -1,0 +1,220 @@
+"""What withstands attacks: ways to erase on the English canvas, under `sepme attack`'s attacks.
+
+    python -m benchmarks.attacked run                # goes on where it was; run cat uce does a part
+    python -m benchmarks.attacked table
+
+Every method erases one concept at a time, told nothing but its name (`benchmarks/rounds.py`,
+"nothing named"). All are attacked with the same seeds, images and budget; what else they cost is
+judged as in `benchmarks/bare.py`. Trials are kept under build/, figures in docs/attacked.json.
+"""
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.bare import erased, judge
+from benchmarks.english import GUIDANCE, MODEL, kind_of
+from benchmarks.results import Results
+from benchmarks.rounds import ROUNDS, Bench, tuned
+from examples import judge as examples_judge
+from sepme_cli.attacks.aiming import Wanted, take_aim
+from sepme_cli.attacks.attack import BUDGETS, Aim, Victim
+from sepme_cli.attacks.campaign import Campaign, success
+from sepme_cli.attacks.registry import ATTACKS
+from sepme_cli.erasure.concept import Lexicon, describe
+from sepme_cli.erasure.settings import Settings
+from sepme_cli.erasure.subspace import energy
+from sepme_cli.erasure.words import Item
+from sepme_cli.evaluation.gallery import Gallery
+from sepme_cli.evaluation.intervals import Proportion
+from sepme_cli.evaluation.protocol import SamplingOptions
+from sepme_cli.planning.neighbourhood import look_around
+from sepme_cli.progress import SILENT
+from sepme_cli.recipe import Recipe
+
+RESULTS = Path("docs/attacked.json")
+FOLDER = Path("build/attacked")
+CONCEPTS = ("cat", "violin", "horse", "woodcut")
+SAMPLING = SamplingOptions(steps=10, guidance=GUIDANCE)
+BUDGET = BUDGETS["quick"]
+TRIED = (
+    "prompts", "phrasings", "synonyms", "ring-a-bell", "reach", "record", "seeds", "completion",
+    "unlearndiffatk", "textual-inversion-1", "relearn-lora",
+)  # fmt: skip
+Make = Callable[["Attacked", str], dict[str, Tensor]]
+
+
+class Attacked:
+    """The canvas, the attacks' aim at each concept, and the attacks."""
+
+    def __init__(self) -> None:
+        self.bench = Bench()
+        self.model, self.canvas = self.bench.model, self.bench.canvas
+        self.judge = examples_judge()
+        for name in ("pictures", "trials"):
+            (FOLDER / name).mkdir(parents=True, exist_ok=True)
+        self.gallery = Gallery(FOLDER / "pictures", self.model, SAMPLING, str(MODEL))
+        self.campaign = Campaign(FOLDER / "trials", self.judge, BUDGET, str(MODEL))
+        self._aims: dict[str, Aim] = {}
+
+    def aim(self, concept: str) -> Aim:
+        if concept not in self._aims:
+            wanted = Wanted(concept, kind_of(concept), (), None, (concept,))
+            self._aims[concept], _ = take_aim(self.gallery, self.judge, wanted, BUDGET, SILENT)
+        return self._aims[concept]
+
+    def attacked(self, concept: str, method: str, weights: Mapping[str, Tensor]) -> dict[str, Any]:
+        """[successes, cases] of each attack."""
+        whole = {name: value.float() for name, value in weights.items()}
+        digest = f"{concept} {method}"
+        victim = Victim(method, self.model, whole, self.aim(concept), SAMPLING, digest)
+        found: dict[str, Any] = {}
+        for attack in ATTACKS:
+            if attack.name in TRIED and attack.unfit(victim) is None:
+                outcomes = self.campaign.run(attack, victim)
+                hits, n = sum(o.hits for o in outcomes), sum(o.n for o in outcomes)
+                came = success(outcomes)
+                assert came is not None
+                found[attack.name] = [hits, n]
+                print(concept, method, attack.name, hits, n, f"{came.seconds:.0f} s", flush=True)
+        return found
+
+
+def _ours(aliases: str) -> Make:
+    def make(bench: Attacked, concept: str) -> dict[str, Tensor]:
+        _, increments = erased(bench.canvas, [concept], aliases=aliases)  # type: ignore[arg-type]
+        return bench.canvas.patched(increments)
+
+    return make
+
+
+def _left(bench: Attacked, concept: str) -> dict[str, Tensor]:
+    """Of each layer W the operator (I + L) W that brings the concept's keys and values to its
+    anchor's, at a price for those of what stays, of rank 4."""
+    text, background = bench.model.text, bench.bench.background
+    around = look_around(
+        text, Recipe((Item(concept, kind_of(concept)),)), (), background, Settings().neighbours
+    )
+    described = describe(around.concepts[0], around.protected, 120)
+    dear = around.protected.prompts(200)
+    words = Lexicon(text.on("tokens"), (*described.prompts, *described.answers, *dear, ""))
+    pairs = words.embedding_pairs(described)
+    kept = energy(words.rows(dear)) + background.moment + 100 * energy(words.rows([""]))
+    found = {}
+    for name, stored in bench.model.denoiser.stored_weights():
+        weight = stored.double()
+        there, wanted = pairs.concept @ weight.T, pairs.anchor @ weight.T
+        cost = energy(there) + Settings().protection * weight @ kept @ weight.T
+        cost += 1e-4 * cost.trace() / len(cost) * torch.eye(len(cost), dtype=torch.float64)
+        left = torch.linalg.solve(cost, there.T @ (wanted - there) / len(there)).T
+        u, s, v = torch.linalg.svd(left @ weight, full_matrices=False)
+        found[name] = (weight + (u[:, :4] * s[:4]) @ v[:4]).float()
+    return found
+
+
+def _right_and_left(bench: Attacked, concept: str) -> dict[str, Tensor]:
+    """What both change, added."""
+    right, left = _ours("none")(bench, concept), _left(bench, concept)
+    stored = dict(bench.model.denoiser.stored_weights())
+    return {name: right[name].float() + left[name] - stored[name] for name in left}
+
+
+def _text(*, also: bool) -> Make:
+    def make(bench: Attacked, concept: str) -> dict[str, Tensor]:
+        _, increments = erased(bench.canvas, [concept], method="text-encoder")
+        if also:
+            increments = (*increments, *erased(bench.canvas, [concept])[1])
+        return bench.canvas.patched(increments)
+
+    return make
+
+
+def _peer(name: str) -> Make:
+    def make(bench: Attacked, concept: str) -> dict[str, Tensor]:
+        peer = tuned(name)
+        assert not isinstance(peer, str)
+        return dict(peer.edit(bench.bench.request((concept,), ROUNDS[0])).weights)
+
+    return make
+
+
+METHODS: Mapping[str, Make] = {
+    "before": lambda bench, concept: {},
+    "sepme": _ours("none"),
+    "sepme, aliases too": _ours("auto"),
+    "left": _left,
+    "right and left": _right_and_left,
+    "text encoder": _text(also=False),
+    "text encoder, and sepme": _text(also=True),
+    "uce": _peer("uce"),
+    "rece": _peer("rece"),
+    "trce, first stage": _peer("trce, first stage"),
+}
+
+
+def run(*chosen: str) -> None:
+    """chosen: concepts and methods; all of either if none is named."""
+    results, bench = Results(RESULTS), Attacked()
+    for concept in CONCEPTS:
+        for method, make in METHODS.items():
+            if {*chosen} & {*CONCEPTS} and concept not in chosen:
+                continue
+            if {*chosen} & {*METHODS} and method not in chosen:
+                continue
+
+            def entry(concept: str = concept, method: str = method, make: Make = make) -> Any:
+                weights = make(bench, concept)
+                attacked = bench.attacked(concept, method, weights)
+                return {"attacks": attacked, "kept": judge(bench.canvas, [concept], weights)}
+
+            results.get(f"{concept}/{method}", entry)
+
+
+def table() -> str:
+    """Successes of each attack over all concepts, and what is kept."""
+    entries = Results(RESULTS).entries
+    names = [m for m in METHODS if any(f"{c}/{m}" in entries for c in CONCEPTS)]
+    lines = [f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    rows = {
+        name: [entries[k] for c in CONCEPTS if (k := f"{c}/{name}") in entries] for name in names
+    }
+    for attack in TRIED:
+        cells = []
+        for name in names:
+            found = [row["attacks"][attack] for row in rows[name] if attack in row["attacks"]]
+            cells.append(_share(found))
+        lines.append(f"| {attack} | {' | '.join(cells)} |")
+    for title, keys in (
+        ("nearest objects", ("near object",)),
+        ("other objects", ("others object", "beside object")),
+        ("other styles", ("others style", "beside style")),
+    ):
+        cells = [
+            _share([row["kept"][key] for row in rows[name] for key in keys if key in row["kept"]])
+            for name in names
+        ]
+        lines.append(f"| kept: {title} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _share(found: list[list[int]]) -> str:
+    if not found:
+        return ""
+    share = Proportion(sum(hits for hits, _ in found), sum(n for _, n in found))
+    return f"{share.share:.0%} of {share.n}"
+
+
+def main(stage: str = "run", *chosen: str) -> None:
+    torch.set_num_threads(1)
+    if stage == "table":
+        print(table())
+    else:
+        run(*chosen)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
