@@ -130,7 +130,7 @@ def test_a_card_says_what_attacks_came_to(files: tuple[Path, Path, Path], tmp_pa
     assert "| seeds | 25% | 5% to 70% | 4 | 100% |" in text
     assert "| p4d | 0% | 0% to 50% | 4 | - |" in text
     assert "noise" not in text
-    assert card([patch], attacks=[tmp_path, tmp_path / "attack.json"]).card.count("seeds") == 2
+    assert card([patch], attacks=[tmp_path, tmp_path / "attack.json"]).card.count("| seeds") == 2
     for broken in ("{", "[]", '{"attacks": 1}', json.dumps({**ATTACKED, "attacks": {"a": 1}})):
         (tmp_path / "attack.json").write_text(broken)
         with pytest.raises(MalformedError, match="not a report of sepme attack"):
