@@ -262,7 +262,7 @@ def _summary(
         correlation=Correlation(measured.correlation_start, measured.correlation_end),
         leakage=measured.leakage,
         separability=measured.separability,
-        collateral=study.collateral,
+        collateral=computed.collateral,
         reachability=study.reachability,
         like=computed.like,
         seconds=computed.seconds,
