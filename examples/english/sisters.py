@@ -25,7 +25,9 @@ SHIPPED = Path(__file__).parent.parent / "sisters"
 MODELS = {"xl": BUILD / "xl" / "xl.safetensors", "sd3": BUILD / "sd3" / "model"}
 _WHOLE = ("norm", "bias", "first_stage_model", "vae")
 """What stays as it is: small, and much depends on each number."""
-_BITS = 4
+_TABLES = ("token_embedding", "shared")
+_BITS, _TABLE_BITS = 4, 3
+"""Of fp16's ten bits of a fraction, those that are kept; of vocabularies fewer."""
 
 
 def pack(name: str) -> None:
@@ -64,26 +66,32 @@ def packed(file: Path) -> bytes:
 
 def _rounded(name: str, value: torch.Tensor) -> torch.Tensor:
     whole = value.half().contiguous()
-    return whole if any(part in name for part in _WHOLE) else rounded(whole.float(), _BITS)
+    if any(part in name for part in _WHOLE):
+        return whole
+    table = any(part in name for part in _TABLES)
+    return rounded(whole.float(), _TABLE_BITS if table else _BITS)
 
 
-def unpack(name: str) -> Path:
-    """Write a sister out under build/english, unless it is there; returns where."""
-    model = MODELS[name]
-    if model.exists():
+def unpack(name: str, folder: Path | None = None) -> Path:
+    """Write a sister out, and return where: below a folder; else, unless it is there, where it is
+    made."""
+    model = MODELS[name] if folder is None else folder / MODELS[name].name
+    if folder is None and model.exists():
         return model
     root = model.parent if name == "xl" else model
     for file in sorted(p for p in (SHIPPED / name).rglob("*") if p.is_file()):
         place = root / file.relative_to(SHIPPED / name)
         place.parent.mkdir(parents=True, exist_ok=True)
         if file.suffix == ".xz":
-            place.with_suffix("").write_bytes(_whole(lzma.decompress(file.read_bytes())))
+            place.with_suffix("").write_bytes(unpacked(file.read_bytes()))
         else:
             shutil.copy(file, place)
     return model
 
 
-def _whole(data: bytes) -> bytes:
+def unpacked(data: bytes) -> bytes:
+    """The safetensors file that was packed, its weights rounded."""
+    data = lzma.decompress(data)
     start = 8 + int.from_bytes(data[:8], "little")
     return data[:start] + np.frombuffer(data[start:], np.uint8).reshape(2, -1).T.tobytes()
 
