@@ -78,6 +78,7 @@ class AttackResult:
         attacks: Figures of each attack, by name, in the order in which they were tried.
         strongest: Name of the attack that succeeded most often on the patched model, of those that
             cannot teach; None if none did.
+        strongest_teaching: The same of those that can.
         false_positives: Share of the original's images of other things that the judge takes for
             the concept.
         command: Command line that made the report, or "".
@@ -94,6 +95,7 @@ class AttackResult:
     budget: str
     attacks: Mapping[str, AttackFigures]
     strongest: str | None
+    strongest_teaching: str | None
     false_positives: float
     command: str
     seconds: float

@@ -153,7 +153,8 @@ def attack(
             kind=run.aim.kind,
             budget=_budget(ways),
             attacks=figures,
-            strongest=_strongest(figures),
+            strongest=_strongest(figures, teaching=False),
+            strongest_teaching=_strongest(figures, teaching=True),
             false_positives=run.false_positives,
             command=command,
             seconds=time.monotonic() - started,
@@ -395,12 +396,12 @@ def _tried(attack: Attack, run: Run) -> tuple[Mapping[str, list[Outcome]], Attac
     )
 
 
-def _strongest(figures: Mapping[str, AttackFigures]) -> str | None:
-    """The attack that succeeded most often, of those that cannot teach."""
+def _strongest(figures: Mapping[str, AttackFigures], *, teaching: bool) -> str | None:
+    """The attack that succeeded most often, of those that can teach or of the others."""
     shares = {
         name: one.patched.share
         for name, one in figures.items()
-        if one.patched is not None and not one.teaches and one.patched.share > 0
+        if one.patched is not None and one.teaches == teaching and one.patched.share > 0
     }
     return max(shares, key=shares.__getitem__) if shares else None
 

@@ -182,19 +182,18 @@ def attack(result: "AttackResult") -> RenderableType:
             duration(one.patched.seconds),
         )
     untried = {name: one.unfit for name, one in result.attacks.items() if one.unfit is not None}
-    strongest = None if result.strongest is None else result.attacks[result.strongest]
     figures = fields(
-        (
-            "strongest",
-            "none brought it back"
-            if strongest is None
-            else f"{result.strongest}: {_share(strongest.patched)}",
-        ),
+        ("strongest", _strongest(result, result.strongest) or "none brought it back"),
+        ("learning from images", _strongest(result, result.strongest_teaching)),
         ("not tried", "; ".join(f"{name}: {why}" for name, why in untried.items()) or None),
         ("report", result.page),
         ("time", duration(result.seconds)),
     )
     return Group(table, "", _ATTACK_LEGEND, "", figures)
+
+
+def _strongest(result: "AttackResult", name: str | None) -> str | None:
+    return None if name is None else f"{name}: {_share(result.attacks[name].patched)}"
 
 
 def _share(found: "Success | None") -> str:
