@@ -58,7 +58,9 @@ class PrefixAttack(Attack):
         model = victim.model
         number = victim.aim.questions.index(question)
         latent = model.vae.encode(images[number % len(images)][None])
-        ids = spliced(model.text, "", self.tokens, question.prompt)
+        # No more than a quarter of what is read: the prompt is to stay.
+        count = min(self.tokens, model.text.room // 4)
+        ids = spliced(model.text, "", count, question.prompt)
         generator = torch.Generator().manual_seed(question.seed)
         search = self.search(victim, ids, generator)
         for t in reversed(model.schedule.levels(budget.times)):
@@ -191,7 +193,7 @@ class UnlearnDiffAtk(PrefixAttack):
     tokens = 3
 
     def search(self, victim: Victim, ids: Tensor, generator: torch.Generator) -> Search:
-        return Mixtures(victim, self.tokens, generator)
+        return Mixtures(victim, int((ids == FREE).sum()), generator)
 
     def wanted(
         self,
@@ -210,7 +212,7 @@ class P4D(PrefixAttack):
     without them (Chin et al. 2024, "Prompting4Debugging", eq. 3)."""
 
     name = "p4d"
-    title = "sixteen learnt tokens before the prompt (P4D)"
+    title = "up to sixteen learnt tokens before the prompt (P4D)"
     tokens = 16
 
     def search(self, victim: Victim, ids: Tensor, generator: torch.Generator) -> Search:

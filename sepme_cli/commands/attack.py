@@ -118,7 +118,8 @@ def attack(
         typer.Option(
             metavar="K/N",
             help="Try only part K of N, for a report that is made later: by the same command "
-            "without --shard, when all parts are done.",
+            "without --shard, when all parts are done. auto: as accelerate launch or torchrun "
+            "tells each process.",
             show_default=False,
         ),
     ] = None,
