@@ -2,7 +2,7 @@
 defaults."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from patch_spec import limits
@@ -16,8 +16,9 @@ _LEAST = {
     "neighbours": 0, "lr": 0, "norm": 0, "guidance": 0,
     "insistence": 0, "protection": 0, "ridge": 0,
     "background": 0, "collateral": 0, "erase_scale": 0,
+    "pruned_share": 0, "pruned_steps": 0,
 }  # fmt: skip
-_MOST = {"rank": limits.RANK}
+_MOST = {"rank": limits.RANK, "pruned_share": 1, "pruned_steps": 1}
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,9 @@ class Settings(CostWeights):
         erase_scale: How far a concept moves to its anchor; 1 is all the way: what is protected
             holds some of its tokens back, and others make up for them.
         neighbours: Number of nearest words that are protected for each concept.
+        pruned_share: Share of a row's weights that concept-prune may make zero at a step; 0 is its
+            authors': 0.01 for a style, 0.02 for anything else.
+        pruned_steps: Share of the sampling steps, from the first on, that concept-prune looks at.
     """
 
     steps: int = 200
@@ -88,6 +92,13 @@ class Settings(CostWeights):
     collateral: float = 0.7
     erase_scale: float = 1.3
     neighbours: int = 8
+    pruned_share: float = 0.0
+    pruned_steps: float = 0.2
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What the patches of all methods but concept-prune keep of them."""
+        return {n: value for n, value in asdict(self).items() if not n.startswith("pruned_")}
 
     @classmethod
     def of(cls, said: "Mapping[str, Scalar]") -> "Settings":

@@ -25,6 +25,7 @@ def test_what_a_recipe_may_say_of_each() -> None:
         assert one.choices == ()
         nothing = -limits.SAFE_INTEGER if name in ANY else 0
         assert one.least == {"pictures": 2}.get(name, 1 if name in SOME else nothing), name
-        assert one.most == (limits.RANK if name == "rank" else limits.SAFE_INTEGER), name
+        most = {"rank": limits.RANK, "pruned_share": 1, "pruned_steps": 1}
+        assert one.most == most.get(name, limits.SAFE_INTEGER), name
     assert SETTINGS["dtype"].kind is str
     assert SETTINGS["dtype"].choices == ("auto", "fp32", "fp16", "bf16")
