@@ -182,10 +182,11 @@ def chosen_for(
         raise UsageError("name at least one patch")
     chosen = select(files, only)
     if layered := [part.concept for part in chosen if part.layers]:
+        no_lora = any(part.kind == "mask" for part in chosen)
         raise UnsupportedError(
             f"{', '.join(layered)}: these increments change layers that read more than the text, "
-            "which are not patched in memory: apply them to the model's file, or export them as a "
-            "LoRA",
+            "which are not patched in memory: apply them to the model's file"
+            + ("" if no_lora else ", or export them as a LoRA"),
             expected="increments of what reads text alone",
             found=", ".join(layered),
         )

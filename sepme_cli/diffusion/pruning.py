@@ -14,7 +14,7 @@ as only the first steps of sampling count, no image is finished.
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from itertools import cycle, islice
 from typing import Any
 
@@ -104,15 +104,14 @@ def _increment(
             expected="units that the concept makes more active",
             found="none",
         )
-    # Nothing of these is used: what is drawn in the concept's place is left to the UNet.
-    unused = {"like": None, "protection": None}
-    own = {"pruned_share": share, "phrases": len(set(asked))}
+    # What is drawn in the concept's place is left to the UNet.
+    own = {"like": None, "share": share}
     increment = Increment(
         kind="mask",
         concept=concept.name,
         slug=study.slug,
         prompts=concept.prompts,
-        method=Method(PRUNING, {**asdict(settings), **study.chosen, **unused, **own}),
+        method=Method(PRUNING, {**asdict(settings), **study.chosen, **own}),
         measured=Measurements(),
         rank=0,
         basis=np.zeros((0, study.shared.width), np.float32),
@@ -125,9 +124,10 @@ def _increment(
 
 
 def _pairs(phrases: Sequence[Phrase], count: int) -> list[Phrase]:
-    """So many of the phrases of which something is left without the concept, in turn."""
+    """So many of the phrases in turn: of those that say something without the concept too, if
+    there are any."""
     beside = [phrase for phrase in phrases if phrase.without]
-    return list(islice(cycle(beside), count))
+    return list(islice(cycle(beside or phrases), count))
 
 
 @torch.no_grad()
@@ -143,43 +143,49 @@ def unit_norms(
     context, blank = model.text.condition(prompts), model.text.condition([""])
     seeds = range(settings.seed, settings.seed + len(prompts))
     noise = initial_noise(model.latent_shape(), seeds)
-    with _counted(model.denoiser.network, count) as (squares, at):
+    with _watched(model.denoiser.network, count) as seen:
         for part in torch.arange(len(prompts)).split(model.machine.at_once(_BATCH)):
             trajectory = model.schedule.trajectory(settings.sampling_steps, noise.shape)
             asked: Conditioning = model.machine.put(context[part])
             nothing: Conditioning = model.machine.put(blank)
             x = model.machine.put(noise[part])
-            for at[0], t in enumerate(trajectory.times[:count]):
+            for seen.step, t in enumerate(trajectory.times[:count]):
                 guided = model.denoiser.guided(x, t, asked, nothing, settings.guidance)
                 x = trajectory.step(guided, t, x)
                 progress.advance(len(part))
-    return {name: found.sqrt() for name, found in squares.items()}
+    return {name: found.sqrt() for name, found in seen.squares.items()}
 
 
-@contextmanager
-def _counted(network: nn.Module, steps: int) -> Iterator[tuple[dict[str, Tensor], list[int]]]:
-    """Adds up the squares of the units' inputs while the network is used.
-
-    Yields them by the layer's name, [steps, units], and where to say which step it is.
+@dataclass
+class _Seen:
+    """squares: sums of the units' squares so far, by the layer's name [steps, units].
+    step: which one it is.
     """
-    squares: dict[str, Tensor] = {}
-    at = [0]
 
-    def adder(name: str) -> Any:
+    squares: dict[str, Tensor] = field(default_factory=dict)
+    step: int = 0
+
+    def adder(self, layer: str) -> Any:
+        """A hook of the layer that adds up what it is given."""
+
         def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            rows = inputs[0].detach().float().flatten(0, -2)
-            rows = nn.functional.normalize(rows, dim=-1)
-            squares[name][at[0]] += rows.square().sum(0).cpu().double()
+            rows = nn.functional.normalize(inputs[0].float().flatten(0, -2), dim=-1)
+            self.squares[layer][self.step] += rows.square().sum(0).cpu().double()
 
         return add
 
+
+@contextmanager
+def _watched(network: nn.Module, steps: int) -> Iterator[_Seen]:
+    """What the units of a network do while it is used."""
+    seen = _Seen()
     with ExitStack() as stack:
         for name, module in network.named_modules():
             if name.endswith(f".{_SUMMED}") and isinstance(module, nn.Linear):
                 layer = f"{name}.weight"
-                squares[layer] = torch.zeros(steps, module.in_features, dtype=torch.float64)
-                stack.callback(module.register_forward_pre_hook(adder(layer)).remove)
-        yield squares, at
+                seen.squares[layer] = torch.zeros(steps, module.in_features, dtype=torch.float64)
+                stack.callback(module.register_forward_pre_hook(seen.adder(layer)).remove)
+        yield seen
 
 
 def standing_out(weight: Tensor, norms: Tensor, without: Tensor, share: float) -> Tensor:

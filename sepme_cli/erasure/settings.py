@@ -21,6 +21,10 @@ _LEAST = {
 _MOST = {"rank": limits.RANK, "pruned_share": 1, "pruned_steps": 1}
 
 
+#: What concept-prune alone reads.
+OF_PRUNING = ("pruned_share", "pruned_steps")
+
+
 @dataclass(frozen=True)
 class AllowedValues:
     """What a hyper-parameter may be. least, most: of a number; choices: of a text, if not any."""
@@ -98,7 +102,7 @@ class Settings(CostWeights):
     @property
     def recorded(self) -> dict[str, Any]:
         """What the patches of all methods but concept-prune keep of them."""
-        return {n: value for n, value in asdict(self).items() if not n.startswith("pruned_")}
+        return {name: value for name, value in asdict(self).items() if name not in OF_PRUNING}
 
     @classmethod
     def of(cls, said: "Mapping[str, Scalar]") -> "Settings":

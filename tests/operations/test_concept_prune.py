@@ -174,7 +174,8 @@ def test_the_settings_say_how_many_and_are_recorded(tmp_path: Path) -> None:
     counts = []
     for said, wanted in ((0.0, 0.01), (0.05, 0.05), (0.2, 0.2)):
         increment = pruned(model, {"pruned_share": said, "pruned_steps": 0.2})
-        assert increment.method.settings["pruned_share"] == wanted
+        assert increment.method.settings["pruned_share"] == said
+        assert increment.method.settings["share"] == wanted
         assert increment.method.settings["like"] is None
         for layer, masked in increment.masks.items():
             most = max(1, round(wanted * masked.shape[1]))
@@ -189,12 +190,19 @@ def test_the_settings_say_how_many_and_are_recorded(tmp_path: Path) -> None:
     )
 
 
-def test_other_methods_record_nothing_of_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["closed-form", "concept-prune"])
+def test_a_recipe_may_say_of_them_and_is_held_to_it(method: str, tmp_path: Path) -> None:
+    """Other methods read nothing of it, and their patches keep nothing of it."""
     model = write_single_file(small_parts("sd1"), tmp_path / "m.safetensors")
-    stream = io.BytesIO()
-    sepme.erase(model, "style:Monet", output=stream, settings={"pruned_share": 0.5})
-    (increment,) = read_patch(stream.getvalue()).increments
-    assert not [name for name in increment.method.settings if name.startswith("pruned")]
+    recipe, patch = tmp_path / "r.yaml", tmp_path / "p.sepme"
+    recipe.write_text(
+        "version: 1\nconcepts: [{name: Monet, kind: style}]\n"
+        f"method: {method}\nsettings: {{pruned_share: 0.05, pictures: 4, sampling_steps: 5}}\n"
+    )
+    sepme.erase(model, recipe=recipe, output=patch)
+    assert sepme.verify([patch], model=model, recipe=recipe).ok
+    (increment,) = read_patch(patch).increments
+    assert ("pruned_share" in increment.method.settings) == (method == "concept-prune")
 
 
 def test_it_goes_where_a_patch_goes(tmp_path: Path) -> None:
