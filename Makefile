@@ -7,7 +7,8 @@ READY := $(VENV)/.ready
 # One thread a process: the tests run side by side, and results must not depend on it.
 # Who is done takes over from the others, so that no process sits on a file of slow tests.
 PARALLEL := -n auto --maxprocesses 8 --dist worksteal
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest $(PARALLEL)
+# Processes that tests start find the modules compiled, whatever the caller says of that.
+PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/pytest $(PARALLEL)
 
 # Most of what a change breaks, in a minute: the format, the method, checkpoints, recipes.
 QUICK := tests/patch_spec tests/erasure tests/checkpoints tests/test_increments.py \

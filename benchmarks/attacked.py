@@ -204,13 +204,17 @@ def table() -> str:
 def _share(found: list[list[int]]) -> str:
     if not found:
         return ""
-    return str(Proportion(sum(hits for hits, _ in found), sum(n for _, n in found)))
+    share = Proportion(sum(hits for hits, _ in found), sum(n for _, n in found))
+    return f"{share.share:.0%} of {share.n}"
 
 
-if __name__ == "__main__":
-    stage, *rest = sys.argv[1:] or ["run"]
+def main(stage: str = "run", *chosen: str) -> None:
     torch.set_num_threads(1)
     if stage == "table":
         print(table())
     else:
-        run(*rest)
+        run(*chosen)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

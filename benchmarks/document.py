@@ -12,7 +12,9 @@ import re
 from contextlib import redirect_stdout
 from pathlib import Path
 
-DOCUMENTS = (Path("README.md"), Path("docs/results.md"), Path("docs/speed.md"))
+DOCUMENTS = tuple(
+    Path(name) for name in ("README.md", "docs/results.md", "docs/speed.md", "docs/security.md")
+)
 _BLOCK = re.compile(
     r"(?P<begin><!-- python -m (?P<module>benchmarks\.\w+)(?P<words>( \S+)*) -->\n)"
     r".*?(?P<end><!-- end -->)",

@@ -1,7 +1,6 @@
 """What each of a model's streams carries of a concept, on the sisters of the English canvas.
 
-    python -m examples.english.xl            # makes the model, in half an hour
-    python -m examples.english.sd3           # in two hours
+    python -m examples.english.sisters unpack    # writes out both models, as they are shipped
     python -m benchmarks.doors run xl        # goes on where it was; or sd3
     python -m benchmarks.doors table
 

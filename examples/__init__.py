@@ -3,10 +3,13 @@
 Installed, this package is called `sepme_example`.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .emoji.judging import CanvasJudge
 
 _HERE = Path(__file__).parent
@@ -20,6 +23,15 @@ def judge() -> "CanvasJudge":
 
     network = load_judge(str(_HERE / "english-judge.safetensors"))
     return CanvasJudge(network, tuple(STYLES), tuple(OBJECTS))
+
+
+def features() -> "Callable[[Tensor], Tensor]":
+    """What the example model's judge sees, for `--features sepme_example:features`: pictures
+    [n, 3, 64, 64] to [n, 3584], place by place, so that a copy is told from the like of it."""
+    from .emoji.networks import load_judge
+
+    network = load_judge(str(_HERE / "english-judge.safetensors"))
+    return lambda pictures: network.features(pictures * 2 - 1).flatten(1)
 
 
 def first_judge() -> "CanvasJudge":

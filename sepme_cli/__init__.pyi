@@ -13,9 +13,11 @@ from .errors import UnsupportedError as UnsupportedError
 from .errors import UsageError as UsageError
 from .evaluation.protocol import SamplingOptions as SamplingOptions
 from .evaluation.results import EvaluateResult as EvaluateResult
+from .evaluation.results import ShardResult as ShardResult
 from .operations.apply import ApplyResult as ApplyResult
 from .operations.apply import apply as apply
 from .operations.attack import attack as attack
+from .operations.attack import attack_shard as attack_shard
 from .operations.card import CardResult as CardResult
 from .operations.card import card as card
 from .operations.deltas import deltas as deltas
@@ -24,6 +26,7 @@ from .operations.diff import diff as diff
 from .operations.erase import EraseResult as EraseResult
 from .operations.erase import erase as erase
 from .operations.evaluate import evaluate as evaluate
+from .operations.evaluate import evaluate_shard as evaluate_shard
 from .operations.example import ExampleResult as ExampleResult
 from .operations.example import example as example
 from .operations.export import ExportResult as ExportResult

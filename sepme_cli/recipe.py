@@ -13,7 +13,7 @@ from sepme_cli.arguments import FilePath, as_path
 from sepme_cli.erasure.methods import METHODS
 from sepme_cli.erasure.prompts import AsKind
 from sepme_cli.erasure.settings import AllowedValues, Settings
-from sepme_cli.erasure.words import Item, parse_word, same_name
+from sepme_cli.erasure.words import Item, conflict, parse_word, same_name
 from sepme_cli.errors import MalformedError, SystemFailure
 from sepme_cli.strict_yaml import Place, Scalar, read_node
 
@@ -35,13 +35,15 @@ class Recipe:
     """What to take out, what to keep, and how.
 
     protect: words as `--protect` takes them ("style:noto"). method: None leaves the choice open.
-    settings: hyper-parameters by name, and the machine's dtype.
+    settings: hyper-parameters by name, and the machine's dtype. weights: of protected names that
+    matter less, in (0, 1]; others have 1.
     """
 
     concepts: tuple[Item, ...]
     protect: tuple[str, ...] = ()
     method: str | None = None
     settings: Mapping[str, Scalar] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def hyperparameters(self) -> Mapping[str, Scalar]:
@@ -58,12 +60,21 @@ class Recipe:
         """SHA-256 of what the recipe says, whatever its comments, order of keys and layout."""
         said = {
             "version": VERSION,
-            "concepts": [vars(item) for item in self.concepts],
+            "concepts": [_said(item) for item in self.concepts],
             "protect": list(self.protect),
             "method": self.method,
             "settings": dict(self.settings),
         }
+        if self.weights:
+            said["weights"] = dict(self.weights)
         return sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def _said(item: Item) -> dict[str, object]:
+    """A concept as a digest has it: without what is not said and had no name in older recipes, so
+    that their digests stay."""
+    newer = ("weights", "erase_from")
+    return {name: value for name, value in vars(item).items() if value or name not in newer}
 
 
 TEMPLATE = """\
@@ -75,13 +86,16 @@ version: 1
 concepts:
   - name: Monet
     kind: style              # style, object, or any (both)
-    aliases: [Claude Monet]  # other names of the same concept
+    aliases: [Claude Monet]  # other names of the same concept; if less certain,
+                             #   {name: impressionist, weight: 0.5}
     # prompts:               # more prompts for it; {c} is its name
     #   - "a water lily pond by {c}"
     # like: impressionism    # anchor: what to generate instead; by default something general
+    # from: lily             # the one thing that loses it; by default everything does
   # - a bare name is a concept of any kind
 
 # Names that must not change. Ordinary captions and the nearest words are always protected.
+# {name: Renoir, weight: 0.5} matters half as much.
 protect:
   styles: [watercolor, oil painting, Van Gogh]
   objects: [pond, bridge]
@@ -126,31 +140,37 @@ def parse_recipe(text: bytes, path: Path, settings: Mapping[str, AllowedValues])
     if root["version"].scalar(int) != VERSION:
         root["version"].refuse("an unknown version", VERSION)
     concepts = tuple(root["concepts"].each(lambda place: (place, _item(place)), limits.INCREMENTS))
+    protect, weights = _protect(root["protect"]) if "protect" in root else ((), {})
     if not concepts:
         root["concepts"].refuse("no concept", "at least one")
     _check_names(concepts)
     return Recipe(
         tuple(item for _, item in concepts),
-        _protect(root["protect"]) if "protect" in root else (),
+        protect,
         root["method"].choice(tuple(METHODS)) if "method" in root else None,
         _settings(root["settings"], settings) if "settings" in root else {},
+        weights,
     )
 
 
 def _item(place: Place) -> Item:
     if place.is_scalar:
         return Item(*_word(place))
-    fields = place.mapping(required=("name",), optional=("kind", "aliases", "prompts", "like"))
+    optional = ("kind", "aliases", "prompts", "like", "from")
+    fields = place.mapping(required=("name",), optional=optional)
     said = cast(AsKind, fields["kind"].choice(KINDS)) if "kind" in fields else "any"
     name, kind = _word(fields["name"], said)
-    aliases = fields["aliases"].each(_word, _ALIASES) if "aliases" in fields else ()
+    aliases = tuple(fields["aliases"].each(_weighted, _ALIASES)) if "aliases" in fields else ()
     prompts = fields["prompts"].each(Place.text, _PROMPTS) if "prompts" in fields else ()
+    thing = _word(fields["from"])[0] if "from" in fields else None
     return Item(
         name,
         kind,
-        tuple(alias for alias, _ in aliases),
-        tuple(_prompt(fields["prompts"], prompt, name) for prompt in prompts),
+        tuple(parse_word(each.word, "any")[0] for each in aliases),
+        tuple(_prompt(fields["prompts"], prompt, name, thing) for prompt in prompts),
         _word(fields["like"])[0] if "like" in fields else None,
+        _weights(aliases, [name]),
+        thing,
     )
 
 
@@ -161,42 +181,76 @@ def _word(place: Place, kind: AsKind = "any") -> tuple[str, AsKind]:
         place.refuse("a name of the wrong length", error.expected, error.found)
 
 
-def _prompt(place: Place, prompt: str, name: str) -> str:
-    """The prompt with the concept's name in its place."""
+@dataclass(frozen=True)
+class _Weighted:
+    """A word as it stands in a list, with its prefix if it has one, and how much it matters."""
+
+    place: Place
+    word: str
+    weight: float = 1.0
+
+    @property
+    def name(self) -> str:
+        return parse_word(self.word, "any")[0]
+
+
+def _weighted(place: Place) -> _Weighted:
+    """A plain word, or {name: ..., weight: ...}."""
+    if place.is_scalar:
+        _word(place)
+        return _Weighted(place, place.text())
+    fields = place.mapping(required=("name",), optional=("weight",))
+    _word(fields["name"])
+    weight = cast(float, fields["weight"].scalar(float)) if "weight" in fields else 1.0
+    if not 0 < weight <= 1:  # not a number is neither
+        fields["weight"].refuse("a weight out of range", "above 0, at most 1", weight)
+    return _Weighted(place, fields["name"].text(), weight)
+
+
+def _weights(words: Sequence[_Weighted], names: Sequence[str] = ()) -> dict[str, float]:
+    """The weights that are not 1, by name. names: some that have 1.
+
+    One name with two weights says nothing; the same word twice is no harm.
+    """
+    found = dict.fromkeys(map(same_name, names), 1.0)
+    for each in words:
+        if found.setdefault(same_name(each.name), each.weight) != each.weight:
+            each.place.refuse(f"{each.name!r} has two weights", "one", each.weight)
+    return {each.name: each.weight for each in words if each.weight != 1}
+
+
+def _prompt(place: Place, prompt: str, name: str, thing: str | None) -> str:
+    """The prompt with the concept's name in its place. thing: what else must be in it."""
     whole = prompt.replace(_PLACE, name)
     if name not in whole:
         place.refuse(
             f"{prompt[:60]!r} does not ask for the concept", f"{_PLACE} or its name", prompt[:60]
         )
+    if thing is not None and thing not in whole:
+        place.refuse(f"{prompt[:60]!r} does not ask for {thing!r}", thing, prompt[:60])
     if len(whole.encode()) > limits.PROMPT_BYTES:
         place.refuse("too long a prompt", f"at most {limits.PROMPT_BYTES} bytes", len(whole))
     return whole
 
 
 def _check_names(concepts: Sequence[tuple[Place, Item]]) -> None:
-    """Two increments for one concept would fight over it, and what is erased is no example."""
-    seen: dict[str, str] = {}
-    for place, item in concepts:
-        for name in dict.fromkeys(map(same_name, item.names)):
-            if name in seen:
-                place.refuse(f"{item.name!r} is named by two concepts", "one", seen[name])
-            seen[name] = item.name
-    for place, item in concepts:
-        if item.like is not None and (erased := seen.get(same_name(item.like))):
-            place.refuse(f"{erased!r}, the anchor of {item.name!r}, is erased itself", "what stays")
+    """Refuse concepts that cannot be erased together."""
+    if found := conflict([item for _, item in concepts]):
+        culprit, told, other = found
+        place = next(place for place, item in concepts if item is culprit)
+        place.refuse(told, "concepts that go together", other)
 
 
-def _protect(place: Place) -> tuple[str, ...]:
+def _protect(place: Place) -> tuple[tuple[str, ...], dict[str, float]]:
+    """The words, and the weights of those that matter less."""
     if place.is_list:
-        return tuple(place.each(_protected))
+        words = tuple(place.each(_weighted))
+        return tuple(each.word for each in words), _weights(words)
     fields = place.mapping(optional=("styles", "objects", "any"))
     prefixes = {"styles": "style:", "objects": "object:", "any": ""}
-    return tuple(prefixes[name] + word for name in fields for word in fields[name].each(_protected))
-
-
-def _protected(place: Place) -> str:
-    _word(place)
-    return place.text()
+    lists = {name: tuple(fields[name].each(_weighted)) for name in fields}
+    said = tuple(prefixes[name] + each.word for name, words in lists.items() for each in words)
+    return said, _weights([each for words in lists.values() for each in words])
 
 
 def _settings(place: Place, known: Mapping[str, AllowedValues]) -> dict[str, Scalar]:

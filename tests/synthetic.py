@@ -202,9 +202,9 @@ def raw_tensors(path: Path) -> dict[str, tuple[str, bytes]]:
     }
 
 
-def base_of(path: Path, *, text_encoders: bool = True) -> Base:
+def base_of(path: Path, *, text_encoders: bool = True, layers: Sequence[str] = ()) -> Base:
     with open_checkpoint(path) as checkpoint:
-        return checkpoint.base(text_encoders=text_encoders)
+        return checkpoint.base(text_encoders=text_encoders, layers=layers)
 
 
 def additive(
@@ -238,6 +238,24 @@ def lora(base: Base, concept: str, *, seed: int, rank: int = 3, size: float = 0.
         down={name: random_basis(rng, rank, width) for name, (_, width) in base.shapes.items()},
         pooled_rank=0,
         pooled_basis=None,
+    )
+
+
+def layered(base: Base, concept: str, *, seed: int, rank: int = 3) -> Increment:
+    """A random increment of the layers that the base tells of, and of no target."""
+    rng = np.random.default_rng(seed)
+    found = {
+        name: split_up(rng.standard_normal((out, rank)) * 0.02)
+        for name, (out, _) in base.layer_shapes.items()
+    }
+    return Increment(
+        **described(concept, "lora", rank),
+        exponents={name: exponent for name, (_, exponent) in found.items()},
+        basis=np.zeros((0, base.width), np.float32),
+        up={name: up for name, (up, _) in found.items()},
+        down={
+            name: random_basis(rng, rank, width) for name, (_, width) in base.layer_shapes.items()
+        },
     )
 
 
@@ -296,8 +314,9 @@ def described(concept: str, kind: str, rank: int) -> dict[str, Any]:
 
 
 def make_patch(path: Path, base: Base, *increments: Increment) -> Path:
-    kept = () if any(part.layers for part in increments) else ("",)
-    patch = Patch(base=base, increments=increments, separable_from=kept, tool="test 1")
+    patch = Patch(
+        base=base, increments=increments, separable_from=() if base.layers else ("",), tool="test 1"
+    )
     path.write_bytes(patch_bytes(patch))
     return path
 

@@ -19,14 +19,17 @@ from tests.synthetic import make_checkpoint, make_patches
 
 PAGE = Path(__file__).parent.parent / "docs" / "python.md"
 OPERATIONS = {
-    "apply", "card", "deltas", "diff", "erase", "evaluate", "example", "export", "extract",
-    "import_lora", "inspect", "patched", "plan_erasure",
+    "apply", "attack", "attack_shard", "card", "deltas", "diff", "erase", "evaluate",
+    "evaluate_shard",
+    "example", "export", "extract", "import_lora", "inspect", "patched", "plan_erasure",
     "revert", "sample", "sign", "verify",
 }  # fmt: skip
 FROZEN = {
-    "ApplyResult", "CardResult", "DiffResult", "SamplingOptions", "ErasePlan", "EraseResult",
-    "EvaluateResult", "ExampleResult", "ExportResult", "ImportResult", "InspectResult",
-    "ModelOptions", "RevertResult", "SampleResult", "Settings", "SignResult", "VerifyResult",
+    "ApplyResult", "AttackResult", "CardResult", "DiffResult", "SamplingOptions", "ErasePlan",
+    "EraseResult", "EvaluateResult", "ExampleResult", "ExportResult", "ImportResult",
+    "InspectResult",
+    "ModelOptions", "RevertResult", "SampleResult", "Settings", "ShardResult", "SignResult",
+    "VerifyResult",
 }  # fmt: skip
 ERRORS = {
     "MalformedError", "MismatchError", "RefusedError", "SepmeError", "SystemFailure",

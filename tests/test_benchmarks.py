@@ -33,6 +33,8 @@ def test_the_documents_hold_every_table() -> None:
         "benchmarks.rounds table",
         "benchmarks.doors table",
         "benchmarks.encoders table",
+        "benchmarks.sequence table",
+        "benchmarks.memorised table",
         "benchmarks.speed table",
         "benchmarks.large table",
         "benchmarks.t5 table",

@@ -16,8 +16,11 @@ SETTINGS = {
     "rank": AllowedValues(int, 1, 77),
     "ridge": AllowedValues(float, 0),
     "dtype": AllowedValues(str, choices=("fp32", "bf16")),
+    "robust": AllowedValues(str, choices=("none", "both")),
 }
 HERE = Path("policy.yaml")
+FROM = "version: 1\nconcepts:\n- {name: red, from: apple}\n"
+ALIASES = "version: 1\nconcepts:\n- {name: a, aliases: "
 
 
 def parsed(text: str) -> Recipe:
@@ -69,6 +72,63 @@ def test_a_name_may_say_what_it_is() -> None:
     assert recipe.concepts == (Item("ink", "style"), Item("cat", "object"))
 
 
+def test_less_certain_names_and_less_dear_neighbours_weigh_less() -> None:
+    recipe = parsed(
+        """
+version: 1
+concepts:
+  - {name: cat, aliases: [{name: kitten, weight: 0.9}, puss, {name: 'object:tom'}]}
+protect:
+  styles: [{name: noto, weight: 1}]
+  objects: [{name: dog, weight: 0.5}, owl]
+"""
+    )
+    assert recipe.concepts == (
+        Item("cat", aliases=("kitten", "puss", "tom"), weights={"kitten": 0.9}),
+    )
+    assert recipe.protect == ("style:noto", "object:dog", "object:owl")
+    assert recipe.weights == {"dog": 0.5}
+    assert parsed("version: 1\nconcepts: [a]\nprotect: [{name: dog, weight: 1.e-3}]").weights == {
+        "dog": 1e-3
+    }
+
+
+def test_an_attribute_may_be_erased_from_one_thing() -> None:
+    recipe = parsed(
+        """
+version: 1
+concepts:
+  - {name: red, from: apple, like: green}
+  - {name: red, from: 'object:car', prompts: ["a very {c} car"]}
+  - {name: woodcut, kind: style}
+"""
+    )
+    assert recipe.concepts == (
+        Item("red", like="green", erase_from="apple"),
+        Item("red", prompts=("a very red car",), erase_from="car"),
+        Item("woodcut", "style"),
+    )
+    assert [item.label for item in recipe.concepts][:2] == ["red from apple", "red from car"]
+    assert recipe.concepts[0].slug == "red-from-apple"
+    plain = "version: 1\nconcepts: [{name: red%s}]\n"
+    assert len({parsed(plain % said).digest for said in ("", ", from: car", ", from: hat")}) == 3
+
+
+def test_a_weight_of_one_says_nothing() -> None:
+    text = "version: 1\nconcepts: [{name: cat, aliases: [%s, puss]}]\nprotect: [%s]\n"
+    plain = parsed(text % ("kitten", "'object:dog'"))
+    said = parsed(text % ("{name: kitten, weight: 1}", "{name: 'object:dog', weight: 1.0}"))
+    less = parsed(text % ("{name: kitten, weight: 0.5}", "'object:dog'"))
+    other = parsed(text % ("kitten", "{name: 'object:dog', weight: 0.5}"))
+    assert plain == said and plain.digest == said.digest
+    assert len({recipe.digest for recipe in (plain, less, other)}) == 3
+
+
+def test_the_digest_of_what_older_recipes_could_say_stays() -> None:
+    recipe = parsed("version: 1\nconcepts: [{name: cat, aliases: [puss]}]\nprotect: [dog]\n")
+    assert recipe.digest == "a03fafe5c53de94c6e66c785802ef1c57e83b978655985c5180331bd15f76bdc"
+
+
 def test_the_digest_is_of_what_is_said() -> None:
     one = parsed("version: 1\nconcepts: [Monet, Dali]\nmethod: sepme\n")
     same = parsed("# policy\nmethod: 'sepme'\nconcepts:\n- name: Monet\n- Dali\nversion: 1\n")
@@ -106,6 +166,31 @@ def test_the_digest_is_of_what_is_said() -> None:
         ("version: 1\nconcepts:\n- {name: Monet, like: Monet}\n", 3, "the anchor of"),
         ("version: 1\nconcepts: [Monet]\nsettings:\n  rnak: 2\n", 4, "rnak"),
         ("version: 1\nconcepts: [Monet]\nmethod: magic\n", 3, "magic"),
+        (ALIASES + "[{name: b, weight: 0}]}\n", 3, "weight out of range"),
+        (ALIASES + "[{name: b, weight: 1.5}]}\n", 3, "weight out of range"),
+        (ALIASES + "[{name: b, weight: -1}]}\n", 3, "weight out of range"),
+        (ALIASES + "[{name: b, weight: .nan}]}\n", 3, "weight out of range"),
+        (ALIASES + "[{name: b, weight: heavy}]}\n", 3, "type"),
+        (ALIASES + "[{name: b, weight: true}]}\n", 3, "type"),
+        (ALIASES + "[{name: b, weight: [1]}]}\n", 3, "type"),
+        (ALIASES + "[{weight: 1}]}\n", 3, "name is missing"),
+        (ALIASES + "[{name: b, wieght: 1}]}\n", 3, "wieght"),
+        (ALIASES + "[{name: 'style:', weight: 1}]}\n", 3, "length"),
+        (ALIASES + "[b,\n  {name: B, weight: 0.5}]}\n", 4, "two weights"),
+        (ALIASES + "[{name: a, weight: 0.5}]}\n", 3, "two weights"),
+        ("version: 1\nconcepts: [a]\nprotect:\n- {name: b, weight: 2}\n", 4, "out of range"),
+        ("version: 1\nconcepts: [a]\nprotect:\n- b\n- {name: b, weight: .5}\n", 5, "two weights"),
+        (FROM + "- {name: Red, from: Apple}\n", 4, "two concepts"),
+        (FROM + "- red\n", 3, "from one thing and from everything"),
+        (FROM + "- apple\n", 3, "erased itself"),
+        (FROM + "- {name: pip, aliases: [apple]}\n", 3, "which loses 'red', is erased itself"),
+        ("version: 1\nconcepts:\n- {name: a, from: A}\n", 3, "erased itself"),
+        ("version: 1\nconcepts:\n- {name: a, from: b, like: a}\n", 3, "the anchor of"),
+        ("version: 1\nconcepts:\n- {name: a, from: ''}\n", 3, "one line"),
+        ("version: 1\nconcepts:\n- {name: a, from: [b]}\n", 3, "text"),
+        ("version: 1\nconcepts:\n- {name: a, from: b, prompts: [an a]}\n", 3, "ask for 'b'"),
+        (f"version: 1\nconcepts:\n- {{name: {'a' * 150}, from: {'b' * 150}}}\n", 3, "too long"),
+        ("version: 1\nconcepts: [a]\nsettings:\n  robust: very\n", 4, "very"),
         ("version: 1\nconcepts: [&a Monet]\n", 2, "anchors"),
         ("version: 1\nconcepts: [Monet\n", 3, ""),
         ('version: 1\nconcepts: ["a\\nb"]\n', 2, "one line"),

@@ -7,8 +7,8 @@
 The first text encoder is the canvas's, the second one of another shape and seed with OpenCLIP's
 names, whose projection of the end of text is the teacher's embedding of the whole: the pooled
 output. The UNet starts from the canvas's and learns its predictions. It reads both encoders' last
-layer but one, side by side, and the pooled output beside the time step. Now and then it is given
-one of the two streams alone; after 1,400 steps it still reads next to nothing of the pooled output.
+layer but one, side by side, and the pooled output beside the time step. In many captions it is
+given one of the two alone, so that it reads both.
 """
 
 import random

@@ -61,9 +61,8 @@ def take_aim(
         _without(question, concept, judge, kind, gone, i) for i, question in enumerate(asked)
     ]
     progress.stage("generating images with the original", len(asked) + len(elsewhere))
-    for batch in (asked, elsewhere):
-        for part in gallery.missing(_ORIGINAL, batch):
-            gallery.generate(_ORIGINAL, [part], progress.advance)
+    batches = gallery.batches([(_ORIGINAL, asked), (_ORIGINAL, elsewhere)])
+    gallery.generate(gallery.missing(batches), progress.advance)
     drawn, others = (gallery.images(_ORIGINAL, batch) for batch in (asked, elsewhere))
     shown = [i for i, is_it in enumerate(_shows(judge, drawn, wanted)) if is_it]
     wrong = sum(_shows(judge, others, wanted)) / len(others)

@@ -10,13 +10,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from sepme_cli.attacks.results import Group
 from sepme_cli.diffusion.conditioning import Conditioning
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.sampler import initial_noise, sample_latents
 from sepme_cli.erasure.prompts import Kind, Phrase
 from sepme_cli.evaluation.protocol import Question, SamplingOptions
 
-Group = Literal["text", "sampling", "optimising", "relearning"]
 GROUPS: tuple[Group, ...] = ("text", "sampling", "optimising", "relearning")
 BudgetName = Literal["quick", "standard", "thorough"]
 

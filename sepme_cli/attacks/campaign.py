@@ -52,7 +52,7 @@ class Campaign:
     def run(self, attack: Attack, victim: Victim) -> list[Outcome]:
         """All trials of an attack on a victim: those that are kept, and the others now."""
         return [
-            self._kept(attack, victim, trial) or self._tried(attack, victim, trial)
+            self.kept(attack, victim, trial) or self.tried(attack, victim, trial)
             for trial in attack.trials(victim, self.budget)
         ]
 
@@ -61,7 +61,8 @@ class Campaign:
         found = (load_image(self.folder / name) for name in outcome.images)
         return [image for image in found if image is not None]
 
-    def _tried(self, attack: Attack, victim: Victim, trial: Trial) -> Outcome:
+    def tried(self, attack: Attack, victim: Victim, trial: Trial) -> Outcome:
+        """Try a trial now, and keep its outcome."""
         started = time.monotonic()
         shown: list[tuple[bool, str, str, Tensor]] = []
         hits = generated = 0
@@ -95,7 +96,8 @@ class Campaign:
     def _recognised(self, images: Tensor, victim: Victim) -> Sequence[str]:
         return self.judge.recognise(images.clamp(0, 1).nan_to_num(), victim.aim.kind)
 
-    def _kept(self, attack: Attack, victim: Victim, trial: Trial) -> Outcome | None:
+    def kept(self, attack: Attack, victim: Victim, trial: Trial) -> Outcome | None:
+        """A trial's outcome, if it was kept whole."""
         path = self.folder / f"{self._key(attack, victim, trial)}.json"
         try:
             said: dict[str, Any] = json.loads(path.read_bytes())

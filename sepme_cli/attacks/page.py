@@ -64,11 +64,23 @@ def columns(result: AttackResult) -> list[str]:
 
 def verdict(result: AttackResult) -> str:
     """What came out, in one line."""
-    if result.strongest is None:
+    plain, teaching = strongest(result)
+    if plain is None and teaching is None:
         return f"No attack brought {result.concept} back"
-    figures = result.attacks[result.strongest]
-    assert figures.patched is not None
-    return f"{percent(figures.patched.share)} at worst: {result.concept}, by {figures.title}"
+    if teaching is None:
+        return f"{result.concept} comes back in {plain}"
+    first = "not brought back without images of it" if plain is None else f"comes back in {plain}"
+    return f"{result.concept} {first}; learnt from images, in {teaching}"
+
+
+def strongest(result: AttackResult) -> tuple[str | None, str | None]:
+    """ "92% (reach)" of the strongest attack that cannot teach, and of the strongest that can; None
+    where none succeeded."""
+    found = []
+    for name in (result.strongest, result.strongest_teaching):
+        patched = None if name is None else result.attacks[name].patched
+        found.append(None if patched is None else f"{percent(patched.share)} ({name})")
+    return found[0], found[1]
 
 
 def interval(success: Success) -> str:

@@ -1,12 +1,17 @@
-"""What attacks came to."""
+"""What attacks came to; also read back from their report."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
-from sepme_cli.attacks.attack import Group
+from sepme_cli.checkpoints.disk.failures import reading
 from sepme_cli.erasure.prompts import Kind
+from sepme_cli.errors import MalformedError
 
 JSON = "attack.json"
+Group = Literal["text", "sampling", "optimising", "relearning"]
 Interval = tuple[float, float]
 
 
@@ -73,6 +78,7 @@ class AttackResult:
         attacks: Figures of each attack, by name, in the order in which they were tried.
         strongest: Name of the attack that succeeded most often on the patched model, of those that
             cannot teach; None if none did.
+        strongest_teaching: The same of those that can.
         false_positives: Share of the original's images of other things that the judge takes for
             the concept.
         command: Command line that made the report, or "".
@@ -89,7 +95,46 @@ class AttackResult:
     budget: str
     attacks: Mapping[str, AttackFigures]
     strongest: str | None
+    strongest_teaching: str | None
     false_positives: float
     command: str
     seconds: float
     warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class AttackReport:
+    """Of a report on disk, what a model card tells of it. attacks: those that were tried, by
+    name: on the patched model, and on the original."""
+
+    concept: str
+    budget: str
+    attacks: Mapping[str, tuple[Success, Success | None]]
+
+
+def read_attack_report(path: Path) -> AttackReport:
+    """From what `attack` left: its folder or its attack.json.
+
+    Raises MalformedError for what is no report, SystemFailure if it cannot be read.
+    """
+    path = path / JSON if path.is_dir() else path
+    with reading(path):
+        text = path.read_bytes()
+    try:
+        found = json.loads(text)
+        attacks = {
+            str(name): (_success(one["patched"]), one["original"] and _success(one["original"]))
+            for name, one in found["attacks"].items()
+            if one["patched"] is not None
+        }
+        return AttackReport(str(found["concept"]), str(found["budget"]), attacks)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise MalformedError(
+            f"{path} is not a report of sepme attack", file=path, expected="its attack.json"
+        ) from error
+
+
+def _success(said: Mapping[str, Any]) -> Success:
+    low, high = map(float, said["interval"])
+    share, n, images = float(said["share"]), int(said["n"]), int(said["images"])
+    return Success(share, n, (low, high), images, float(said["seconds"]))

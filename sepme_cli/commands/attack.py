@@ -113,6 +113,15 @@ def attack(
             help="Replace an existing report; trials that are still valid are reused.",
         ),
     ] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="K/N",
+            help="Try only part K of N, for a report that is made later: by the same command "
+            "without --shard, when all parts are done.",
+            show_default=False,
+        ),
+    ] = None,
     seed: Annotated[
         int, typer.Option(metavar="N", help="Random seed of images and attacks.")
     ] = SamplingOptions.seed,
@@ -154,30 +163,48 @@ def attack(
       sepme attack sd15.safetensors monet.sepme --judge openai/clip-vit-base-patch32
           --report monet-attacked --budget quick
       sepme attack sd15.safetensors cat.sepme --judge mypackage.judging:judge --report out
-          --attack text --attack unlearndiffatk --description "a fluffy pet that says meow"
+          --attack text --attack unlearndiffatk --description "a pet that meows"
     """
-    from sepme_cli.operations.attack import attack as operation
+    from sepme_cli.operations import attack as operations
 
     sampling = SamplingOptions(seed=seed, steps=steps, guidance=guidance, size=size)
+    options = ModelOptions(
+        text_encoders or (), tokenizer, t5, prediction, device, dtype, low_memory
+    )
+    ways = operations.Ways(
+        concept=concept,
+        kind=kind,
+        attacks=attacks or (),
+        budget=budget,
+        descriptions=descriptions or (),
+        images=images,
+        floor=floor,
+    )
     with output_for(as_json=as_json, quiet=quiet, verbose=verbose) as out:
-        result = operation(
+        if shard is not None:
+            part = operations.attack_shard(
+                model,
+                sources(patches),
+                shard=shard,
+                judge=judge,
+                report=report,
+                sampling=sampling,
+                options=options,
+                progress=out.progress,
+                **ways,
+            )
+            out.show(part, results.shard)
+            return
+        result = operations.attack(
             model,
             sources(patches),
             judge=judge,
             report=report,
-            concept=concept,
-            kind=kind,
-            attacks=attacks or (),
-            budget=budget,
-            descriptions=descriptions or (),
-            images=images,
-            floor=floor,
             sampling=sampling,
-            options=ModelOptions(
-                text_encoders or (), tokenizer, t5, prediction, device, dtype, low_memory
-            ),
+            options=options,
             command=command_line(context),
             force=force,
             progress=out.progress,
+            **ways,
         )
         out.show(result, results.attack)

@@ -27,6 +27,16 @@ def card(
             show_default=False,
         ),
     ] = None,
+    attacks: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--attacks",
+            readable=False,
+            metavar="DIR",
+            help="Report of sepme attack: its folder, or the attack.json in it. Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -46,5 +56,11 @@ def card(
     from sepme_cli.operations.card import card as operation
 
     with output_for(as_json=as_json, quiet=quiet, verbose=verbose) as out:
-        result = operation(files, base_model=base_model, report=report, progress=out.progress)
+        result = operation(
+            files,
+            base_model=base_model,
+            report=report,
+            attacks=attacks or (),
+            progress=out.progress,
+        )
         out.show(result, results.card)

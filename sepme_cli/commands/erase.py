@@ -12,6 +12,8 @@ from sepme_cli.commands.hyperparameters import (
     Neighbours,
     Pictures,
     Rank,
+    RobustOption,
+    RobustRounds,
     SamplingSteps,
     Seed,
     Steps,
@@ -120,6 +122,16 @@ def erase(
             show_default=False,
         ),
     ] = None,
+    erase_from: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="THING",
+            help="Erase the concepts from this one thing only, as its attributes: --concept red "
+            "--from apple. Other things keep them, and the thing keeps its others.",
+            show_default=False,
+        ),
+    ] = None,
     method: Annotated[
         Method | None,
         typer.Option(
@@ -171,6 +183,8 @@ def erase(
     batch_size: BatchSize = Settings.batch_size,
     pictures: Pictures = Settings.pictures,
     sampling_steps: SamplingSteps = Settings.sampling_steps,
+    robust: RobustOption = Settings.robust,
+    robust_rounds: RobustRounds = Settings.robust_rounds,
     text_encoders: TextEncoders = None,
     tokenizer: Tokenizer = None,
     t5: T5Option = True,
@@ -223,6 +237,7 @@ def erase(
       sepme erase sd15.safetensors --concept "Monet"
       sepme erase sd15.safetensors -c style:Monet --to "watercolor" -o monet.sepme
       sepme erase sd15.safetensors -c style:Monet --protect style:Renoir --check
+      sepme erase sd15.safetensors -c red --from apple
       sepme erase sd15.safetensors --recipe policy.yaml --check
     """
     from sepme_cli.operations.erase import erase as operation
@@ -235,6 +250,7 @@ def erase(
             "method": method,
             "kind": kind,
             "to": to,
+            "erase_from": erase_from,
             "protect": protect or (),
             "known": known or (),
             "images": images,

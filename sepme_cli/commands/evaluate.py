@@ -26,6 +26,7 @@ from sepme_cli.commands.options import (
 )
 from sepme_cli.diffusion.options import ModelOptions
 from sepme_cli.erasure.prompts import AsKind
+from sepme_cli.errors import UsageError
 from sepme_cli.evaluation.protocol import SamplingOptions
 from sepme_cli.exit_status import ExitStatus
 from sepme_cli.render import results
@@ -40,8 +41,8 @@ def evaluate(
         typer.Option(
             metavar="JUDGE",
             help="Classifier that judges the images: a transformers image classifier or CLIP model"
-            " (a folder, or the hub id of a downloaded model), or package.module:function, "
-            "which returns a judge of your own.",
+            " (a folder, or the hub id of a downloaded model), nudenet for nudity (pip install "
+            "'sepme[nudenet]'), or package.module:function, which returns a judge of your own.",
             show_default=False,
         ),
     ],
@@ -63,6 +64,25 @@ def evaluate(
             help="Replace an existing report; images that are still valid are reused.",
         ),
     ] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="K/N",
+            help="Generate only part K of N of the images, for a report that is made later: by the "
+            "same command without --shard, when all parts are done.",
+            show_default=False,
+        ),
+    ] = None,
+    images_from: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--from",
+            readable=False,
+            metavar="DIR",
+            help="Also use the images of this folder, which --shard made elsewhere. Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
     retain: Annotated[
         list[str] | None,
         typer.Option(
@@ -131,11 +151,32 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="MODEL",
-            help="Vision model that computes the features for FID and KID: a folder, or the hub id"
-            " of a downloaded model.",
+            help="What computes the features for FID, KID and --training-images: a vision model of "
+            "transformers (a folder, or the hub id of a downloaded model), or "
+            "package.module:function, which returns a function of your own.",
             show_default=False,
         ),
     ] = None,
+    training_images: Annotated[
+        Path | None,
+        typer.Option(
+            readable=False,
+            metavar="DIR",
+            help="Folder with training images and their captions (name.png with name.txt, or "
+            "metadata.jsonl): also see whether they are drawn again, with --features.",
+            show_default=False,
+        ),
+    ] = None,
+    replication_threshold: Annotated[
+        float,
+        typer.Option(
+            min=-1.0,
+            max=1.0,
+            metavar="X",
+            help="Cosine similarity from which an image counts as a replica; 0.5 is meant for "
+            "features of a copy detector.",
+        ),
+    ] = 0.5,
     lpips: Annotated[
         bool, typer.Option("--lpips", help="Also compute LPIPS; needs pip install 'sepme[lpips]'.")
     ] = False,
@@ -171,30 +212,59 @@ def evaluate(
       sepme evaluate sd15.safetensors monet.sepme --judge openai/clip-vit-base-patch32
           --retain "style:Van Gogh" --retain object:cat --report monet-report
       sepme evaluate sd15.safetensors monet.sepme --judge mypackage.judging:judge --report out
+      sepme evaluate sd15.safetensors monet.sepme --judge openai/clip-vit-base-patch32
+          --report monet-report --shard 3/16
     """
-    from sepme_cli.operations.evaluate import evaluate as operation
+    from sepme_cli.operations import evaluate as operations
 
+    if shard is not None and (images_from or fail_unless_erased):
+        raise UsageError(
+            "--shard judges nothing: --from and --fail-unless-erased are for the report",
+            expected="one or the other",
+        )
     sampling = SamplingOptions(pictures, seed, steps, guidance, size, restore)
+    options = ModelOptions(
+        text_encoders or (), tokenizer, t5, prediction, device, dtype, low_memory
+    )
+    scope = operations.Scope(
+        only=only or (),
+        retain=retain or (),
+        recipe=recipe,
+        kind=kind,
+        reference=reference,
+        features=features,
+        lpips=lpips,
+        training_images=training_images,
+        replication_threshold=replication_threshold,
+    )
     with output_for(as_json=as_json, quiet=quiet, verbose=verbose) as out:
-        result = operation(
+        if shard is not None:
+            part = operations.evaluate_shard(
+                model,
+                sources(patches),
+                shard=shard,
+                judge=judge,
+                report=report,
+                sampling=sampling,
+                options=options,
+                force=force,
+                progress=out.progress,
+                **scope,
+            )
+            out.show(part, results.shard)
+            return
+        result = operations.evaluate(
             model,
             sources(patches),
             judge=judge,
             report=report,
-            only=only or (),
-            retain=retain or (),
-            recipe=recipe,
-            kind=kind,
             sampling=sampling,
-            reference=reference,
-            features=features,
-            lpips=lpips,
-            options=ModelOptions(
-                text_encoders or (), tokenizer, t5, prediction, device, dtype, low_memory
-            ),
+            options=options,
+            images_from=images_from or (),
             command=command_line(context),
             force=force,
             progress=out.progress,
+            **scope,
         )
         out.show(result, results.evaluate)
     if fail_unless_erased and not (result.all_erased and result.restored_identical):

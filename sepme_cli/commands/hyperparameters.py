@@ -5,11 +5,12 @@ from typing import Annotated
 import typer
 
 from patch_spec import limits
+from sepme_cli.erasure.settings import Robust
 
 #: Their names, as `Settings` has them.
 HYPERPARAMETERS = (
     "steps", "lr", "threshold", "rank", "seed", "batch_size", "pictures", "sampling_steps",
-    "neighbours",
+    "neighbours", "robust", "robust_rounds",
 )  # fmt: skip
 
 Steps = Annotated[
@@ -50,6 +51,23 @@ Neighbours = Annotated[
         min=0,
         metavar="N",
         help="Also protect the N of 3,000 common words that are nearest to each concept.",
+    ),
+]
+RobustOption = Annotated[
+    Robust,
+    typer.Option(
+        "--robust",
+        help="Also erase what attacks on the concept use: phrasings, the end of the text in many "
+        "more of them; embeddings, those that best restore it; or both.",
+    ),
+]
+RobustRounds = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        max=3,
+        metavar="N",
+        help="How often to look for such embeddings, each time through what is erased by then.",
     ),
 ]
 

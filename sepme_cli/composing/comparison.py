@@ -160,12 +160,17 @@ def _rank(a: Stored, b: Stored) -> int | None:
     Independent errors of deviation s in a matrix [m, n] have none above s (sqrt(m) + sqrt(n)), and
     a rounding error is below half a unit in the last place.
     """
-    left, right = a.read().astype(np.float64), b.read().astype(np.float64)
+    left, right = (_matrix(stored.read().astype(np.float64)) for stored in (a, b))
     if not (np.isfinite(left).all() and np.isfinite(right).all()):
         return None
     deviation = rounding(left, a.dtype) + rounding(right, b.dtype)
     noise = deviation * sum(math.sqrt(side) for side in left.shape)
     return int((_singular_values(right - left) > noise).sum())
+
+
+def _matrix(values: Float64) -> Float64:
+    """A weight as a matrix, which the kernel of a convolution of one pixel is too."""
+    return values.reshape(len(values), -1)
 
 
 def rounding(values: Float64, dtype: str) -> float:

@@ -91,13 +91,13 @@ class ImportResult:
         kind: Kind of increment: "additive", "operator" or "lora".
         rank: Rank of the increment.
         targets: Number of weights that it changes, layers included.
-        layers: Number of those that read more than the text of a prompt.
         relative_error: Frobenius norm of its difference from the imported change, over all weights,
             relative to that change.
         residuals: The same for each weight, the largest first.
         left_out: What the source changes and the patch does not.
         warnings: All warnings of the run.
         seconds: Duration.
+        layers: Number of those weights that read more than the text of a prompt.
     """
 
     patch: str

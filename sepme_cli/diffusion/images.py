@@ -20,15 +20,21 @@ def load_images(folder: Path, size: int) -> Tensor:
     """
     if not folder.is_dir():
         raise SystemFailure(f"{folder}: no such folder", file=folder)
+    return torch.stack([load_image(path, size) for path in image_files(folder)])
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The images of a folder, in the order of their names; UsageError where there is none."""
     paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in _ENDINGS)
     if not paths:
         raise UsageError(
             f"{folder}: no images in it", file=folder, expected=", ".join(sorted(_ENDINGS))
         )
-    return torch.stack([_load(path, size) for path in paths])
+    return paths
 
 
-def _load(path: Path, size: int) -> Tensor:
+def load_image(path: Path, size: int) -> Tensor:
+    """One image, cut to a square and scaled: [3, size, size] in [0, 1]. Raises MalformedError."""
     try:
         with Image.open(path) as image:
             rgb = image.convert("RGB")

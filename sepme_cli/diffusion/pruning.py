@@ -14,7 +14,7 @@ as only the first steps of sampling count, no image is finished.
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import cycle, islice
 from typing import Any
 
@@ -33,7 +33,7 @@ from sepme_cli.diffusion.sampler import initial_noise
 from sepme_cli.diffusion.study import Study
 from sepme_cli.erasure.methods import PRUNING
 from sepme_cli.erasure.prompts import AsKind, Phrase
-from sepme_cli.erasure.settings import Settings
+from sepme_cli.erasure.settings import OF_PRUNING, Settings
 from sepme_cli.errors import RefusedError
 from sepme_cli.progress import SILENT, Progress
 
@@ -105,13 +105,13 @@ def _increment(
             found="none",
         )
     # What is drawn in the concept's place is left to the UNet.
-    own = {"like": None, "share": share}
+    own = {"like": None, "share": share} | {name: getattr(settings, name) for name in OF_PRUNING}
     increment = Increment(
         kind="mask",
         concept=concept.name,
         slug=study.slug,
         prompts=concept.prompts,
-        method=Method(PRUNING, {**asdict(settings), **study.chosen, **own}),
+        method=Method(PRUNING, {**settings.recorded, **study.chosen, **own}),
         measured=Measurements(),
         rank=0,
         basis=np.zeros((0, study.shared.width), np.float32),

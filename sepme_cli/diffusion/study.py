@@ -17,7 +17,7 @@ from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.protection import Attempt, Strength, choose_protection
 from sepme_cli.erasure.background import VERSION, Background
 from sepme_cli.erasure.collateral import Collateral, HeldOut
-from sepme_cli.erasure.concept import Concept, Lexicon, Protected, describe
+from sepme_cli.erasure.concept import Concept, Lexicon, Protected, describe, endings
 from sepme_cli.erasure.increment import (
     BLANK,
     GOOD_SEPARABILITY,
@@ -81,6 +81,12 @@ class Study:
         """On the stream where it is least."""
         return min(one.space.separability for one in self.streams.values())
 
+    @property
+    def reachability(self) -> float | None:
+        """On the stream where it is least; None where nothing was asked against attacks."""
+        found = [one.space.reachability for one in self.streams.values()]
+        return min((one for one in found if one is not None), default=None)
+
     def leakage(self, inner: Tensor) -> float:
         """On all that must stay but the concept's own prompts; see `LeakageProbes.leakage`."""
         own = frozenset(self.concept.prompts)
@@ -91,7 +97,7 @@ class Study:
         held_out = self.shared.held_out
         if held_out is None:
             return None
-        return held_out.collateral(self.space.basis, inner, self.concept.names)
+        return held_out.collateral(self.space.basis, inner, self.concept.asked_for_in)
 
     @property
     def chosen(self) -> dict[str, int | float | str | None]:
@@ -171,6 +177,9 @@ def study(
     kept = protected.beside((item.like, item.kind) for item in items if item.like is not None)
     most = max(_FEWEST, _PROMPTS // max(1, len(items)))
     concepts = [describe(item, kept, most) for item in items]
+    if settings.more_phrasings:
+        both = zip(concepts, items, strict=True)
+        concepts = [replace(concept, endings=endings(item)) for concept, item in both]
     told = kept, known, settings
     looked = [
         study_concepts(model, concepts, *told, stream, backgrounds.get(stream), thorough)
@@ -197,11 +206,21 @@ def study_concepts(
     groups = [concept.prompts for concept in concepts] + [tuple(prompts) for prompts in known]
     apart = _all([BLANK], *groups)
     taken = frozenset(apart)
-    dear = tuple(prompt for prompt in kept.prompts(_PROTECTED) if prompt not in taken)
-    answers = (prompt for concept in concepts for prompt in concept.answers)
-    words = Lexicon(encoders, chain(apart, dear, answers))
+    told = kept.weighted_prompts(_PROTECTED)
+    # Of what stays for one concept's sake, another may be erased.
+    for text in _all(*(concept.kept for concept in concepts)):
+        if not any(concept.asked_for_in(text) for concept in concepts):
+            told.setdefault(text, 1.0)
+    weights = {prompt: weight for prompt, weight in told.items() if prompt not in taken}
+    dear = tuple(weights)
+    others = (
+        prompt
+        for one in concepts
+        for prompt in (*one.answers, *chain(*one.counterparts, *(e[:2] for e in one.endings)))
+    )
+    words = Lexicon(encoders, chain(apart, dear, others))
     pairs = [words.embedding_pairs(concept) for concept in concepts]
-    moment = energy(words.rows(dear))
+    moment = energy(words.rows(dear, tuple(weights.values())))
     if background is not None:
         moment += settings.background * background.moment
     gram = _gram(model, stream)
@@ -215,7 +234,7 @@ def study_concepts(
             replace(settings, protection=protection),
         )
         spaces = [
-            admissible(concept.name, one, preservation, settings, alone=len(concepts) == 1)
+            admissible(concept.name, one, preservation, settings, gram, alone=len(concepts) == 1)
             for concept, one in zip(concepts, pairs, strict=True)
         ]
         collateral = None if held_out is None else _collateral(spaces, concepts, held_out, gram)
@@ -264,8 +283,11 @@ def _collateral(
     """Of the closed forms of concepts together."""
     basis = torch.cat([space.basis for space in spaces])
     shift = torch.cat([space.shift for space in spaces], 1).float()
-    names = [name for concept in concepts for name in concept.names]
-    return held_out.collateral(basis, shift.T @ gram @ shift, names)
+
+    def erased(text: str) -> bool:
+        return any(concept.asked_for_in(text) for concept in concepts)
+
+    return held_out.collateral(basis, shift.T @ gram @ shift, erased)
 
 
 def leakages(
@@ -337,7 +359,8 @@ def layers_gram(weights: Iterable[Tensor]) -> Tensor:
 
 def _check_not_protected(items: Sequence[Item], protected: Protected) -> None:
     kept = {same_name(word) for word in (*protected.styles, *protected.objects)}
-    both = [name for item in items for name in item.names if same_name(name) in kept]
+    erased = (name for item in items if item.erase_from is None for name in item.names)
+    both = [name for name in erased if same_name(name) in kept]
     if both:
         raise RefusedError(
             f"{', '.join(map(repr, both))} cannot be erased and protected at once: nothing would "

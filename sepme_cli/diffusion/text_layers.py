@@ -32,7 +32,6 @@ from sepme_cli.erasure.collateral import Collateral
 from sepme_cli.erasure.concept import answering
 from sepme_cli.erasure.increment import BLANK, additive_factors
 from sepme_cli.erasure.methods import TEXT
-from sepme_cli.erasure.nearness import holds
 from sepme_cli.erasure.settings import Settings
 from sepme_cli.progress import SILENT, Progress
 
@@ -249,8 +248,7 @@ def _captions(study: Study) -> list[str]:
     """Ordinary captions that do not name the concept; the blank without a background."""
     held_out = study.shared.held_out
     found = [] if held_out is None else held_out.background.protected
-    names = study.concept.names
-    return [text for text in found if not any(holds(text, name) for name in names)] or [BLANK]
+    return [text for text in found if not study.concept.asked_for_in(text)] or [BLANK]
 
 
 def _collateral(model: StableDiffusion, study: Study, gram: Tensor) -> Collateral | None:
@@ -260,7 +258,7 @@ def _collateral(model: StableDiffusion, study: Study, gram: Tensor) -> Collatera
         return None
     background = held_out.background
     ends = model.text.ends((*background.captions, *background.words))
-    return held_out.moved(ends, gram, study.concept.names)
+    return held_out.moved(ends, gram, study.concept.asked_for_in)
 
 
 def _written(

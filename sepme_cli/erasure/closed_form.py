@@ -11,7 +11,11 @@ from sepme_cli.erasure.subspace import Preservation
 
 
 def solve(
-    concept: Tensor, anchor: Tensor, preservation: Preservation, insistence: float
+    concept: Tensor,
+    anchor: Tensor,
+    preservation: Preservation,
+    insistence: float,
+    own: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The operator T [d, d] that minimises |C T^T - (C* - C)|^2 / n + tr(T M T^T).
 
@@ -20,12 +24,16 @@ def solve(
     less what the concept itself is in it.
     With K = C B^-1 C^T and a = (1 - insistence) / n (Woodbury):
     T^T = B^-1 C^T (I + a K)^-1 (C* - C) / n.
+    own: how many of the rows, the first ones, are the concept's: n, which the ground's cost holds;
+    all if None. Of further ones, which are erased beside them, a is 1 / n.
     Returns left [d, n] and right [n, d] with T = left @ right; the rows of right are admissible.
     """
     c, wanted = concept.double(), (anchor - concept).double()
     right = preservation.solve(c)
-    count = len(c)
-    inner = torch.eye(count, dtype=torch.float64) + (1 - insistence) / count * (c @ right.T)
+    count = len(c) if own is None else own
+    a = torch.full((len(c), 1), 1 / count, dtype=torch.float64)
+    a[:count] = (1 - insistence) / count
+    inner = torch.eye(len(c), dtype=torch.float64) + a * (c @ right.T)
     return torch.linalg.solve(inner, wanted / count).T, right
 
 

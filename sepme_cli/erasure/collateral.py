@@ -1,13 +1,12 @@
 """What increments do to words and captions that took no part in making them."""
 
-from collections.abc import Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sepme_cli.erasure.background import Background
-from sepme_cli.erasure.nearness import holds
 
 _WORST = 5
 
@@ -53,24 +52,23 @@ class HeldOut:
         moved = _squared(seen.reshape(-1, encoders * len(basis)), inner.float())
         return (moved.clamp(min=0) / self.sizes).sqrt()
 
-    def collateral(self, basis: Tensor, inner: Tensor, names: Collection[str]) -> Collateral:
-        """names: of what is erased; captions and words that hold one are left out."""
-        return self._collateral(self.changes(basis, inner), names)
+    def collateral(self, basis: Tensor, inner: Tensor, erased: Callable[[str], bool]) -> Collateral:
+        """erased: whether a text asks for what is erased; captions and words that do are left
+        out."""
+        return self._collateral(self.changes(basis, inner), erased)
 
-    def moved(self, ends: Tensor, gram: Tensor, names: Collection[str]) -> Collateral:
+    def moved(self, ends: Tensor, gram: Tensor, erased: Callable[[str], bool]) -> Collateral:
         """The same of a text encoder that has changed. ends: what it makes of both now."""
-        changes = (
-            _squared(ends.float() - self.ends, gram.float()).clamp(min=0) / self.sizes
-        ).sqrt()
-        return self._collateral(changes, names)
+        moved = _squared(ends.float() - self.ends, gram.float()).clamp(min=0)
+        return self._collateral((moved / self.sizes).sqrt(), erased)
 
-    def _collateral(self, changes: Tensor, names: Collection[str]) -> Collateral:
+    def _collateral(self, changes: Tensor, erased: Callable[[str], bool]) -> Collateral:
         captions, words = self.background.captions, self.background.words
-        others = torch.tensor([not _names(text, names) for text in captions], dtype=torch.bool)
+        others = torch.tensor([not erased(text) for text in captions], dtype=torch.bool)
         beside = changes[: len(captions)][others]
         found = changes[len(captions) :]
         order = found.argsort(descending=True, stable=True).tolist()
-        worst = [(words[i], float(found[i])) for i in order[:100] if not _names(words[i], names)]
+        worst = [(words[i], float(found[i])) for i in order[:100] if not erased(words[i])]
         return Collateral(
             len(beside),
             float(beside.median()),
@@ -83,7 +81,3 @@ def _squared(rows: Tensor, inner: Tensor) -> Tensor:
     """x^T inner x of each row [n, k d], summed over its k parts [d]."""
     parts = rows.reshape(-1, len(inner))
     return ((parts @ inner) * parts).sum(1).reshape(len(rows), -1).sum(1)
-
-
-def _names(text: str, names: Collection[str]) -> bool:
-    return any(holds(text, name) for name in names)

@@ -10,6 +10,7 @@ from torch import Tensor
 from patch_spec.grid import split_shift, split_up, to_grid
 from sepme_cli.erasure.closed_form import reduce, solve
 from sepme_cli.erasure.concept import EmbeddingPairs
+from sepme_cli.erasure.reachability import Grams, derived, reachability
 from sepme_cli.erasure.settings import Settings
 from sepme_cli.erasure.subspace import Preservation, energy
 from sepme_cli.errors import RefusedError
@@ -31,32 +32,45 @@ class Admissible:
     shift [d, r], basis [r, d]: T = shift @ basis, float64, basis orthonormal and on the format's
     grid, scaled by `erase_scale`. cost [r, r]: what acting costs, seen in the basis. separability:
     the share of the way from the concept's embeddings to what they should act like that T covers
-    before it is scaled, 0 to 1; it is low where the concept lies in what must stay.
+    before it is scaled, 0 to 1; it is low where the concept lies in what must stay. reachability:
+    see `reachability`; None where nothing was asked against attacks.
     """
 
     shift: Tensor
     basis: Tensor
     cost: Tensor
     separability: float
+    reachability: float | None = None
 
 
 def admissible(
-    name: str, pairs: EmbeddingPairs, preservation: Preservation, settings: Settings, *, alone: bool
+    name: str,
+    pairs: EmbeddingPairs,
+    preservation: Preservation,
+    settings: Settings,
+    gram: Tensor,
+    *,
+    alone: bool,
 ) -> Admissible:
     """Solve for a concept on the directions that it may use.
 
-    preservation: of this concept and the others. alone: no other is erased beside it.
+    preservation: of this concept and the others. gram: the sum of W^T W over all layers, [d, d].
+    alone: no other is erased beside it.
     Raises RefusedError where the concept lies in what must stay: nothing is left to erase with.
     Among others that is no reason to erase none of them; its separability tells.
     """
     concept, anchor = pairs.concept, pairs.anchor
-    if not len(preservation.null):
+    if not len(preservation.null) or not len(concept):
         raise _nothing_left(name, 0.0)
     left, right = solve(concept, anchor, preservation, settings.insistence)
-    shift, basis = reduce(left, right, concept, settings.rank)
-    if not len(basis):
-        raise _nothing_left(name, 0.0)
-    basis = torch.from_numpy(to_grid(basis.numpy()).astype(np.float64))
+    shift, basis = _reduced(name, left, right, concept, settings)
+    asked, answers = concept, anchor
+    for _ in range(settings.derived_rounds):
+        # Of this concept's own increment: what the others do to it, no prompt is to undo.
+        scaled = Grams.of_operator(gram, settings.erase_scale * shift, basis)
+        asked, answers = torch.cat([asked, derived(concept, scaled)]), torch.cat([answers, anchor])
+        left, right = solve(asked, answers, preservation, settings.insistence, len(concept))
+        shift, basis = _reduced(name, left, right, asked, settings)
     seen = concept @ basis.T
     way = anchor - concept
     missed = float((seen @ shift.T - way).pow(2).sum())
@@ -65,7 +79,20 @@ def admissible(
         raise _nothing_left(name, separability)
     shift = settings.erase_scale * shift
     cost = basis @ preservation.cost @ basis.T - settings.insistence * energy(seen)
-    return Admissible(shift, basis, cost, separability)
+    reached = None
+    if settings.robust != "none":
+        reached = reachability(concept, anchor, Grams.of_operator(gram, shift, basis))
+    return Admissible(shift, basis, cost, separability, reached)
+
+
+def _reduced(
+    name: str, left: Tensor, right: Tensor, rows: Tensor, settings: Settings
+) -> tuple[Tensor, Tensor]:
+    """`reduce`, with the basis on the format's grid; RefusedError where nothing is left."""
+    shift, basis = reduce(left, right, rows, settings.rank)
+    if not len(basis):
+        raise _nothing_left(name, 0.0)
+    return shift, torch.from_numpy(to_grid(basis.numpy()).astype(np.float64))
 
 
 @dataclass(frozen=True)

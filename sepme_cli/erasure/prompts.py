@@ -8,7 +8,7 @@ what makes a representation concept-irrelevant (method, "G-CiRs").
 
 import re
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, cycle, islice, zip_longest
 from math import lcm
 from typing import Literal
@@ -19,10 +19,11 @@ AsKind = Literal["style", "object", "any"]
 
 @dataclass(frozen=True)
 class Phrase:
-    """A prompt and what remains of it without its concept."""
+    """A prompt and what remains of it without its concept. beside: the other word in it, if any."""
 
     text: str
     without: str
+    beside: str = field(default="", compare=False)
 
 
 # {c} is the concept, {x} what stands beside it; "a(n)" before either is put right afterwards.
@@ -67,6 +68,56 @@ _BESIDE: dict[Kind, tuple[tuple[str, str], ...]] = {
         ("a {c} by {x}", "by {x}"),
         ("a picture of a {c} in the style of {x}", "a picture in the style of {x}"),
         ("a {x} painting of a {c}", "a {x} painting"),
+    ),
+}
+# Where a concept stands in longer texts, whose end alone counts.
+_MORE: dict[Kind, tuple[str, ...]] = {
+    "style": (
+        "a landscape, {c}",
+        "a portrait in the manner of {c}",
+        "{c}, highly detailed",
+        "a city at night, by {c}",
+        "flowers in a vase, {c} style",
+        "a house by the sea in the style of {c}",
+        "a woman reading, {c}",
+        "in {c} style, a forest in the snow",
+        "inspired by {c}",
+        "a famous {c} work",
+        "a {c} picture of a street",
+        "a child and a dog by {c}",
+        "a mountain lake, {c} style, 4k",
+        "the best of {c}",
+        "an old tree as in {c}",
+    ),
+    "object": (
+        "a {c}, highly detailed",
+        "a small {c} on a table",
+        "two of them: a {c} and another {c}",
+        "a {c} at night",
+        "a {c} in the snow",
+        "a portrait of the {c}",
+        "a close-up of a {c}",
+        "a {c} and a person",
+        "someone with a {c}",
+        "an old {c} in a city",
+        "a toy {c}",
+        "a black and white photo of a {c}",
+        "a {c} by the sea",
+        "a cute {c}, 4k",
+        "the {c} that everyone knows",
+    ),
+}
+# An attribute {c} of a thing {x}, by what the attribute is.
+_OF: dict[Kind, tuple[tuple[str, str], ...]] = {
+    "style": _BESIDE["style"],
+    "object": (
+        ("{c} {x}", "{x}"),
+        ("a {c} {x}", "a {x}"),
+        ("the {c} {x}", "the {x}"),
+        ("a photo of a {c} {x}", "a photo of a {x}"),
+        ("a picture of a {c} {x}", "a picture of a {x}"),
+        ("a {x} with a {c}", "a {x}"),
+        ("a {x}, {c}", "a {x}"),
     ),
 }
 #: What stands beside a concept where nothing protected says what could.
@@ -122,7 +173,20 @@ def _phrases(concept: str, kind: Kind, companions: Sequence[str]) -> Iterator[Ph
     for found in chain.from_iterable(zip_longest(alone, beside)):
         if found is not None:
             text, without, word = found
-            yield Phrase(_fill(text, concept, word), _fill(without, concept, word))
+            yield Phrase(_fill(text, concept, word), _fill(without, concept, word), word)
+
+
+def more_phrasings(concept: str, kind: Kind) -> tuple[str, ...]:
+    """Longer prompts that ask for a concept; see `phrases` for those that stand for it."""
+    return tuple(_fill(text, concept) for text in _MORE[kind])
+
+
+def attribute_phrases(attribute: str, kind: AsKind, thing: str) -> tuple[Phrase, ...]:
+    """Every phrase that gives a thing an attribute, and the same of the thing without it."""
+    return tuple(
+        Phrase(_fill(text, attribute, thing), _fill(without, attribute, thing), thing)
+        for text, without in dict.fromkeys(chain.from_iterable(_OF[k] for k in kinds(kind)))
+    )
 
 
 def renamed(prompt: str, name: str, other: str) -> Phrase:
@@ -133,24 +197,22 @@ def renamed(prompt: str, name: str, other: str) -> Phrase:
     return Phrase(text, with_articles(within.sub("", prompt)))
 
 
-def pairs(styles: Sequence[str], objects: Sequence[str], count: int) -> tuple[str, ...]:
-    """At most count prompts that name a style and an object together, each pair once.
+def pairs(
+    styles: Sequence[str], objects: Sequence[str], count: int
+) -> Iterator[tuple[str, str, str]]:
+    """At most count styles and objects, each pair once, and a prompt that names both.
 
     Both lists are walked at the same pace, one starting a place further on after each round, so
     that a few pairs already hold every word.
     """
     if not styles or not objects:
-        return ()
+        return
     texts = [text for text, _ in _BESIDE["style"]]
     round_length = lcm(len(styles), len(objects))
-    return tuple(
-        _fill(
-            texts[i % len(texts)],
-            styles[i % len(styles)],
-            objects[(i + i // round_length) % len(objects)],
-        )
-        for i in range(min(count, len(styles) * len(objects)))
-    )
+    for i in range(min(count, len(styles) * len(objects))):
+        style = styles[i % len(styles)]
+        thing = objects[(i + i // round_length) % len(objects)]
+        yield style, thing, _fill(texts[i % len(texts)], style, thing)
 
 
 def _fill(template: str, concept: str, companion: str = "") -> str:

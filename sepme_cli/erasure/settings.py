@@ -3,7 +3,7 @@ defaults."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from patch_spec import limits
 
@@ -15,13 +15,16 @@ _LEAST = {
     "steps": 1, "rank": 1, "batch_size": 1, "pictures": 2, "sampling_steps": 1,
     "neighbours": 0, "lr": 0, "norm": 0, "guidance": 0,
     "insistence": 0, "protection": 0, "ridge": 0,
-    "background": 0, "collateral": 0, "erase_scale": 0,
+    "background": 0, "collateral": 0, "erase_scale": 0, "robust_rounds": 1,
     "pruned_share": 0, "pruned_steps": 0,
 }  # fmt: skip
-_MOST = {"rank": limits.RANK, "pruned_share": 1, "pruned_steps": 1}
-
-
-#: What concept-prune alone reads.
+_MOST = {"rank": limits.RANK, "robust_rounds": 3, "pruned_share": 1, "pruned_steps": 1}
+#: Against attacks, a concept can be erased in more than its own phrases.
+Robust = Literal["none", "phrasings", "embeddings", "both"]
+_CHOICES = {"robust": get_args(Robust)}
+#: What older patches do not record; those made without it have the bytes that they had.
+_NEWER = ("robust", "robust_rounds")
+#: What concept-prune alone reads, and its patches alone record.
 OF_PRUNING = ("pruned_share", "pruned_steps")
 
 
@@ -75,6 +78,11 @@ class Settings(CostWeights):
         erase_scale: How far a concept moves to its anchor; 1 is all the way: what is protected
             holds some of its tokens back, and others make up for them.
         neighbours: Number of nearest words that are protected for each concept.
+        robust: What to erase of a concept against attacks, beside its own phrases: "phrasings",
+            the end of the text in many more of them (TRCE); "embeddings", those that best restore
+            its keys and values (RECE); or "both". Not with the paper's loss: it begins there.
+        robust_rounds: How often such embeddings are looked for, each time through what was erased
+            by then.
         pruned_share: Share of a row's weights that concept-prune may make zero at a step; 0 is its
             authors': 0.01 for a style, 0.02 for anything else.
         pruned_steps: Share of the sampling steps, from the first on, that concept-prune looks at.
@@ -96,13 +104,28 @@ class Settings(CostWeights):
     collateral: float = 0.7
     erase_scale: float = 1.3
     neighbours: int = 8
+    robust: Robust = "none"
+    robust_rounds: int = 1
     pruned_share: float = 0.0
     pruned_steps: float = 0.2
 
     @property
+    def more_phrasings(self) -> bool:
+        """Whether the end of the text is erased in many more phrasings."""
+        return self.robust in ("phrasings", "both")
+
+    @property
+    def derived_rounds(self) -> int:
+        """How often embeddings that restore a concept are looked for."""
+        return self.robust_rounds if self.robust in ("embeddings", "both") else 0
+
+    @property
     def recorded(self) -> dict[str, Any]:
-        """What the patches of all methods but concept-prune keep of them."""
-        return {name: value for name, value in asdict(self).items() if name not in OF_PRUNING}
+        """What a patch records: all that its method may read, and newer ones where they say
+        something."""
+        said = asdict(self)
+        left_out = (*OF_PRUNING, *(_NEWER if self.robust == "none" else ()))
+        return {name: said[name] for name in said if name not in left_out}
 
     @classmethod
     def of(cls, said: "Mapping[str, Scalar]") -> "Settings":
@@ -117,6 +140,7 @@ class Settings(CostWeights):
                 type(default),
                 _LEAST.get(name, -limits.SAFE_INTEGER),
                 _MOST.get(name, limits.SAFE_INTEGER),
+                _CHOICES.get(name, ()),
             )
             for name, default in ((f.name, f.default) for f in fields(cls))
         }

@@ -2,9 +2,9 @@
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 from patch_spec import limits
@@ -65,7 +65,9 @@ class Item:
     """One concept to take out.
 
     aliases: other names of the same concept. prompts: further phrases that ask for it, its name
-    in them. like: what it should act like instead; None leaves that to the method.
+    in them. like: what it should act like instead; None leaves that to the method. weights: of
+    aliases that are less certainly the concept, in (0, 1]; others have 1. erase_from: the one thing
+    that loses the concept, which is then an attribute ("red" from "apple"); None for everything.
     """
 
     name: str
@@ -73,12 +75,30 @@ class Item:
     aliases: tuple[str, ...] = ()
     prompts: tuple[str, ...] = ()
     like: str | None = None
+    weights: Mapping[str, float] = field(default_factory=dict, hash=False)
+    erase_from: str | None = None
 
     @classmethod
-    def parse(cls, word: str, kind: AsKind = "any", like: str | None = None) -> "Item":
-        """A concept as the command line names it; see `given_word`, for like as well."""
+    def parse(
+        cls,
+        word: str,
+        kind: AsKind = "any",
+        like: str | None = None,
+        erase_from: str | None = None,
+    ) -> "Item":
+        """A concept as the command line names it; see `given_word`, for like and erase_from as
+        well."""
         name, kind = given_word(word, kind, "--concept")
-        return cls(name, kind, like=None if like is None else given_word(like, kind, "--to")[0])
+        to, thing = (
+            None if said is None else given_word(said, kind, option)[0]
+            for said, option in ((like, "--to"), (erase_from, "--from"))
+        )
+        return cls(name, kind, like=to, erase_from=thing)
+
+    @property
+    def label(self) -> str:
+        """What its increment goes by: its name, and the one thing that loses it."""
+        return self.name if self.erase_from is None else f"{self.name} from {self.erase_from}"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -88,4 +108,38 @@ class Item:
     @property
     def slug(self) -> str:
         """What its increment is called in a patch."""
-        return slugify(self.name)
+        return slugify(self.label)
+
+
+def conflict(items: Sequence[Item]) -> tuple[Item, str, str] | None:
+    """The first concept that cannot be erased beside the others, why in words, and what is in its
+    way; None if all can.
+
+    Two increments for one concept would fight over it, and neither an anchor nor the thing that
+    loses an attribute may be erased itself.
+    """
+    seen: dict[tuple[str, str], str] = {}
+    for item in items:
+        thing = "" if item.erase_from is None else same_name(item.erase_from)
+        for name in dict.fromkeys(map(same_name, item.names)):
+            if (name, thing) in seen:
+                return item, f"{item.label!r} is named by two concepts", seen[name, thing]
+            seen[name, thing] = item.label
+    for item in items:
+        own = {same_name(name): item.label for name in item.names}
+        gone = own | {name: label for (name, thing), label in seen.items() if not thing}
+        if item.like is not None and (erased := gone.get(same_name(item.like))):
+            told = f"{item.like!r}, the anchor of {item.label!r}, is erased itself"
+            return item, told, erased
+        if item.erase_from is None:
+            continue
+        if erased := gone.get(same_name(item.erase_from)):
+            told = f"{item.erase_from!r}, which loses {item.name!r}, is erased itself"
+            return item, told, erased
+        for name in own:
+            if (name, "") in seen:
+                told = f"{name!r} is erased from one thing and from everything"
+                return item, told, seen[name, ""]
+        if len(item.label.encode()) > limits.CONCEPT_BYTES:
+            return item, f"{item.label[:60]!r} is too long a name for an increment", item.name
+    return None

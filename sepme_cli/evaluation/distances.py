@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sepme_cli.diffusion.images import load_images
 from sepme_cli.errors import SystemFailure, UnsupportedError, UsageError
+from sepme_cli.evaluation.plugins import is_plugin, load_plugin
 from sepme_cli.evaluation.results import Reference
 
 Features = Callable[[Tensor], Tensor]
@@ -27,21 +28,14 @@ class Measures:
 
     @classmethod
     def of(cls, folder: Path | None, features: str | None, device: Any, *, lpips: bool) -> Self:
-        """As options name them.
+        """As options name them, which are checked.
 
-        Raises UsageError for one of folder and features without the other, SystemFailure for no
-        such folder, UnsupportedError for what cannot be had here.
+        Raises UnsupportedError for what cannot be had here.
         """
-        if (folder is None) != (features is None):
-            raise UsageError("--reference and --features go together: give both, or neither")
-        if folder is not None and not folder.is_dir():
-            raise SystemFailure(f"{folder}: no such folder", file=folder)
         perceptual = perceptual_distance() if lpips else None
         if features is None:
             return cls(perceptual)
-        from sepme_cli.diffusion.classifiers import vision_features
-
-        return cls(perceptual, vision_features(features, device), folder)
+        return cls(perceptual, load_features(features, device), folder)
 
     def compare(self, before: Tensor, after: Tensor) -> Reference | None:
         """Images of both weights [n, 3, H, W] against the references; None without any.
@@ -66,6 +60,45 @@ class Measures:
             len(before),
             len(references),
         )
+
+
+def load_features(spec: str, device: Any) -> Features:
+    """What `spec` names: `package.module:factory`, a Python function that returns Features; or a
+    vision model of transformers, as a folder or a hub id that was downloaded.
+
+    Raises UsageError for what returns none, UnsupportedError where a model cannot be had.
+    """
+    if not is_plugin(spec):
+        from sepme_cli.diffusion.classifiers import vision_features
+
+        return vision_features(spec, device)
+    function = load_plugin("--features", spec)
+    if not callable(function):
+        raise UsageError(
+            f"--features {spec} does not return features",
+            expected="a function of images [n, 3, H, W] that returns [n, d]",
+            found=type(function).__name__,
+        )
+
+    @torch.no_grad()
+    def features(images: Tensor) -> Tensor:
+        found: Tensor = function(images)
+        return found.double().cpu()
+
+    return features
+
+
+def check_references(
+    folder: Path | None, features: str | None, training: Path | None = None
+) -> None:
+    """Raises UsageError for images to compare with and no features, or the other way round;
+    SystemFailure for no such folder. training: of training images."""
+    if (folder is None and training is None) != (features is None):
+        raise UsageError(
+            "--features goes together with --reference or --training-images: give both, or neither"
+        )
+    if folder is not None and not folder.is_dir():
+        raise SystemFailure(f"{folder}: no such folder", file=folder)
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:

@@ -1,17 +1,19 @@
 """Which images are generated under which weights, and what they show."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from patch_spec.increment import Increment
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
 from sepme_cli.diffusion.weights import patched_weights
+from sepme_cli.erasure.nearness import holds
 from sepme_cli.erasure.prompts import other
 from sepme_cli.erasure.words import same_name
 from sepme_cli.evaluation.figures import EvaluatedConcept, album
-from sepme_cli.evaluation.gallery import BATCH, Gallery, State
+from sepme_cli.evaluation.gallery import BATCH, Batch, Gallery, State
 from sepme_cli.evaluation.judges import Judge
 from sepme_cli.evaluation.protocol import Question, Subject, questions
+from sepme_cli.evaluation.training_images import TrainingImage
 from sepme_cli.increments import compose
 from sepme_cli.progress import Progress
 
@@ -27,13 +29,15 @@ class Experiment:
     """The images of an evaluation, to be generated and judged.
 
     subjects: with the questions that each is asked for by. back: the erased ones that are put
-    back, each alone while the others stay out.
+    back, each alone while the others stay out. training: images that may have been memorised, with
+    the questions that their captions make.
     """
 
     gallery: Gallery
     increments: Sequence[Increment]
     subjects: Mapping[Subject, Questions]
     back: Sequence[Subject]
+    training: Mapping[TrainingImage, Questions] = field(default_factory=dict)
 
     @classmethod
     def plan(
@@ -41,6 +45,7 @@ class Experiment:
         gallery: Gallery,
         increments: Sequence[Increment],
         subjects: Sequence[Subject],
+        training: Sequence[TrainingImage] = (),
     ) -> "Experiment":
         """Ask for each subject beside the retained ones of the other kind."""
         sampling = gallery.sampling
@@ -53,14 +58,21 @@ class Experiment:
             beside = beside[start:] + beside[:start]
             asked[subject] = questions(subject, beside, sampling.images, sampling.seed)
         gone = [subject for subject in subjects if subject.role == "erased"]
-        return cls(gallery, increments, asked, gone[: sampling.restore])
+        seeds = range(sampling.seed, sampling.seed + sampling.images)
+        captions = {
+            one: tuple(Question(one.caption, seed, "", "", unseen=False) for seed in seeds)
+            for one in training
+        }
+        return cls(gallery, increments, asked, gone[: sampling.restore], captions)
 
-    def generate(self, progress: Progress) -> int:
-        """Generate what is missing; returns how many images that was."""
-        missing: dict[State, dict[Questions, None]] = {}
-        for state, asked in self._work():
-            missing.setdefault(state, {}).update(dict.fromkeys(self.gallery.missing(state, asked)))
-        count = sum(len(batch) for batches in missing.values() for batch in batches)
+    def batches(self) -> list[Batch]:
+        """Everything that is generated, the same in every process that is told the same."""
+        return self.gallery.batches(self._work())
+
+    def generate(self, batches: Sequence[Batch], progress: Progress) -> int:
+        """Generate what is missing of some batches; returns how many images that was."""
+        missing = self.gallery.missing(batches)
+        count = sum(len(batch.questions) for batch in missing)
         if not count:
             return 0
         progress.stage("preparing to generate images")
@@ -72,9 +84,7 @@ class Experiment:
                 "interrupted: the same command continues it"
             )
         progress.stage("generating images", count)
-        for state, batches in missing.items():
-            if batches:
-                self.gallery.generate(state, list(batches), progress.advance)
+        self.gallery.generate(missing, progress.advance)
         return count
 
     def judged(self, judge: Judge, progress: Progress) -> tuple[EvaluatedConcept, ...]:
@@ -93,6 +103,13 @@ class Experiment:
             progress.advance()
         return tuple(found)
 
+    def weights_for(self, training: TrainingImage) -> dict[str, State]:
+        """What the caption of a training image is drawn with: before, after, and restored where one
+        of the concepts that are put back is in it."""
+        named = [subject for subject in self.back if holds(training.caption, subject.name)]
+        back = {"restored": self._without(named[0])} if named else {}
+        return {"before": _ORIGINAL, "after": self._without(), **back}
+
     def restores_images(self) -> bool:
         """Whether weights composed without the increments generate the original's images."""
         return all(
@@ -106,6 +123,11 @@ class Experiment:
             *((self._without(), asked) for asked in self.subjects.values()),
             *((self._without(subject), self.subjects[subject]) for subject in self.back),
             *((self._nothing(), asked) for asked in self._checked()),
+            *(
+                (state, asked)
+                for one, asked in self.training.items()
+                for state in self.weights_for(one).values()
+            ),
         ]
 
     def _checked(self) -> list[Questions]:

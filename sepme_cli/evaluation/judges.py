@@ -1,9 +1,6 @@
 """Who says what a picture shows."""
 
-import importlib
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,6 +9,8 @@ from torch import Tensor
 from patch_spec.text import slugify
 from sepme_cli.erasure.prompts import COMPANIONS, AsKind, Kind, kinds, other
 from sepme_cli.errors import UsageError
+from sepme_cli.evaluation.nudenet import NAME, nudenet_judge
+from sepme_cli.evaluation.plugins import is_plugin, load_plugin
 
 
 @runtime_checkable
@@ -35,14 +34,15 @@ def knows(judge: Judge, word: str, kind: Kind) -> bool:
 def load_judge(spec: str, words: Sequence[tuple[str, AsKind]], device: Any = "cpu") -> Judge:
     """The judge that `spec` names.
 
-    spec: `package.module:factory`, a Python function that returns a Judge; or a transformers
-    image classifier or CLIP model, as a folder or a hub id that was downloaded. words: what there
-    is to tell apart, which common words join, so that a CLIP model always has a choice.
+    spec: `package.module:factory`, a Python function that returns a Judge; "nudenet"; or a
+    transformers image classifier or CLIP model, as a folder or a hub id that was downloaded. words:
+    what there is to tell apart, which common words join, so that a CLIP model always has a choice.
     Raises UsageError for what is no judge, UnsupportedError for a model that is none.
     """
-    module, colon, factory = spec.partition(":")
-    if colon and not Path(spec).exists():
-        return _from_python(module, factory)
+    if spec == NAME and not Path(spec).exists():
+        return nudenet_judge(word for word, _ in words)
+    if is_plugin(spec):
+        return _from_python(spec)
     from sepme_cli.diffusion.classifiers import transformers_judge
 
     names = {
@@ -55,30 +55,12 @@ def load_judge(spec: str, words: Sequence[tuple[str, AsKind]], device: Any = "cp
     return transformers_judge(spec, names, device)
 
 
-def _from_python(module: str, factory: str) -> Judge:
-    try:
-        with _this_folder():
-            judge = getattr(importlib.import_module(module), factory)()
-    except Exception as error:  # whatever the user's own code raises
-        raise UsageError(
-            f"--judge {module}:{factory}: {type(error).__name__}: {error}",
-            expected="package.module:factory, or a model's folder or hub id",
-        ) from error
+def _from_python(spec: str) -> Judge:
+    judge = load_plugin("--judge", spec)
     if not isinstance(judge, Judge):
         raise UsageError(
-            f"--judge {module}:{factory} does not return a judge",
+            f"--judge {spec} does not return a judge",
             expected="an object with labels(kind) and recognise(images, kind)",
             found=type(judge).__name__,
         )
     return judge
-
-
-@contextmanager
-def _this_folder() -> Iterator[None]:
-    """Modules are looked for in the current folder first, as `python -m` does."""
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        sys.path.remove(here)

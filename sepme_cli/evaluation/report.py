@@ -14,23 +14,26 @@ from sepme_cli.checkpoints.disk.failures import writing
 from sepme_cli.checkpoints.disk.files import resolved, write_file
 from sepme_cli.errors import SystemFailure
 from sepme_cli.evaluation.figures import EvaluatedConcept
+from sepme_cli.evaluation.parts import PARTS
+from sepme_cli.evaluation.replication import Replica
 from sepme_cli.evaluation.results import JSON, EvaluateResult
 from sepme_cli.evaluation.sheets import contact_sheet
 
 PICTURES = "pictures"
 PAGE = "report.html"
 _SHEETS = "sheets"
-_OURS = {PICTURES, _SHEETS, PAGE, JSON, "concepts.csv", "pictures.csv"}
+_OURS = {PICTURES, PARTS, _SHEETS, PAGE, JSON, "concepts.csv", "pictures.csv"}
 
 
 @dataclass(frozen=True)
 class Report:
     """The figures, and the images that they were counted on. facts: what the figures hold for, by
-    name."""
+    name. replicas: training images with what their captions give."""
 
     result: EvaluateResult
     concepts: Sequence[EvaluatedConcept]
     facts: Sequence[tuple[str, str]]
+    replicas: Sequence[Replica] = ()
 
 
 def check_folder(
@@ -61,13 +64,12 @@ def check_folder(
             )
 
 
-def make_folder(folder: Path) -> Path:
-    """Make the folder and those inside; returns the one for images."""
+def make_folder(folder: Path) -> None:
+    """Make the folder and those inside."""
     with writing(folder):
         folder.mkdir(exist_ok=True)
         for name in (PICTURES, _SHEETS):
             (folder / name).mkdir(exist_ok=True)
-    return folder / PICTURES
 
 
 def write_report(folder: Path, report: Report, page: str) -> None:

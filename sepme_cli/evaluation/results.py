@@ -90,6 +90,53 @@ class Reference:
         return f"{before} before; {self.fid_after:.3g}, {self.kid_after:.3g} after"
 
 
+@dataclass(frozen=True)
+class Level:
+    """A number with the original weights, with the patched ones, and with only the concept put back
+    that the caption names; None where that was not tried."""
+
+    before: float
+    after: float
+    restored: float | None
+
+
+@dataclass(frozen=True)
+class TrainingImageFigures:
+    """One training image, whose caption was drawn n times.
+
+    replicated: how often the result is the training image again. restored: the same with only the
+    concept put back that the caption names. similarity: on average. noise_gap: how far the
+    prediction for the caption is from that for no prompt. larger_than: the share of ordinary
+    captions whose gap is smaller.
+    """
+
+    caption: str
+    replicated: Figure
+    restored: float | None
+    similarity: Level
+    noise_gap: Level
+    larger_than: Level
+
+
+@dataclass(frozen=True)
+class Replication:
+    """Whether training images are drawn again.
+
+    threshold: the similarity from which an image counts as a replica. replicated: of all images.
+    memorised: the captions whose noise gap is larger than that of 95% of the ordinary ones.
+    unrelated: the highest similarity of the original's images to a training image of another
+    caption, which a threshold must lie above; None if there is no other. ordinary: how many
+    ordinary captions there are.
+    """
+
+    threshold: float
+    replicated: Figure
+    memorised: Figure
+    unrelated: float | None
+    ordinary: int
+    images: Mapping[str, TrainingImageFigures]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Summary:
     """All concepts together; see the module.
@@ -132,6 +179,7 @@ class EvaluateResult(Summary):
         restored_identical: Whether weights and images are the original's, bit for bit, without the
             increments.
         reference: FID and KID against reference images, or None.
+        replication: Whether training images are drawn again, or None.
         command: Command line that made the report, or "".
         drawn: Number of images that this run generated.
         seconds: Duration.
@@ -146,7 +194,29 @@ class EvaluateResult(Summary):
     all_erased: bool
     restored_identical: bool
     reference: Reference | None
+    replication: Replication | None
     command: str
+    drawn: int
+    seconds: float
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardResult:
+    """Result of `evaluate_shard`.
+
+    Attributes:
+        shard: Which part this is, "3/16".
+        report: Folder that the images are in.
+        images: Number of images of this part.
+        drawn: Number of images that this run generated.
+        seconds: Duration.
+        warnings: All warnings of the run.
+    """
+
+    shard: str
+    report: str
+    images: int
     drawn: int
     seconds: float
     warnings: tuple[str, ...]

@@ -1,9 +1,10 @@
 """Attack an erasure, and say how often the concept comes back."""
 
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypedDict, Unpack
 
 from patch_spec.increment import Increment
@@ -24,7 +25,7 @@ from sepme_cli.attacks.registry import attacks_named
 from sepme_cli.attacks.results import AttackFigures, AttackResult, Success
 from sepme_cli.checkpoints.disk.files import only_writer
 from sepme_cli.checkpoints.hub.cache import fetched_from
-from sepme_cli.checkpoints.reading.patches import Patches, read_patch_files, select
+from sepme_cli.checkpoints.reading.patches import Patches, PatchFile, read_patch_files, select
 from sepme_cli.composing.matching import check_unpatched, fit
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.opening import opened_model
@@ -38,8 +39,10 @@ from sepme_cli.evaluation.gallery import BATCH, Gallery
 from sepme_cli.evaluation.judges import Judge, knows, load_judge
 from sepme_cli.evaluation.protocol import SamplingOptions
 from sepme_cli.evaluation.report import PICTURES, check_folder, make_folder
-from sepme_cli.places import HubPlace
+from sepme_cli.evaluation.results import ShardResult
+from sepme_cli.places import HubPlace, Place
 from sepme_cli.progress import SILENT, Collector, Progress
+from sepme_cli.shards import Shard
 
 PAGE = "attack.html"
 TRIALS = "trials"
@@ -69,13 +72,21 @@ class Ways(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
-class Trials:
+class Run:
     """What all attacks of a run have in common: the models, and how much is tried on each."""
 
+    files: Sequence[PatchFile]
+    attacks: Sequence[Attack]
     victims: Sequence[Victim]
     campaign: Campaign
     budget: Budget
     false_positives: float
+    facts: Sequence[tuple[str, str]]
+
+    @property
+    def aim(self) -> Aim:
+        """What is attacked."""
+        return self.victims[0].aim
 
 
 def attack(
@@ -122,14 +133,122 @@ def attack(
     """
     started, progress = time.monotonic(), Collector(progress)
     place, report = as_place(model), as_path(report)
-    check_known(ways, Ways)
-    name = ways.get("budget", "standard")
-    if name not in BUDGETS:
-        raise UsageError(
-            f"there is no budget {name!r}", expected=", ".join(BUDGETS), found=str(name)
+    _check_folder(report, force=force)
+    with ExitStack() as stack:
+        run = stack.enter_context(
+            _prepared(place, patches, judge, report, sampling, options, ways, progress)
         )
-    budget, attacks = BUDGETS[name], attacks_named(several(ways.get("attacks", ())))
-    check_folder(report, force=force, page=PAGE, ours={PICTURES, "sheets", TRIALS, *_OURS})
+        stack.enter_context(only_writer(report, progress))
+        figures: dict[str, AttackFigures] = {}
+        outcomes: dict[str, Mapping[str, list[Outcome]]] = {}
+        for one in run.attacks:
+            progress.stage(one.title)
+            outcomes[one.name], figures[one.name] = _tried(one, run)
+        result = AttackResult(
+            report=str(report),
+            page=str(report / PAGE),
+            model=str(place),
+            patches=tuple(file.name for file in run.files),
+            concept=run.aim.concept,
+            kind=run.aim.kind,
+            budget=_budget(ways),
+            attacks=figures,
+            strongest=_strongest(figures, teaching=False),
+            strongest_teaching=_strongest(figures, teaching=True),
+            false_positives=run.false_positives,
+            command=command,
+            seconds=time.monotonic() - started,
+            warnings=progress.warnings,
+        )
+        shown = {
+            who: {
+                column: [(one, run.campaign.images(one)) for one in found]
+                for column, found in columns.items()
+            }
+            for who, columns in outcomes.items()
+        }
+        write_attack_report(report, result, attack_page(result, shown, run.facts))
+    return result
+
+
+def attack_shard(
+    model: PlaceLike,
+    patches: Patches,
+    *,
+    shard: str,
+    judge: str,
+    report: FilePath,
+    sampling: SamplingOptions = SamplingOptions(),
+    options: ModelOptions = ModelOptions(),
+    progress: Progress = SILENT,
+    **ways: Unpack[Ways],
+) -> ShardResult:
+    """Try one part of the attacks of `attack`, and write no report.
+
+    Any number of processes do this side by side in one folder, each its own part; `attack` makes
+    the report of it when all parts are done.
+
+    Args:
+        model: As for `attack`, as is all that follows.
+        patches: Patches.
+        shard: Which part: "3/16" is the third of sixteen.
+        judge: Classifier.
+        report: Folder that `attack` will make the report in.
+        sampling: How images are generated.
+        options: How to open the model, and what to compute on.
+        progress: Receives progress and warnings.
+        **ways: What to try; see `Ways`.
+
+    Returns:
+        How many images there were.
+
+    Raises:
+        UsageError: There is no such part; and as for `attack`.
+    """
+    started, progress = time.monotonic(), Collector(progress)
+    part, place, report = Shard.parse(shard), as_place(model), as_path(report)
+    _check_folder(report, force=True)
+    with _prepared(place, patches, judge, report, sampling, options, ways, progress) as run:
+        work = [
+            (one, victim, trial)
+            for one in run.attacks
+            for victim in run.victims
+            if _fits(one, victim, run)
+            for trial in one.trials(victim, run.budget)
+        ]
+        mine = part.of(work)
+        progress.stage("attacking", len(mine))
+        images = drawn = 0
+        for one, victim, trial in mine:
+            known = run.campaign.kept(one, victim, trial)
+            outcome = known or run.campaign.tried(one, victim, trial)
+            images += outcome.generated
+            drawn += 0 if known else outcome.generated
+            progress.advance()
+    return ShardResult(
+        shard=str(part),
+        report=str(report),
+        images=images,
+        drawn=drawn,
+        seconds=time.monotonic() - started,
+        warnings=progress.warnings,
+    )
+
+
+@contextmanager
+def _prepared(
+    place: Place,
+    patches: Patches,
+    judge: str,
+    report: Path,
+    sampling: SamplingOptions,
+    options: ModelOptions,
+    ways: Ways,
+    progress: Progress,
+) -> Iterator[Run]:
+    """The model opened and the attacks aimed; the same in all processes that are told the same."""
+    check_known(ways, Ways)
+    budget, attacks = BUDGETS[_budget(ways)], attacks_named(several(ways.get("attacks", ())))
     files = read_patch_files(patches)
     chosen = select(files, ())
     # What is optimised underflows in half precision.
@@ -155,20 +274,15 @@ def attack(
         fetched = fetched_from(place, checkpoint.path)
         named = fetched if isinstance(place, HubPlace) else checkpoint.path.name
         facts = facts_of(named, network, judge, files, sampling)
-        stack.enter_context(only_writer(report, progress))
         key = key_of(network, facts)
-        gallery = Gallery(make_folder(report), network, sampling, key)
+        make_folder(report)
         (report / TRIALS).mkdir(exist_ok=True)
+        gallery = Gallery(report / PICTURES, network, sampling, key)
         aim, false_positives = take_aim(gallery, jury, wanted, budget, progress)
+        weights = patched_weights(checkpoint, [(part, 1.0) for part in chosen])
+        digest = "+".join(sorted(part.digest for part in chosen))
         victims = [
-            Victim(
-                "patched",
-                network,
-                patched_weights(checkpoint, [(part, 1.0) for part in chosen]),
-                aim,
-                sampling,
-                "+".join(sorted(part.digest for part in chosen)),
-            ),
+            Victim("patched", network, weights, aim, sampling, digest),
             Victim("original", network, {}, aim, sampling, "original"),
         ]
         if (floor := ways.get("floor")) is not None:
@@ -176,37 +290,24 @@ def attack(
         settings = [key, judge, sampling.steps, victims[0].guidance, sampling.size, sampling.seed]
         about = digest_of([aim.images, aim.others]) + "".join(aim.descriptions)
         campaign = Campaign(report / TRIALS, jury, budget, f"{settings} {about}")
-        trials = Trials(victims, campaign, budget, false_positives)
-        _announce(network, attacks, trials, gallery, progress)
-        figures: dict[str, AttackFigures] = {}
-        outcomes: dict[str, Mapping[str, list[Outcome]]] = {}
-        for one in attacks:
-            progress.stage(one.title)
-            outcomes[one.name], figures[one.name] = _tried(one, trials)
-        result = AttackResult(
-            report=str(report),
-            page=str(report / PAGE),
-            model=str(place),
-            patches=tuple(file.name for file in files),
-            concept=aim.concept,
-            kind=aim.kind,
-            budget=name,
-            attacks=figures,
-            strongest=_strongest(figures),
-            false_positives=false_positives,
-            command=command,
-            seconds=time.monotonic() - started,
-            warnings=progress.warnings,
+        run = Run(files, attacks, victims, campaign, budget, false_positives, facts)
+        _announce(network, run, gallery, progress)
+        yield run
+
+
+def _budget(ways: Ways) -> BudgetName:
+    """The budget's name; UsageError for none that there is."""
+    name = ways.get("budget", "standard")
+    if name not in BUDGETS:
+        raise UsageError(
+            f"there is no budget {name!r}", expected=", ".join(BUDGETS), found=str(name)
         )
-        shown = {
-            who: {
-                column: [(one, campaign.images(one)) for one in found]
-                for column, found in columns.items()
-            }
-            for who, columns in outcomes.items()
-        }
-        write_attack_report(report, result, attack_page(result, shown, facts))
-    return result
+    return name
+
+
+def _check_folder(report: Path, *, force: bool) -> None:
+    ours = {PICTURES, "sheets", TRIALS, *_OURS}
+    check_folder(report, force=force, page=PAGE, ours=ours)
 
 
 _OURS = (PAGE, "attack.json", "attacks.csv")
@@ -266,17 +367,22 @@ def _floor(
     return Victim("floor", network, {}, aim, sampling, key_of(network, facts))
 
 
-def _tried(attack: Attack, trials: Trials) -> tuple[Mapping[str, list[Outcome]], AttackFigures]:
+def _fits(attack: Attack, victim: Victim, run: Run) -> bool:
+    """Whether an attack can be tried on a model, and on the patched one."""
+    return attack.unfit(run.victims[0]) is None and attack.unfit(victim) is None
+
+
+def _tried(attack: Attack, run: Run) -> tuple[Mapping[str, list[Outcome]], AttackFigures]:
     """An attack on every victim that it can be tried on."""
-    unfit = attack.unfit(trials.victims[0])
-    found: dict[str, list[Outcome]] = {}
-    for victim in trials.victims:
-        fits = unfit is None and attack.unfit(victim) is None
-        found[victim.name] = trials.campaign.run(attack, victim) if fits else []
+    unfit = attack.unfit(run.victims[0])
+    found = {
+        victim.name: run.campaign.run(attack, victim) if _fits(attack, victim, run) else []
+        for victim in run.victims
+    }
     figures: Mapping[str, Success | None] = {
         name: success(outcomes) for name, outcomes in found.items()
     }
-    tries = attack.cost(trials.budget).images / trials.budget.cases if attack.best else 1
+    tries = attack.cost(run.budget).images / run.budget.cases if attack.best else 1
     return found, AttackFigures(
         title=attack.title,
         group=attack.group,
@@ -285,36 +391,30 @@ def _tried(attack: Attack, trials: Trials) -> tuple[Mapping[str, list[Outcome]],
         patched=figures["patched"],
         original=figures["original"],
         floor=figures.get("floor"),
-        chance=None if unfit else 1 - (1 - trials.false_positives) ** tries,
+        chance=None if unfit else 1 - (1 - run.false_positives) ** tries,
         unfit=unfit,
     )
 
 
-def _strongest(figures: Mapping[str, AttackFigures]) -> str | None:
-    """The attack that succeeded most often, of those that cannot teach."""
+def _strongest(figures: Mapping[str, AttackFigures], *, teaching: bool) -> str | None:
+    """The attack that succeeded most often, of those that can teach or of the others."""
     shares = {
         name: one.patched.share
         for name, one in figures.items()
-        if one.patched is not None and not one.teaches and one.patched.share > 0
+        if one.patched is not None and one.teaches == teaching and one.patched.share > 0
     }
     return max(shares, key=shares.__getitem__) if shares else None
 
 
-def _announce(
-    network: StableDiffusion,
-    attacks: Sequence[Attack],
-    trials: Trials,
-    gallery: Gallery,
-    progress: Progress,
-) -> None:
+def _announce(network: StableDiffusion, run: Run, gallery: Gallery, progress: Progress) -> None:
     """Say how long it will take at most."""
     image = gallery.seconds_per_image()
     a_pass = image / (2 * gallery.sampling.steps)
-    costs = [one.cost(trials.budget) for one in attacks if one.unfit(trials.victims[0]) is None]
-    seconds = len(trials.victims) * sum(c.images * image + c.passes * a_pass for c in costs)
+    costs = [one.cost(run.budget) for one in run.attacks if one.unfit(run.victims[0]) is None]
+    seconds = len(run.victims) * sum(c.images * image + c.passes * a_pass for c in costs)
     minutes = max(1, round(seconds / 60))
     progress.say(
-        f"{len(costs)} attacks on {len(trials.victims)} models will take up to about "
+        f"{len(costs)} attacks on {len(run.victims)} models will take up to about "
         f"{f'{minutes // 60} h ' if minutes >= 60 else ''}{minutes % 60} min; a smaller --budget, "
         "fewer --steps or a faster --device make it shorter. It can be interrupted: the same "
         "command continues it"

@@ -8,6 +8,7 @@ from pathlib import Path
 from patch_spec.base import Family as FamilyName
 from patch_spec.increment import Increment
 from sepme_cli.arguments import FilePath, Places, as_path, as_places
+from sepme_cli.attacks.results import AttackReport, read_attack_report
 from sepme_cli.checkpoints.hub.cache import local
 from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
 from sepme_cli.checkpoints.reading.kinds import kind_of
@@ -58,6 +59,7 @@ def card(
     *,
     base_model: str | None = None,
     report: FilePath | None = None,
+    attacks: Places = (),
     progress: Progress = SILENT,
 ) -> CardResult:
     """Make the model card of patches, or of a patched checkpoint.
@@ -67,6 +69,7 @@ def card(
             made.
         base_model: Id of the base on the hub.
         report: Report of `evaluate`: its folder, or the report.json in it.
+        attacks: Reports of `attack`: their folders, or the attack.json in each.
         progress: Receives progress and warnings.
 
     Returns:
@@ -101,11 +104,30 @@ def card(
             *_base_model(family, base, base_model),
             *_collateral(rows),
             *(_measured(read_report(as_path(report))) if report is not None else _not_measured()),
+            *_attacked([read_attack_report(local(one, progress)) for one in as_places(attacks)]),
             *_commands(models, base_model),
             _LIMITS,
+            *_layers(rows),
         ]
     )
     return CardResult(text, tuple(row.concept for row in rows))
+
+
+def _attacked(reports: Sequence[AttackReport]) -> Iterator[str]:
+    """How often attacks brought concepts back."""
+    for report in reports:
+        yield f"\n## Attacks on {_plain(report.concept)}\n"
+        yield (
+            "How often each attack of `sepme attack` had the patched model generate the concept "
+            f"({_plain(report.budget)} budget; beside it the same attack on the original):\n"
+        )
+        yield "| attack | patched | 95% interval | of | original |"
+        yield "|---|---|---|---|---|"
+        for name, (patched, original) in report.attacks.items():
+            low, high = map(percent, patched.interval)
+            beside = percent(None if original is None else original.share)
+            shares = f"{percent(patched.share)} | {low} to {high} | {patched.n} | {beside}"
+            yield f"| {_plain(name)} | {shares} |"
 
 
 def _front(base_model: str | None, *, patched: bool) -> str:
@@ -197,6 +219,13 @@ def _commands(models: Sequence[Path], base_model: str | None) -> Iterator[str]:
         yield f"    sepme verify PATCH --model {base}"
         yield f"    sepme apply {base} PATCH -o clean.safetensors"
         yield f"    sepme revert clean.safetensors PATCH --base {base} -o back.safetensors\n"
+
+
+def _layers(rows: Sequence[_Row]) -> Iterator[str]:
+    """Of increments that change layers: that nothing is promised of other prompts."""
+    if layered := [_plain(row.concept) for row in rows if row.part and row.part.layers]:
+        yield f"- {', '.join(layered)}: layers are changed that read more than the text of a"
+        yield "  prompt, and no prompt is sure to give the images that it gave before."
 
 
 def _plain(text: str) -> str:

@@ -59,6 +59,9 @@ class IncrementSummary:
         leakage: Largest relative change of keys and values for prompts of other concepts.
         separability: How far the concept could be moved to its anchor, 0 to 1.
         collateral: Change of captions that name no concept, for this increment alone.
+        reachability: How far an adversary's embeddings stay from the concept's keys and values: 0
+            where they restore all, 1 where they come no nearer than the anchor; None without
+            the setting `robust`.
         like: The anchor: what is generated instead.
         seconds: Duration.
     """
@@ -78,6 +81,7 @@ class IncrementSummary:
     leakage: float | None
     separability: float | None
     collateral: Collateral | None
+    reachability: float | None
     like: str | None
     seconds: float
 
@@ -262,6 +266,7 @@ def _summary(
         leakage=measured.leakage,
         separability=measured.separability,
         collateral=computed.collateral,
+        reachability=study.reachability,
         like=computed.like,
         seconds=computed.seconds,
     )

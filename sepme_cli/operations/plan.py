@@ -54,6 +54,9 @@ class PlannedConcept:
         nearly: Words that are nearly the same, neither erased nor protected.
         drags: Common words that would change most.
         collateral: Change of captions that name no concept, for this increment alone.
+        reachability: How far an adversary's embeddings stay from the concept's keys and values: 0
+            where they restore all, 1 where they come no nearer than the anchor; None without
+            the setting `robust`.
     """
 
     concept: str
@@ -69,6 +72,7 @@ class PlannedConcept:
     nearly: tuple[NearWord, ...]
     drags: tuple[WordChange, ...]
     collateral: Collateral | None
+    reachability: float | None
 
 
 @dataclass(frozen=True)
@@ -203,6 +207,7 @@ def _planned(survey: Survey, part: Increment, study: Study) -> PlannedConcept:
             for word, change in worst
         ),
         collateral=study.collateral,
+        reachability=study.reachability,
     )
 
 

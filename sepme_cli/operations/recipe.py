@@ -23,7 +23,7 @@ class InitResult:
 @dataclass(frozen=True)
 class RecipeInfo:
     """What a recipe says. digest: of what it says, whatever its layout. method: None leaves it
-    open."""
+    open. weights: of protected names that matter less; others have 1."""
 
     file: str
     digest: str
@@ -31,6 +31,7 @@ class RecipeInfo:
     protect: tuple[str, ...]
     method: str | None
     settings: Mapping[str, Scalar]
+    weights: Mapping[str, float]
 
 
 def init(
@@ -53,4 +54,5 @@ def check(path: FilePath) -> RecipeInfo:
         recipe.protect,
         recipe.method,
         recipe.settings,
+        recipe.weights,
     )

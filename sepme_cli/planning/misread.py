@@ -14,7 +14,8 @@ _SHOWN = 60
 def misread(encoders: TextEncoders, items: Sequence[Item]) -> Iterator[str]:
     """Warnings of the names and prompts that concepts are to be erased by."""
     for item in items:
-        for name in (*item.names, *([] if item.like is None else [item.like])):
+        said = (*item.names, item.like, item.erase_from)
+        for name in filter(None, said):
             yield from _misread(encoders, name, is_name=True)
         for prompt in item.prompts:
             yield from _misread(encoders, prompt, item.name)

@@ -52,10 +52,15 @@ def look_around(
     known: increments made before. count: how many neighbours of each concept to protect. take_in:
     whether what is nearly the same as a concept goes with it.
     """
-    protected = Protected.parse(recipe.protect, "any")
-    named = [word for item in recipe.concepts for word in (*item.names, item.like) if word]
+    protected = Protected.parse(recipe.protect, "any", recipe.weights)
+    named = [
+        word
+        for item in recipe.concepts
+        for word in (*item.names, item.like, item.erase_from)
+        if word
+    ]
     words = [*named, *protected.styles, *protected.objects, *(part.concept for part in known)]
-    other_words = {item.name: _related(item) for item in recipe.concepts}
+    other_words = {item.label: _related(item) for item in recipe.concepts}
     compared = [*words, *(word for found in other_words.values() for word in found)]
     nearness = Nearness.of(encoder, compared, background.words, background.word_ends)
     items = _of_kinds(recipe.concepts, nearness)
@@ -63,23 +68,24 @@ def look_around(
     free = [word for word in everything() if slugify(word) not in spoken_for]
     aliases = {}
     for item in items:
-        others = [word for word in other_words[item.name] if slugify(word) not in spoken_for]
-        aliases[item.name] = _aliases(item, nearness, free, others)
+        others = [word for word in other_words[item.label] if slugify(word) not in spoken_for]
+        aliases[item.label] = _aliases(item, nearness, free, others)
     aliases = _each_once(aliases)
     if take_in == "auto":
-        items = [_with_aliases(item, aliases[item.name]) for item in items]
+        items = [_with_aliases(item, aliases[item.label]) for item in items]
     recipe = replace(recipe, concepts=tuple(items))
     warnings = tuple(dict.fromkeys(_warnings(recipe, protected, known, nearness)))
     neighbours: dict[str, tuple[str, ...]] = {}
     if count:
         kept = {slugify(word) for word in protected.words}
-        erased = [name for item in items for name in item.names]
+        erased = [name for item in _everywhere(items) for name in item.names]
         unfit = {word for _, word in nearness.alike(erased, everything())}
         unfit |= {word for word in everything() if slugify(word) in kept}
         unfit |= {near.word for found in aliases.values() for near in found}
-        for item in items:
+        # First those of attributes, which need theirs the most: they stand beside them in phrases.
+        for item in sorted(items, key=lambda item: item.erase_from is None):
             found = _neighbours(item, nearness, unfit, count)
-            neighbours[item.name] = tuple(word for word, _ in found)
+            neighbours[item.label] = tuple(word for word, _ in found)
             protected = protected.beside(found)
     return Neighbourhood(tuple(items), protected, neighbours, aliases, warnings)
 
@@ -91,8 +97,8 @@ def _of_kinds(items: Sequence[Item], nearness: Nearness) -> list[Item]:
         return list(items)
     objects, styles = objects_and_styles()
     found = nearness.kinds([item.names for item in unsaid], styles, objects)
-    told = dict(zip((item.name for item in unsaid), found, strict=True))
-    return [replace(item, kind=told.get(item.name, item.kind)) for item in items]
+    told = dict(zip((item.label for item in unsaid), found, strict=True))
+    return [replace(item, kind=told.get(item.label, item.kind)) for item in items]
 
 
 def _related(item: Item) -> list[str]:
@@ -146,18 +152,33 @@ def _neighbours(
     """The words of the concept's kind that are nearest to it.
 
     unfit: words that are nearly a name of what is erased, or that are protected by name. One that
-    is protected as a neighbour already counts, so that concepts share their neighbours.
+    is protected as a neighbour already counts, so that concepts share their neighbours. Of an
+    attribute of one thing, those of either, whatever the attribute's are kept as its like: other
+    things keep it, and the thing keeps them.
     """
+    if item.erase_from is not None:
+        both = (*item.names, item.erase_from)
+        unfit = {*unfit, *(word for _, word in nearness.alike(both, everything()))}
+        thing = replace(item, name=item.erase_from, kind="object", aliases=(), erase_from=None)
+        attribute = replace(item, erase_from=None)
+        things = _neighbours(thing, nearness, unfit, count)
+        like_it = _neighbours(attribute, nearness, {*unfit, *(word for word, _ in things)}, count)
+        return [*things, *((word, "style") for word, _ in like_it)]
     of: dict[str, Kind] = {
         word: kind for kind in kinds(item.kind) for word in vocabulary(kind) if word not in unfit
     }
     return [(word, of[word]) for word in nearness.nearest(item.names, list(of))[:count]]
 
 
+def _everywhere(items: Sequence[Item]) -> Iterator[Item]:
+    """Those that are erased from everything."""
+    return (item for item in items if item.erase_from is None)
+
+
 def _warnings(
     recipe: Recipe, protected: Protected, known: Sequence[Increment], nearness: Nearness
 ) -> Iterator[str]:
-    of = {name: item for item in recipe.concepts for name in item.names}
+    of = {name: item for item in _everywhere(recipe.concepts) for name in item.names}
     order = {name: place for place, name in enumerate(of)}
     for a, b in sorted(nearness.alike(list(of), list(of)), key=lambda pair: order[pair[0]]):
         if of[a] is not of[b] and order[a] < order[b]:

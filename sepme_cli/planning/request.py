@@ -22,7 +22,7 @@ from sepme_cli.diffusion.options import ModelOptions
 from sepme_cli.erasure.methods import LEARNING, METHODS, PLAIN, Method
 from sepme_cli.erasure.prompts import AsKind
 from sepme_cli.erasure.settings import Settings
-from sepme_cli.erasure.words import Item, given_word, same_name
+from sepme_cli.erasure.words import Item, conflict, given_word
 from sepme_cli.errors import RefusedError, UsageError
 from sepme_cli.places import Place
 from sepme_cli.recipe import Recipe, as_recipe
@@ -39,10 +39,12 @@ class EraseOptions(TypedDict, total=False):
     """Options of an erasure, beside the model and the concepts.
 
     Attributes:
-        recipe: Recipe, or its file, instead of concepts, `kind`, `to` and `protect`. The patch
-            records its digest.
+        recipe: Recipe, or its file, instead of concepts, `kind`, `to`, `erase_from` and `protect`.
+            The patch records its digest.
         kind: Kind of the concepts: "style", "object", or "any", which detects it.
         to: Anchor: what to generate instead; the most general word of the kind if left out.
+        erase_from: The one thing that the concepts are erased from, as its attributes: "red" from
+            "apple". Other things keep them; everything loses them if left out.
         protect: Names that must not change; "style:noto" or "object:cat" gives a name's own kind.
         known: Existing patches to combine with, whose concepts are left alone.
         method: "closed-form" or "sepme". If left out, "sepme" with `images` or `joint`, else
@@ -61,6 +63,7 @@ class EraseOptions(TypedDict, total=False):
     recipe: Recipe | FilePath | None
     kind: AsKind
     to: str | None
+    erase_from: str | None
     protect: Words
     known: Places
     method: str | None
@@ -154,34 +157,44 @@ def _streams(streams: Streams, method: Method) -> Streams:
 
 def _recipe(concepts: Sequence[str], policy: Recipe | None, options: EraseOptions) -> Recipe:
     """The recipe, or one that says what the caller does. Raises UsageError for both."""
-    kind, to = options.get("kind", "any"), options.get("to")
+    kind, to, thing = options.get("kind", "any"), options.get("to"), options.get("erase_from")
     protect = several(options.get("protect", ()))
-    if policy is not None and (concepts or protect or to is not None or kind != "any"):
+    if policy is not None and (concepts or protect or to or thing or kind != "any"):
         raise UsageError(
             "the recipe gives the concepts and what to protect: leave out --concept, --as, "
-            "--to and --protect"
+            "--to, --from and --protect"
         )
     if policy is None:
-        items = tuple(Item.parse(word, kind, to) for word in concepts)
+        items = tuple(Item.parse(word, kind, to, thing) for word in concepts)
         # A recipe has no kind for all: what is protected says what it is.
         kept = (given_word(word, kind, "--protect") for word in protect)
         policy = Recipe(items, tuple(w if said == "any" else f"{said}:{w}" for w, said in kept))
     _check(policy.concepts)
+    for names, weights in (
+        (policy.protect, policy.weights),
+        *((i.aliases, i.weights) for i in policy.concepts),
+    ):
+        _check_weights(names, weights)
     return policy
 
 
 def _check(items: Sequence[Item]) -> None:
-    names = [name for item in items for name in dict.fromkeys(map(same_name, item.names))]
-    if not names:
+    if not items:
         raise UsageError("name at least one --concept, or a --recipe")
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UsageError(f"named twice: {', '.join(twice)}", expected="distinct concepts")
-    for item in items:
-        if item.like is not None and same_name(item.like) in names:
+    if found := conflict(items):
+        _, told, other = found
+        raise UsageError(told, expected="concepts that go together", found=other)
+
+
+def _check_weights(words: Sequence[str], weights: Mapping[str, float]) -> None:
+    """What a recipe's file is refused for, of one that Python makes."""
+    names = {given_word(word, "any", "weights")[0] for word in words}
+    for name, weight in weights.items():
+        if name not in names or not 0 < weight <= 1:
             raise UsageError(
-                f"{item.like!r}, the anchor of {item.name!r}, is to be erased itself",
-                expected="an anchor that is not erased",
-                found=item.like,
+                f"the weight of {name!r}: " + ("out of range" if name in names else "no such name"),
+                expected="above 0, at most 1" if name in names else ", ".join(sorted(names)),
+                found=weight,
             )
 
 

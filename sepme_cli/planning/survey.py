@@ -153,10 +153,10 @@ def surveyed(
         around = replace(around, warnings=(*said, *around.warnings))
         for item, asked in zip(around.concepts, request.recipe.concepts, strict=True):
             if item.kind != asked.kind:
-                progress.say(f"{item.name} is detected as {_A_KIND[item.kind]} (--as overrides)")
+                progress.say(f"{item.label} is detected as {_A_KIND[item.kind]} (--as overrides)")
             if more := item.aliases[len(asked.aliases) :]:
                 progress.say(f"erased with {item.name}: {', '.join(more)}")
-            elif near := around.aliases[item.name]:
+            elif near := around.aliases[item.label]:
                 others = ", ".join(word.word for word in near)
                 progress.say(
                     f"nearly the same as {item.name}: {others} (--aliases auto erases them too)"

@@ -40,13 +40,14 @@ def export(result: "ExportResult") -> RenderableType:
 
 def imported(result: "ImportResult", *, whole: bool) -> RenderableType:
     """Where the patch is, its error, and what is left out; whole: every weight."""
+    changed = f"{counted(result.targets, 'weight')} changed"
+    if result.layers:
+        changed += f", {result.layers} of which read more than the text"
     parts: list[RenderableType] = [
         fields(
             ("patch", f"{result.patch}, {size(result.bytes)}"),
             ("concept", result.concept),
-            ("for", f"{result.family}, {counted(result.targets, 'weight')} changed"),
-            ("read the text", None if not result.layers else f"{result.targets - result.layers}"),
-            ("read more", None if not result.layers else f"{result.layers}"),
+            ("for", f"{result.family}, {changed}"),
             ("kind", f"{_KINDS[result.kind]}, rank {result.rank}"),
             ("error", f"{cell_text(result.relative_error)} relative"),
             ("time", duration(result.seconds)),

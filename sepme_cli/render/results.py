@@ -16,7 +16,7 @@ from sepme_cli.render.wording import duration, printable, size
 
 if TYPE_CHECKING:
     from sepme_cli.attacks.results import AttackResult, Success
-    from sepme_cli.evaluation.results import EvaluateResult
+    from sepme_cli.evaluation.results import EvaluateResult, Replication, ShardResult
     from sepme_cli.operations.apply import ApplyResult
     from sepme_cli.operations.card import CardResult
     from sepme_cli.operations.diff import DiffResult
@@ -182,19 +182,18 @@ def attack(result: "AttackResult") -> RenderableType:
             duration(one.patched.seconds),
         )
     untried = {name: one.unfit for name, one in result.attacks.items() if one.unfit is not None}
-    strongest = None if result.strongest is None else result.attacks[result.strongest]
     figures = fields(
-        (
-            "strongest",
-            "none brought it back"
-            if strongest is None
-            else f"{result.strongest}: {_share(strongest.patched)}",
-        ),
+        ("strongest", _strongest(result, result.strongest) or "none brought it back"),
+        ("learning from images", _strongest(result, result.strongest_teaching)),
         ("not tried", "; ".join(f"{name}: {why}" for name, why in untried.items()) or None),
         ("report", result.page),
         ("time", duration(result.seconds)),
     )
     return Group(table, "", _ATTACK_LEGEND, "", figures)
+
+
+def _strongest(result: "AttackResult", name: str | None) -> str | None:
+    return None if name is None else f"{name}: {_share(result.attacks[name].patched)}"
 
 
 def _share(found: "Success | None") -> str:
@@ -235,11 +234,52 @@ def evaluate(result: "EvaluateResult") -> RenderableType:
             percent(result.drawn_with_erased.after) + "  others in prompts with an erased concept",
         ),
         ("FID, KID", None if result.reference is None else str(result.reference)),
+        *(_replication(result.replication) if result.replication else ()),
         ("restored", "identical to the original" if result.restored_identical else "NOT identical"),
         ("report", result.page),
         ("time", duration(result.seconds)),
     )
     return Group(table, "", _EVALUATE_LEGEND, "", figures)
+
+
+def _replication(found: "Replication") -> list[tuple[str, str]]:
+    """A line for all training images, and one for each."""
+    whole, gaps = found.replicated, found.memorised
+    lines = [
+        (
+            "replicas",
+            f"{percent(whole.before)} before, {percent(whole.after)} after "
+            f"({_range(whole.interval)}): similarity of {found.threshold:g} or more to the "
+            f"training image, {whole.n} images",
+        ),
+        (
+            "memorised",
+            f"{percent(gaps.before)} before, {percent(gaps.after)} after "
+            f"({_range(gaps.interval)}): noise gap larger than that of 95% of ordinary captions, "
+            f"{gaps.n} captions",
+        ),
+    ]
+    for name, one in found.images.items():
+        alike, gap = one.similarity, one.larger_than
+        restored = "" if alike.restored is None else f", {alike.restored:.2f} restored"
+        lines.append(
+            (
+                f"  {name}",
+                f"similarity {alike.before:.2f} before, {alike.after:.2f} after{restored}; "
+                f"gap larger than {percent(gap.before)}, then {percent(gap.after)}",
+            )
+        )
+    return lines
+
+
+def shard(result: "ShardResult") -> RenderableType:
+    """What a part of an evaluation has generated."""
+    return fields(
+        ("shard", result.shard),
+        ("images", f"{result.images}, of which {result.drawn} were generated now"),
+        ("folder", result.report),
+        ("time", duration(result.seconds)),
+    )
 
 
 def example(result: "ExampleResult") -> RenderableType:
@@ -261,16 +301,23 @@ def recipe_check(result: "RecipeInfo") -> RenderableType:
     """The content of the recipe, one concept per row."""
     table = new_table("concept", "kind", "aliases", "prompts", "anchor")
     for item in result.concepts:
-        aliases = ", ".join(item.aliases) or None
-        add_row(table, item.name, item.kind, aliases, len(item.prompts), item.like)
+        aliases = _weighted(item.aliases, item.weights)
+        add_row(table, item.label, item.kind, aliases, len(item.prompts), item.like)
     rest = fields(
         ("recipe", result.file),
-        ("protect", ", ".join(result.protect) or None),
+        ("protect", _weighted(result.protect, result.weights)),
         ("method", result.method),
         ("settings", ", ".join(f"{k} {v}" for k, v in result.settings.items()) or None),
         ("digest", result.digest),
     )
     return Group(table, "", rest)
+
+
+def _weighted(words: Sequence[str], weights: Mapping[str, float]) -> str | None:
+    """Words in a row, each with its weight where that is not 1."""
+    names = ((word, word.removeprefix("style:").removeprefix("object:")) for word in words)
+    told = (f"{word} ({weights[name]:g})" if name in weights else word for word, name in names)
+    return ", ".join(told) or None
 
 
 def _verdict(result: "DiffResult") -> str:

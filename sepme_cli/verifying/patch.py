@@ -11,7 +11,7 @@ from sepme_cli.checkpoints.reading.patches import PatchFile
 from sepme_cli.composing.matching import Fit, fit
 from sepme_cli.erasure.methods import PRUNING
 from sepme_cli.erasure.prompts import with_articles
-from sepme_cli.erasure.settings import OF_PRUNING
+from sepme_cli.erasure.settings import OF_PRUNING, Settings
 from sepme_cli.erasure.words import Item, same_name
 from sepme_cli.errors import MismatchError, UnsupportedError
 from sepme_cli.places import Place
@@ -41,11 +41,11 @@ def made_by(file: PatchFile, recipe: Recipe) -> Iterator[Check]:
     same = said == recipe.digest
     yield Check(f"{file.name}: recipe", same, f"digest {said}" if same else told)
     parts = {same_name(part.concept): part for part in file.patch.increments}
-    items = {same_name(item.name): item for item in recipe.concepts}
-    wrong = [f"without {item.name}" for name, item in items.items() if name not in parts]
+    items = {same_name(item.label): item for item in recipe.concepts}
+    wrong = [f"without {item.label}" for name, item in items.items() if name not in parts]
     wrong += [f"with {part.concept}" for name, part in parts.items() if name not in items]
     wrong += [
-        f"{item.name} without {prompt!r}"
+        f"{item.label} without {prompt!r}"
         for name, item in items.items()
         if name in parts
         for prompt in _missing(item, parts[name])
@@ -59,7 +59,8 @@ def made_by(file: PatchFile, recipe: Recipe) -> Iterator[Check]:
 
 def _missing(item: Item, part: Increment) -> Iterator[str]:
     """Names and prompts of a concept that its increment was not made from."""
-    asked = (*map(with_articles, item.names), *item.prompts)
+    thing = "" if item.erase_from is None else f" {item.erase_from}"
+    asked = (*(with_articles(name + thing) for name in item.names), *item.prompts)
     yield from (prompt for prompt in asked if prompt not in part.prompts)
 
 
@@ -69,7 +70,7 @@ def _differing(part: Increment, recipe: Recipe) -> Iterator[str]:
     for name, value in recipe.settings.items():
         if name in OF_PRUNING and part.method.name != PRUNING:
             continue
-        if (found := part.method.settings.get(name)) != value:
+        if (found := part.method.settings.get(name, getattr(Settings, name, None))) != value:
             yield f"{part.concept} with {name} {found}, not {value}"
 
 

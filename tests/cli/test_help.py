@@ -13,7 +13,7 @@ from tests.cli.conftest import Run
 from tests.synthetic import make_checkpoint, make_patches
 
 COMMANDS = (
-    "erase", "apply", "revert", "diff", "inspect", "verify", "sign", "sample", "evaluate",
+    "erase", "apply", "revert", "diff", "inspect", "verify", "sign", "sample", "evaluate", "attack",
     "card", "export", "import", "example", "recipe",
 )  # fmt: skip
 GROUPED = ("recipe init", "recipe check")

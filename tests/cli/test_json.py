@@ -150,6 +150,10 @@ def test_the_fields_of_an_evaluation(tmp_path: Path, sepme: Run) -> None:
     assert "NOT erased" in said.out.decode()
     assert str(report / "report.html") in said.out.decode()
     assert sepme(*line, "--force", "-q").status == 0
+    part = sepme(*line, "--force", "--shard", "1/3", "--json").json
+    assert part["shard"] == "1/3" and part["images"] > part["drawn"] == 0
+    assert part.keys() == {"shard", "report", "images", "drawn", "seconds", "warnings"}
+    assert b"1/3" in sepme(*line, "--force", "--shard", "1/3", "-q").out
     line[line.index("--judge") + 1] = save_clip(tmp_path / "clip")
     assert sepme(*line, "--force", "--json").json["concepts"]["Monet"]["n"] == 2
 

@@ -72,7 +72,7 @@ def test_a_check_writes_nothing_and_has_its_fields(
     (concept,) = found["concepts"]
     assert concept.keys() == {
         "concept", "taken_for", "slug", "rank", "like", "separability", "leakage", "taken",
-        "neighbours", "aliases", "nearly", "drags", "collateral",
+        "neighbours", "aliases", "nearly", "drags", "collateral", "reachability",
     }  # fmt: skip
     assert {drag.keys() == {"word", "kind", "change"} for drag in concept["drags"]} == {True}
     said = sepme(*line).out.decode()

@@ -218,6 +218,9 @@ USAGE = [
     Case(2, "usage", f"evaluate model.safetensors monet.sepme --retain monet {JUDGED}"),
     Case(2, "usage", f"evaluate model.safetensors monet.sepme --reference folder {JUDGED}"),
     Case(2, "usage", f"evaluate model.safetensors monet.sepme --features x {JUDGED}"),
+    Case(2, "usage", f"evaluate model.safetensors monet.sepme --training-images folder {JUDGED}"),
+    Case(2, "usage", f"evaluate model.safetensors monet.sepme --shard 5/4 {JUDGED}"),
+    Case(2, "usage", f"evaluate model.safetensors monet.sepme --shard 1/4 --from out {JUDGED}"),
     Case(2, "usage", f"evaluate model.safetensors - - {JUDGED}", "monet.sepme"),
 ]
 MALFORMED = [
@@ -345,6 +348,12 @@ SYSTEM = [
     Case(5, "system", "sample model.safetensors --prompt x --patch missing.sepme -o out"),
     Case(5, "system", f"evaluate model.safetensors missing.sepme {JUDGED}"),
     Case(5, "system", f"evaluate model.safetensors monet.sepme --recipe missing {JUDGED}"),
+    Case(5, "system", f"evaluate model.safetensors monet.sepme --from missing {JUDGED}"),
+    Case(
+        5,
+        "system",
+        f"evaluate model.safetensors monet.sepme --training-images missing --features x {JUDGED}",
+    ),
     Case(
         5,
         "system",

@@ -103,7 +103,7 @@ def test_collateral_is_the_relative_change_of_keys_and_values(held_out: HeldOut)
 def test_what_names_the_concept_is_left_out(held_out: HeldOut) -> None:
     basis, inner = rows(2, 6, 5), torch.eye(2).double()
     changes = held_out.changes(basis, inner)
-    collateral = held_out.collateral(basis, inner, ["cat"])
+    collateral = held_out.collateral(basis, inner, lambda text: "cat" in text)
     assert collateral.captions == 3
     assert collateral.median == pytest.approx(float(changes[1:4].median()))
     assert {word for word, _ in collateral.worst} == {"dog", "kitten"}

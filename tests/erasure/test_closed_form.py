@@ -44,6 +44,29 @@ def test_the_solution_is_the_minimum(insistence: float) -> None:
         assert objective(operator + 1e-3 * rows(8, 8, seed) @ inside) > best
 
 
+def test_further_rows_are_not_taken_for_what_the_cost_counts() -> None:
+    concept, anchor, more = rows(4, 8, 4), rows(6, 8, 5), rows(2, 8, 7)
+    weights = CostWeights(insistence=3.0)
+    preservation = Preservation.of(rows(2, 8, 6), [concept], energy(rows(4, 8, 8)), weights)
+    both = torch.cat([concept, more])
+    left, right = solve(both, anchor, preservation, 3.0, len(concept))
+    cost = preservation.cost - 3.0 * energy(concept)
+
+    def objective(t: torch.Tensor) -> torch.Tensor:
+        fit = (both @ t.T - (anchor - both)).pow(2).sum() / len(concept)
+        return fit + torch.trace(t @ cost @ t.T)
+
+    inside = preservation.null.T @ preservation.null
+    for seed in range(20):
+        assert objective(left @ right + 1e-3 * rows(8, 8, seed) @ inside) > objective(left @ right)
+    whole = (
+        solve(concept, anchor[:4], preservation, 3.0),
+        solve(concept, anchor[:4], preservation, 3.0, 4),
+    )
+    for one, other in zip(*whole, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_others_are_left_alone_the_more_the_dearer_they_are() -> None:
     concept, anchor, other = rows(4, 12, 1), rows(4, 12, 2), rows(3, 12, 3)
     leaks = []

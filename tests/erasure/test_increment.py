@@ -21,6 +21,7 @@ from tests.erasure.test_subspace import rows, unit
 SETTINGS = Settings(rank=3, insistence=2.0, erase_scale=1.5)
 PAIRS = EmbeddingPairs(rows(5, 12, 0), rows(5, 12, 1))
 BLANK = rows(2, 12, 2)
+GRAM = energy(rows(20, 12, 9))
 
 
 def preservation_of(pairs: EmbeddingPairs, protected: torch.Tensor | None = None) -> Preservation:
@@ -35,7 +36,9 @@ def found(
     *,
     alone: bool = True,
 ) -> Admissible:
-    return admissible("ink", pairs, preservation or preservation_of(pairs), SETTINGS, alone=alone)
+    return admissible(
+        "ink", pairs, preservation or preservation_of(pairs), SETTINGS, GRAM, alone=alone
+    )
 
 
 def test_a_basis_is_orthonormal_on_the_grid_and_leaves_the_blank_alone() -> None:
@@ -45,6 +48,22 @@ def test_a_basis_is_orthonormal_on_the_grid_and_leaves_the_blank_alone() -> None
     torch.testing.assert_close(basis @ basis.T, torch.eye(3).double(), rtol=0, atol=1e-5)
     assert torch.equal((basis / GRID).round(), basis / GRID)
     assert float((BLANK @ basis.T).abs().max()) < 1e-5
+
+
+def test_erasing_what_restores_a_concept_leaves_less_to_reach() -> None:
+    """And costs some of its separability; nothing is measured where nothing was asked."""
+    free = replace(SETTINGS, rank=12)
+    assert found().reachability is None
+    one, two = (
+        admissible("ink", PAIRS, preservation_of(PAIRS), asked, GRAM, alone=True)
+        for asked in (
+            replace(free, robust="phrasings"),
+            replace(free, robust="embeddings", robust_rounds=3),
+        )
+    )
+    assert one.reachability is not None and two.reachability is not None
+    assert two.reachability > one.reachability
+    assert two.separability < one.separability
 
 
 def test_separability_is_the_share_of_the_way_that_is_covered() -> None:
@@ -64,7 +83,7 @@ def test_the_cost_is_that_of_everything_but_the_concept() -> None:
 
 def test_more_is_moved_in_proportion() -> None:
     plain = admissible(
-        "ink", PAIRS, preservation_of(PAIRS), replace(SETTINGS, erase_scale=1.0), alone=True
+        "ink", PAIRS, preservation_of(PAIRS), replace(SETTINGS, erase_scale=1.0), GRAM, alone=True
     )
     torch.testing.assert_close(found().shift, 1.5 * plain.shift)
     assert found().separability == plain.separability

@@ -10,8 +10,10 @@ import torch
 from sepme_cli.errors import SystemFailure, UnsupportedError, UsageError
 from sepme_cli.evaluation.distances import (
     Measures,
+    check_references,
     frechet_distance,
     kernel_distance,
+    load_features,
     perceptual_distance,
 )
 
@@ -77,11 +79,25 @@ def test_what_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "lpips", None)
     with pytest.raises(UnsupportedError, match="sepme\\[lpips\\]"):
         perceptual_distance()
-    with pytest.raises(UsageError, match="go together"):
-        Measures.of(tmp_path, None, "cpu", lpips=False)
+    with pytest.raises(UsageError, match="goes together"):
+        check_references(tmp_path, None)
     with pytest.raises(SystemFailure, match="no such folder"):
-        Measures.of(tmp_path / "missing", "model", "cpu", lpips=False)
+        check_references(tmp_path / "missing", "model")
     with pytest.raises(UnsupportedError, match="hf download"):
         Measures.of(tmp_path, "nobody/no-such-model", "cpu", lpips=False)
     nothing = Measures.of(None, None, "cpu", lpips=False)
     assert nothing.compare(torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4)) is None
+
+
+def of_columns() -> object:
+    return lambda images: images.mean((1, 2))
+
+
+def test_features_of_ones_own() -> None:
+    found = load_features("tests.evaluation.test_distances:of_columns", "cpu")
+    images = torch.rand(2, 3, 4, 4)
+    assert found(images).dtype == torch.float64
+    assert found(images).equal(images.mean((1, 2)).double())
+    for spec, said in (("os:getcwd", "does not return features"), ("nonsense:x", "No module")):
+        with pytest.raises(UsageError, match=said):
+            load_features(spec, "cpu")

@@ -13,14 +13,19 @@ from sepme_cli.erasure.prompts import Kind
 from sepme_cli.evaluation.figures import Album, EvaluatedConcept
 from sepme_cli.evaluation.page import page, verdict
 from sepme_cli.evaluation.protocol import Question, Role, Subject
+from sepme_cli.evaluation.replication import Replica
 from sepme_cli.evaluation.report import Report
 from sepme_cli.evaluation.results import (
     ConceptFigures,
     EvaluateResult,
     Figure,
+    Level,
     Reference,
+    Replication,
     RestoredFigure,
+    TrainingImageFigures,
 )
+from sepme_cli.evaluation.training_images import TrainingImage
 
 HOSTILE = "<script>console.error('ink')</script> & \"co\""
 CHROMIUM = shutil.which("chromium")
@@ -89,6 +94,23 @@ def report() -> Report:
         all_erased=False,
         restored_identical=True,
         reference=Reference(12.3, 14.5, 0.001, 0.002, 8, 8),
+        replication=Replication(
+            threshold=0.5,
+            replicated=figure,
+            memorised=figure,
+            unrelated=0.3,
+            ordinary=40,
+            images={
+                HOSTILE: TrainingImageFigures(
+                    caption=HOSTILE,
+                    replicated=figure,
+                    restored=None,
+                    similarity=Level(0.9, 0.2, None),
+                    noise_gap=Level(0.8, 0.1, None),
+                    larger_than=Level(1.0, 0.5, None),
+                )
+            },
+        ),
         command=f"sepme evaluate model.safetensors '{HOSTILE}.sepme'",
         drawn=0,
         seconds=1.0,
@@ -103,6 +125,13 @@ def report() -> Report:
             evaluated("unknown", "object", "retained"),
         ],
         facts=[("model", "m" * 90), ("judge", HOSTILE)],
+        replicas=[
+            Replica(
+                TrainingImage(HOSTILE, Path("1.png"), HOSTILE),
+                torch.rand(3, 16, 16),
+                {"before": torch.rand(2, 3, 16, 16), "after": torch.rand(2, 3, 16, 16)},
+            )
+        ],
     )
 
 
@@ -135,7 +164,8 @@ def test_the_page_is_whole_and_what_texts_hold_stays_text(report: Report) -> Non
     found = Strict(page(report))
     assert "script" not in found.seen
     assert found.text.count(HOSTILE) >= 6
-    assert found.seen.count("img") == 2 * 3 * 12 + 2 * 2 * 8
+    # The training image, and two of each weights, twice.
+    assert found.seen.count("img") == 2 * 3 * 12 + 2 * 2 * 8 + 2 * (1 + 2)
     assert "{{" not in found.text
     assert "50% to 90%, n = 12" in found.text  # UA: of those that are not recognised
 
@@ -145,15 +175,21 @@ def test_what_is_not_there_is_not_on_the_page(report: Report) -> None:
     first = replace(report.concepts[0], restored=None)
     unjudged = replace(concept("style", "erased", None, None), restored=None)
     result = replace(
-        report.result, concepts={"ink": unjudged}, reference=None, warnings=(), command=""
+        report.result,
+        concepts={"ink": unjudged},
+        reference=None,
+        replication=None,
+        warnings=(),
+        command="",
     )
-    bare = replace(report, result=result, concepts=[first])
+    bare = replace(report, result=result, concepts=[first], replicas=[])
     text = Strict(page(bare)).text
     assert verdict(result.concepts) == "it is unclear whether ink is erased"
     for word in (
         "Retained concepts",
         "restored</th>",
         "FID",
+        "Training images",
         "sepme evaluate model",
         "retained concepts",
     ):

@@ -9,7 +9,15 @@ from sepme_cli.operations.apply import apply
 from tests.faults.calls import Call, Recorded
 from tests.faults.runs import Tree, in_child, renew, run, tree
 from tests.layouts import write_folder
-from tests.synthetic import Shape, checkpoint_tensors, make_checkpoint, make_patches
+from tests.synthetic import (
+    Shape,
+    base_of,
+    checkpoint_tensors,
+    layered,
+    make_checkpoint,
+    make_patch,
+    make_patches,
+)
 
 TINY = Shape(width=48, channels=(16,), attention=(False,))
 """One transformer block: the fewest calls. Wide enough for some pages."""
@@ -100,6 +108,27 @@ def _folder_with(*patches: str) -> Callable[[Path], object]:
     return prepare
 
 
+def _with_layers(*patches: str) -> Callable[[Path], object]:
+    """A model with its text encoder, in which a patch changes a layer: two files to write, of which
+    the other patches change one."""
+
+    def prepare(folder: Path) -> None:
+        model = write_folder(folder / "model", checkpoint_tensors(TINY))
+        (model / "vae/config.json").unlink()
+        (model / "README.md").unlink()
+        base = base_of(model, layers=LAYERS)
+        make_patch(folder / "layers.sepme", base, layered(base, "layers", seed=9))
+        _in_place(*patches, model="model")(folder)
+
+    return prepare
+
+
+LAYERS = (
+    "clip_l.encoder.layers.0.self_attn.q_proj.weight",
+    "mid_block.attentions.0.transformer_blocks.0.attn1.to_k.weight",
+)
+
+
 def _old(name: str) -> Callable[[Path], object]:
     return lambda folder: (folder / name).write_bytes(b"what was there before\n" * 50)
 
@@ -127,5 +156,17 @@ FOLDERS = [
 FOLDERS_IN_PLACE = [
     Scene("folder in place, first", f"apply model {MONET} --in-place", "model", _folder),
     Scene("folder reverted in place", "revert model --in-place", "model", _folder_with(MONET)),
+    Scene(
+        "layers in place, second",
+        "apply model layers.sepme --in-place",
+        "model",
+        _with_layers(MONET),
+    ),
+    Scene(
+        "layers reverted in place, one of two",
+        "revert model --concept layers --in-place",
+        "model",
+        _with_layers(MONET, "layers.sepme"),
+    ),
 ]
 SCENES = [*TO_FILES, *IN_PLACE, *FOLDERS, *FOLDERS_IN_PLACE]

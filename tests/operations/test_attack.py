@@ -1,6 +1,8 @@
 """Attacking on a small model with random weights: what is tried, kept, gone on with and refused."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import sepme_cli as sepme
 from patch_spec.container import patch_bytes, read_patch
 from sepme_cli.app import run
 from sepme_cli.attacks.attack import BUDGETS, Aim, Budget, Victim
@@ -208,3 +211,34 @@ def test_a_patch_of_the_text_encoder_is_attacked_through_it(model: Path, tmp_pat
     ways = ["text", "completion", "p4d", "textual-inversion-1", "relearn-lora"]
     result = attacked(model, tmp_path / "monet.sepme", tmp_path / "report", attacks=ways)
     assert all(one.patched for one in result.attacks.values() if one.unfit is None)
+
+
+def test_shards_side_by_side_come_to_the_same_figures(
+    model: Path, patch: Path, tmp_path: Path
+) -> None:
+    names = ["seeds", "misspellings", "relearn-lora"]
+    whole = attacked(model, patch, tmp_path / "whole", attacks=names)
+    report = tmp_path / "parts"
+    code = (
+        "import sys; from tests.operations.test_attack import TINY, SAMPLING; "
+        "from sepme_cli.attacks.attack import BUDGETS; BUDGETS['quick'] = TINY; "
+        "import sepme_cli as sepme; "
+        f"sepme.attack_shard({str(model)!r}, {str(patch)!r}, shard=sys.argv[1], "
+        f"judge='tests.small_judge:balance', report={str(report)!r}, sampling=SAMPLING, "
+        f"options=sepme.ModelOptions(device='cpu'), budget='quick', attacks={names!r})"
+    )
+    parts = [subprocess.Popen([sys.executable, "-c", code, f"{k}/3"]) for k in (1, 2, 3)]
+    assert [part.wait() for part in parts] == [0, 0, 0]
+    kept = {path.name: path.read_bytes() for path in (report / "trials").iterdir()}
+    assert kept.keys() == {path.name for path in (tmp_path / "whole" / "trials").iterdir()}
+    told = attacked(model, patch, report, attacks=names)
+    assert {path.name: path.read_bytes() for path in (report / "trials").iterdir()} == kept
+    for name, one in whole.attacks.items():
+        other = told.attacks[name]
+        for column in ("patched", "original"):
+            first, second = getattr(one, column), getattr(other, column)
+            assert (first.share, first.n, first.images) == (second.share, second.n, second.images)
+    with pytest.raises(UsageError, match="no such part"):
+        sepme.attack_shard(
+            model, patch, shard="4/3", judge="tests.small_judge:balance", report=report
+        )

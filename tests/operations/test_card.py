@@ -103,3 +103,35 @@ def test_what_has_no_card(files: tuple[Path, Path, Path], tmp_path: Path) -> Non
         report.write_text(text)
         with pytest.raises(MalformedError):
             card([patch], report=report)
+
+
+ATTACKED = {
+    "concept": "Mo|net",
+    "budget": "quick",
+    "attacks": {
+        "seeds": {
+            "patched": {"share": 0.25, "n": 4, "interval": [0.05, 0.7], "images": 9, "seconds": 1},
+            "original": {"share": 1, "n": 4, "interval": [0.5, 1], "images": 4, "seconds": 1},
+        },
+        "noise": {"patched": None, "original": None},
+        "p4d": {
+            "patched": {"share": 0, "n": 4, "interval": [0, 0.5], "images": 9, "seconds": 1},
+            "original": None,
+        },
+    },
+}
+
+
+def test_a_card_says_what_attacks_came_to(files: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    _, patch, _ = files
+    (tmp_path / "attack.json").write_text(json.dumps(ATTACKED))
+    text = card([patch], attacks=tmp_path).card
+    assert "## Attacks on Mo\\|net" in text
+    assert "| seeds | 25% | 5% to 70% | 4 | 100% |" in text
+    assert "| p4d | 0% | 0% to 50% | 4 | - |" in text
+    assert "noise" not in text
+    assert card([patch], attacks=[tmp_path, tmp_path / "attack.json"]).card.count("| seeds") == 2
+    for broken in ("{", "[]", '{"attacks": 1}', json.dumps({**ATTACKED, "attacks": {"a": 1}})):
+        (tmp_path / "attack.json").write_text(broken)
+        with pytest.raises(MalformedError, match="not a report of sepme attack"):
+            card([patch], attacks=tmp_path)

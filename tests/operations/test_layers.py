@@ -1,6 +1,6 @@
 """LoRAs and edits taken whole: what is done to layers that read more than the text, and to CLIP."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -196,22 +196,14 @@ def test_it_is_what_diffusers_fuses(family: Any, tmp_path: Path) -> None:
         assert (found[name] - value).norm() <= 1e-3 * moved, name
 
 
-def test_in_place_and_undone(family: str, layout: str, tmp_path: Path) -> None:
-    model = write_model(family, layout, tmp_path / "m", dtype=torch.float16)
-    original = files(model.path)
-    lora = write_lora(model, tmp_path / "l.safetensors")
-    patch = tmp_path / "p.sepme"
-    sepme.import_lora(lora, model.path, patch, concept="x")
-    sepme.apply(model.path, patch, in_place=True)
-    assert sepme.verify([model.path, patch]).ok
-    sepme.revert(model.path, in_place=True, exact=True)
-    assert files(model.path) == original
-
-
+@pytest.mark.parametrize(
+    ("family", "layout"),
+    [("sd1", "folder"), ("sdxl", "file"), ("sd3", "file"), ("flux", "folder"), ("flux", "file")],
+)
 def test_patches_with_and_without_layers_stack_and_come_out_in_any_order(
     family: str, layout: str, tmp_path: Path
 ) -> None:
-    model = write_model(family, layout, tmp_path / "m")
+    model = write_model(family, layout, tmp_path / "m", dtype=torch.float16)
     original = files(model.path)
     whole, text = tmp_path / "whole.sepme", tmp_path / "text.sepme"
     lora = write_lora(model, tmp_path / "l.safetensors")
@@ -244,6 +236,7 @@ def weights_in(path: Path) -> dict[str, tuple[StackRecord | None, dict[str, byte
     return found
 
 
+@pytest.mark.parametrize("family", ["sd1", "sd3"])
 def test_subtracted_it_is_near(family: str, tmp_path: Path) -> None:
     model = write_model(family, "file", tmp_path / "m", dtype=torch.float16)
     lora = write_lora(model, tmp_path / "l.safetensors")
@@ -321,6 +314,7 @@ def test_kohyas_modules_of_several_layers_are_taken_apart(layout: str, tmp_path:
             assert np.linalg.norm(found - change) < 1e-3 * np.linalg.norm(change), name
 
 
+@pytest.mark.parametrize("family", ["sd1", "flux"])
 def test_the_text_layers_alone_promise_as_before(family: str, tmp_path: Path) -> None:
     model = write_model(family, "file", tmp_path / "m")
     lora = write_lora(model, tmp_path / "l.safetensors")
@@ -333,6 +327,7 @@ def test_the_text_layers_alone_promise_as_before(family: str, tmp_path: Path) ->
     assert not any("--text-layers-only" in warning for warning in result.warnings)
 
 
+@pytest.mark.parametrize("family", ["sd1", "sdxl", "flux"])
 def test_an_edit_is_extracted_whole(family: str, layout: str, tmp_path: Path) -> None:
     model = write_model(family, layout, tmp_path / "m")
     lora = write_lora(model, tmp_path / "l.safetensors")
@@ -521,3 +516,131 @@ def test_a_promise_beside_layers_is_refused(tmp_path: Path) -> None:
     patch = read_patch(tmp_path / "p.sepme")
     with pytest.raises(FormatError, match="P13"):
         patch_bytes(replace(patch, separable_from=("",)))
+
+
+def scaled_fp8(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Matrices of the denoiser in fp8, every other one with a scale for each row."""
+    found = dict(tensors)
+    names = (
+        n for n, v in tensors.items() if "blocks." in n and n.endswith(".weight") and v.ndim == 2
+    )
+    for i, name in enumerate(sorted(names)):
+        if name.startswith("model.diffusion_model."):
+            value = tensors[name].float()
+            scale = value.abs().amax(1, keepdim=True) if i % 2 else value.abs().amax()
+            scale = scale.clamp(min=1e-8) / 448
+            found[name] = (value / scale).to(torch.float8_e4m3fn)
+            found[f"{name.removesuffix('weight')}scale_weight"] = scale.reshape(-1)
+    return found
+
+
+STORED: dict[str, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]] = {
+    "bf16": lambda tensors: {n: v.to(torch.bfloat16) for n, v in tensors.items()},
+    "fp8": lambda tensors: {
+        n: v.to(torch.float8_e4m3fn) if v.ndim > 1 else v for n, v in tensors.items()
+    },
+    "scaled fp8": scaled_fp8,
+}
+
+
+@pytest.mark.parametrize("stored", STORED)
+def test_however_the_weights_are_stored(stored: str, tmp_path: Path) -> None:
+    """Fused matrices of a transformer, whose rows may have scales of their own."""
+    model = write_model("flux", "file", tmp_path / "m")
+    patch = whole_patch(model, tmp_path)
+    path, out = tmp_path / "stored.safetensors", tmp_path / "out.safetensors"
+    save_file(STORED[stored](load_file(model.path)), path)
+    applied = sepme.apply(path, patch, out)
+    assert applied.tensors_changed == len(pairs_of(model))
+    assert sepme.verify([out, patch], base=path).ok
+    sepme.revert(out, output=tmp_path / "back.safetensors", base=path, exact=True)
+    assert (tmp_path / "back.safetensors").read_bytes() == path.read_bytes()
+    if stored == "scaled fp8":
+        with pytest.raises(UnsupportedError, match="scaled fp8"):
+            sepme.apply(path, patch, tmp_path / "fp16.safetensors", dtype="fp16")
+
+
+def whole_patch(model: Model, tmp_path: Path) -> Path:
+    lora = write_lora(model, tmp_path / "l.safetensors")
+    sepme.import_lora(lora, model.path, tmp_path / "p.sepme", concept="x")
+    return tmp_path / "p.sepme"
+
+
+def test_moving_averages_are_changed_too(tmp_path: Path) -> None:
+    model = write_model("sd1", "file", tmp_path / "m")
+    patch = whole_patch(model, tmp_path)
+    tensors = load_file(model.path)
+    twins = {
+        "model_ema." + name.removeprefix("model.").replace(".", ""): value * 1.01
+        for name, value in tensors.items()
+        if name.startswith("model.")
+    }
+    path, out = tmp_path / "ema.safetensors", tmp_path / "out.safetensors"
+    save_file(tensors | twins, path)
+    sepme.apply(path, patch, out)
+    after = load_file(out)
+    changed = {n for n, v in load_file(path).items() if not torch.equal(after[n], v)}
+    assert {n for n in changed if n in twins} == {
+        "model_ema." + name.removeprefix("model.").replace(".", "")
+        for name in changed
+        if name.startswith("model.")
+    }
+    assert len(changed) > len(pairs_of(model)) + 20
+    sepme.revert(out, output=tmp_path / "back.safetensors", base=path, exact=True)
+    assert (tmp_path / "back.safetensors").read_bytes() == path.read_bytes()
+
+
+def test_a_pickled_checkpoint(tmp_path: Path) -> None:
+    model = write_model("sd1", "file", tmp_path / "m")
+    patch = whole_patch(model, tmp_path)
+    torch.save({"state_dict": load_file(model.path)}, tmp_path / "m.ckpt")
+    sepme.apply(tmp_path / "m.ckpt", patch, tmp_path / "out.safetensors")
+    sepme.apply(model.path, patch, tmp_path / "wanted.safetensors")
+    wanted, found = (load_file(tmp_path / f"{name}.safetensors") for name in ("wanted", "out"))
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+
+
+def test_shards_and_variants_of_text_encoders_in_place(tmp_path: Path) -> None:
+    small = small_transformer("flux")
+    folder = write_transformer_folder(small, tmp_path / "m", shard="60KB")
+    small.texts[0].half().save_pretrained(folder / "text_encoder", variant="fp16")
+    model = Model("flux", folder, small.transformer, small.texts)
+    original = files(folder)
+    patch = whole_patch(model, tmp_path)
+    sepme.apply(folder, patch, in_place=True)
+    assert sepme.verify([folder, patch]).ok
+    changed = {name for name, data in files(folder).items() if original.get(name) != data}
+    assert "text_encoder/model.fp16.safetensors" in changed
+    assert not any(name.startswith(("vae", "text_encoder_2")) for name in changed)
+    sepme.revert(folder, in_place=True, exact=True)
+    assert files(folder) == original
+
+
+def test_a_quantised_layer_is_named(tmp_path: Path) -> None:
+    model = write_model("flux", "file", tmp_path / "m")
+    patch = whole_patch(model, tmp_path)
+    tensors = load_file(model.path)
+    name = "model.diffusion_model.double_blocks.0.img_attn.qkv.weight"
+    tensors |= {name: torch.zeros(30, 1, dtype=torch.uint8), f"{name}.absmax": torch.zeros(3)}
+    save_file(tensors, tmp_path / "nf4.safetensors")
+    with pytest.raises(UnsupportedError, match=r"img_attn\.qkv.* bitsandbytes"):
+        sepme.apply(tmp_path / "nf4.safetensors", patch, tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_a_card_says_that_nothing_is_promised(tmp_path: Path) -> None:
+    patch = whole_patch(write_model("sd1", "file", tmp_path / "m"), tmp_path)
+    assert "no prompt is sure to give the images" in sepme.card(patch).card
+
+
+def test_a_number_written_otherwise_gives_no_weight_a_second_name(tmp_path: Path) -> None:
+    model = write_model("flux", "file", tmp_path / "m")
+    tensors = load_file(model.path)
+    name = "model.diffusion_model.double_blocks.{}.img_attn.proj.weight"
+    tensors[name.format("01")] = tensors[name.format("1")] + 1
+    tensors[name.format("\u0661")] = tensors[name.format("1")] + 2
+    save_file(tensors, tmp_path / "twice.safetensors")
+    with open_checkpoint(tmp_path / "twice.safetensors") as checkpoint:
+        found = checkpoint.weight("transformer_blocks.1.attn.to_out.0.weight")
+        assert found is not None
+        assert found.copies[0].name == name.format("1")

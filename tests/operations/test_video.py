@@ -1,5 +1,6 @@
 """Video models whose UNets read text as an image model's does."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -157,3 +158,34 @@ def test_animatediff_on_a_patched_model(tmp_path: Path) -> None:
         now = bits(video)
         assert all(torch.equal(now[n], original[n]) for n in rest & original.keys())
     assert same(bits(video), original)
+
+
+def test_a_patch_of_the_text_encoder_travels_to_a_video_model(tmp_path: Path) -> None:
+    """Of Stable Diffusion 2.x to ModelScope's kind, which reads prompts with the same encoder."""
+    parts = small_parts("sd2")
+    image = write_folder(parts, tmp_path / "sd2")
+    sepme.erase(image, "style:Monet", method="text-encoder", output=tmp_path / "monet.sepme")
+    video_unet(SMALL["sd2"].width).save_pretrained(tmp_path / "video" / "unet")
+    for place in ("text_encoder", "vae"):
+        shutil.copytree(image / place, tmp_path / "video" / place)
+    (tmp_path / "video" / "model_index.json").write_text('{"_class_name": "TextToVideoSDPipeline"}')
+    made = {}
+    for name in ("sd2", "video"):
+        sepme.apply(tmp_path / name, tmp_path / "monet.sepme", tmp_path / f"{name}-out")
+        before, after = (
+            load_file(folder / "text_encoder" / "model.safetensors")
+            for folder in (tmp_path / name, tmp_path / f"{name}-out")
+        )
+        made[name] = {n: v for n, v in after.items() if not torch.equal(v, before[n])}
+        sepme.revert(
+            tmp_path / f"{name}-out", base=tmp_path / name, output=tmp_path / f"{name}-back"
+        )
+        back = load_file(tmp_path / f"{name}-back" / "text_encoder" / "model.safetensors")
+        assert all(torch.equal(back[n], before[n]) for n in before)
+    assert made["sd2"] and made["sd2"].keys() == made["video"].keys()
+    assert all(torch.equal(value, made["video"][name]) for name, value in made["sd2"].items())
+    unets = [
+        load_file(tmp_path / name / "unet" / "diffusion_pytorch_model.safetensors")
+        for name in ("video", "video-out")
+    ]
+    assert all(torch.equal(value, unets[1][name]) for name, value in unets[0].items())

@@ -48,5 +48,7 @@ def test_files_are_written_as_on_linux(system: str, made: Path) -> None:
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_patches_are_applied_in_other_programs(system: str, made: Path) -> None:
-    """ComfyUI's nodes and the web UIs' extension, whose users are mostly on Windows."""
-    assert " passed" in run_like(system, made, "tests/test_comfyui.py", "tests/test_webui.py")
+    """ComfyUI's nodes and the web UIs' extension, whose users are mostly on Windows. No system
+    has dtypes of its own: one is enough."""
+    tests = ("tests/test_comfyui.py", "tests/test_webui.py", "-k", "not F32 and not BF16")
+    assert " passed" in run_like(system, made, *tests)

@@ -150,7 +150,8 @@ def layer_modules(layers: Iterable[str], family: Family, span: int) -> dict[str,
     for layer in own:
         plain = _module(layer)
         prefixes = ("", f"{denoiser}.", "base_model.model.", f"{denoiser}.base_model.model.")
-        names = [p + n for p in prefixes for n in {plain, plain.replace(".to_", ".processor.to_")}]
+        older = plain.replace(".to_", ".processor.to_").removesuffix(".0")
+        names = [p + n for p in prefixes for n in {plain, older if ".to_" in plain else plain}]
         names += [f"{p}_{_joined(plain)}" for p in ("lora_unet", f"lora_{denoiser}", "lycoris")]
         known |= dict.fromkeys(names, Module((layer,), exchanged=False))
     for layer in layers:

@@ -78,10 +78,11 @@ class Layers:
         network = network_of(name) or ""
         outer = self.networks.layout.outer or ""
         variants = self.networks.variants(network)
-        full = variants[0][tensor].name
-        by_name = [{stored.name: stored for stored in one.values()} for one in variants]
+        found = self.networks.find(network)
+        assert found is not None  # it has the layer
+        full = found.tensors[tensor].name
         copies = tuple(
-            replace(copy, part=part) for copy in copies_of(by_name, full, outer, self.path)
+            replace(copy, part=part) for copy in copies_of(variants, full, outer, self.path)
         )
         for copy in copies:
             check_weight(copy, copies[0].shape, self.path, limits.LAYER_SIDE)

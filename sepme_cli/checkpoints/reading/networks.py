@@ -116,16 +116,18 @@ class Networks:
         return tuple({file.place: file for file in every}.values())
 
     def variants(self, name: str) -> Sequence[Mapping[str, Stored]]:
-        """The tensors of a network that is here, and those of its other variants in a folder."""
+        """The tensors of a network that is here, and those of its other variants in a folder; by
+        their names in the file, and of the denoiser with all that is beside them there."""
         if name not in self._variants:
             network = self.find(name)
             assert network is not None
-            self._variants[name] = [network.tensors, *self._further(network)]
+            own = {stored.name: stored for stored in network.tensors.values()}
+            of_denoiser = [self.denoiser, *self.further]
+            found = of_denoiser if name == "denoiser" else [own, *self._further(network)]
+            self._variants[name] = found
         return self._variants[name]
 
     def _further(self, network: Network) -> Sequence[Mapping[str, Stored]]:
-        if network.name == "denoiser":
-            return self.further
         place = self._place(network.name)
         inner = self.folder.network(place) if self.folder is not None and place else None
         # Of a lent network the folder's own copies are none.

@@ -146,8 +146,10 @@ def _of_ldm(name: str, layout: Layout) -> str | None:
     if module in _LDM_MODULES:
         return f"{_LDM_MODULES[module]}.weight"
     found = _LDM_BLOCK.fullmatch(module)
-    # Block 0 is the input convolution.
+    # Block 0 is the input convolution; 01, or digits of another script, would give two names.
     if found is None or (found["side"], found["block"]) == ("input", "0"):
+        return None
+    if (block := found["block"]) and block != str(int(block)):
         return None
     place, rest = int(found["place"]), found["rest"]
     if rest in _LDM_RESNET and place in ((0, 2) if found["side"] is None else (0,)):

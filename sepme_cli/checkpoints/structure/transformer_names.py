@@ -149,8 +149,11 @@ def in_diffusers(family: Family, names: Iterable[str]) -> Iterator[tuple[str, Mo
     last = _last_block(family, "joint_blocks", known)
     for name in known:
         for rule in RULES.get(family, ()):
-            if match := re.fullmatch(rule.theirs, name.rpartition(".")[0]):
-                yield name, _module(rule, int(match[1]) if match.groups() else None, last)
+            match = re.fullmatch(rule.theirs, name.rpartition(".")[0])
+            number = int(match[1]) if match and match.groups() else None
+            # 01, or the digits of another script, would give one weight two names.
+            if match and (number is None or match[1] == str(number)):
+                yield name, _module(rule, number, last)
 
 
 def authors_modules(family: Family, modules: Iterable[str]) -> dict[str, Module]:

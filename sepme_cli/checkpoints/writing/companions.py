@@ -1,6 +1,6 @@
 """What lies beside a checkpoint that is written in place: its undo journals and its patches."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -35,19 +35,18 @@ def put_away(checkpoint: Checkpoint) -> None:
     Temporaries; undo journals that keep what the files hold anyway; patches that are not in it.
     The caller is its only writer.
     """
-    for path in {checkpoint.path, *(file.path for file in checkpoint.patched_files)}:
+    for path in {checkpoint.path, *_written_to(checkpoint)}:
         with writing(path):
             sweep(resolved(path))
+    for file in _may_have_undo(checkpoint):
+        undo = undo_path(file.path)
+        if RECORD not in file.header.metadata and undo.exists() and _is_spare(undo, file):
+            remove(undo)
     if checkpoint.stack is not None:
         inside = {entry.digest for entry in checkpoint.stack.entries}
         kept = kept_patches(checkpoint.path)
         keep_patches(checkpoint.path, [file for file in kept if inside & file.digests])
-        return
-    journals = [(file, undo_path(file.path)) for file in _may_have_undo(checkpoint)]
-    for file, undo in journals:
-        if undo.exists() and _is_spare(undo, file):
-            remove(undo)
-    if not any(undo.exists() for _, undo in journals):
+    elif not any(undo_path(file.path).exists() for file in _may_have_undo(checkpoint)):
         keep_patches(checkpoint.path, ())
 
 
@@ -109,17 +108,28 @@ def _has_undo(path: Path, record: StackRecord | None) -> bool:
         return False
 
 
+def _written_to(checkpoint: Checkpoint) -> Iterator[Path]:
+    """The files that a patch may have written to."""
+    yield from (file.path for file in checkpoint.target_files)
+    for folder in _text_encoders(checkpoint).values():
+        yield from sorted(folder.glob("*.safetensors"))
+
+
 def _may_have_undo(checkpoint: Checkpoint) -> tuple[WeightsFile, ...]:
-    """The files that a patch may have written to: of text encoders those beside which a journal
-    lies."""
-    if checkpoint.folder is None:
-        return checkpoint.target_files
+    """Those beside which a journal may lie; of text encoders, which are not opened without need,
+    those beside which one does."""
     found = list(checkpoint.target_files)
-    for spec in checkpoint.family.text_encoders:
-        folder = checkpoint.folder.network(spec.folder)
-        if folder is not None and any(folder.glob(f"*{UNDO}")):
-            found += checkpoint.networks.files(spec.name)
+    for name, folder in _text_encoders(checkpoint).items():
+        if any(folder.glob(f"*{UNDO}")):
+            found += checkpoint.networks.files(name)
     return tuple(found)
+
+
+def _text_encoders(checkpoint: Checkpoint) -> dict[str, Path]:
+    """The folders of text encoders by their names."""
+    whole = checkpoint.folder
+    found = () if whole is None else checkpoint.family.text_encoders
+    return {one.name: place for one in found if whole and (place := whole.network(one.folder))}
 
 
 def _is_spare(undo: Path, file: WeightsFile) -> bool:

@@ -1,0 +1,1 @@
+"""Work of sepme spread over machines."""
