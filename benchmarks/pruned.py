@@ -48,8 +48,8 @@ def table() -> str:
     entries = Results(RESULTS).entries
     lines = [f"| | {' | '.join(HOW)} |", "|---" * (len(HOW) + 1) + "|"]
     for title, keys in (
-        ("erased", ("erased object", "erased style")),
-        ("erased, unseen phrasings", ("unseen object", "unseen style")),
+        ("concept recognised", ("erased object", "erased style")),
+        ("… in unseen phrasings", ("unseen object", "unseen style")),
         ("kept: what is beside it", ("beside object", "beside style")),
         ("kept: nearest objects", ("near object",)),
         ("kept: others", ("others object", "others style")),
