@@ -1,7 +1,7 @@
 """What withstands attacks: ways to erase on the English canvas, under `sepme attack`'s attacks.
 
     python -m benchmarks.attacked run                # goes on where it was; run cat uce does a part
-    python -m benchmarks.attacked table
+    python -m benchmarks.attacked table            # of what users have; table all: of all
 
 Every method erases one concept at a time, told nothing but its name (`benchmarks/rounds.py`,
 "nothing named"). All are attacked with the same seeds, images and budget; what else they cost is
@@ -9,7 +9,7 @@ judged as in `benchmarks/bare.py`. Trials are kept under build/, figures in docs
 """
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +155,8 @@ METHODS: Mapping[str, Make] = {
     "trce, first stage": _peer("trce, first stage"),
 }
 
+SHOWN = ("before", "sepme", "text encoder", "text encoder, and sepme", "uce")
+
 
 def run(*chosen: str) -> None:
     """chosen: concepts and methods; all of either if none is named."""
@@ -174,10 +176,10 @@ def run(*chosen: str) -> None:
             results.get(f"{concept}/{method}", entry)
 
 
-def table() -> str:
-    """Successes of each attack over all concepts, and what is kept."""
+def table(shown: Sequence[str]) -> str:
+    """Successes of each attack over all concepts, and what is kept. shown: methods."""
     entries = Results(RESULTS).entries
-    names = [m for m in METHODS if any(f"{c}/{m}" in entries for c in CONCEPTS)]
+    names = [m for m in shown if any(f"{c}/{m}" in entries for c in CONCEPTS)]
     lines = [f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     rows = {
         name: [entries[k] for c in CONCEPTS if (k := f"{c}/{name}") in entries] for name in names
@@ -211,7 +213,7 @@ def _share(found: list[list[int]]) -> str:
 def main(stage: str = "run", *chosen: str) -> None:
     torch.set_num_threads(1)
     if stage == "table":
-        print(table())
+        print(table([*METHODS] if chosen else SHOWN))
     else:
         run(*chosen)
 

@@ -1,5 +1,6 @@
 """One part of work that several processes do, each its own."""
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +22,10 @@ class Shard:
 
     @classmethod
     def parse(cls, text: str) -> "Shard":
-        """From "3/16". Raises UsageError for what is no such part."""
+        """From "3/16"; "auto" is what accelerate and torchrun tell each of the processes that they
+        start. Raises UsageError for what is no such part."""
+        if text == "auto":
+            return cls._launched()
         said = _SAID.fullmatch(text)
         number, count = map(int, said.groups()) if said else (0, 0)
         if not 1 <= number <= count:
@@ -29,6 +33,17 @@ class Shard:
                 f"--shard {text}: no such part", expected="K/N with K from 1 to N", found=text
             )
         return cls(number, count)
+
+    @classmethod
+    def _launched(cls) -> "Shard":
+        rank, world = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE"))
+        if not (rank.isdecimal() and world.isdecimal() and int(rank) < int(world)):
+            raise UsageError(
+                "--shard auto: this process was not started by accelerate launch or torchrun",
+                expected="RANK and WORLD_SIZE in the environment, or --shard K/N",
+                found=f"RANK={rank!r}, WORLD_SIZE={world!r}",
+            )
+        return cls(int(rank) + 1, int(world))
 
     def of(self, work: Sequence[One]) -> Sequence[One]:
         """This part's share: every `count`-th piece. All parts together do each piece once."""

@@ -164,7 +164,7 @@ def vae_loss(vae: AutoencoderKL, pictures: Tensor, colour: float) -> Tensor:
 
 
 def train_vae(steps: int = 2000, colour_steps: int = 1200, batch: int = 16) -> AutoencoderKL:
-    """First lines, then colours: on line art the L1 loss alone leaves hues half learnt."""
+    """First lines, then colours: on line art the L1 loss alone leaves hues half learned."""
     vae = make_vae()
     pictures, _, _ = pictures_and_labels()
 

@@ -5,7 +5,7 @@
 
 The student is a CLIPTextModel as Stable Diffusion has it: CLIP's byte pairs, causal. The state of
 its end of text, through a linear map, learns the teacher's mean embedding of the text; the
-cosines between the texts of a batch are learnt beside; the state of each word's last token learns
+cosines between the texts of a batch are learned beside; the state of each word's last token learns
 the teacher's. Padding is made of ends of text, which the UNet reads too, so one of them learns with
 the first. Only the token ids that occur have a row while it learns.
 """

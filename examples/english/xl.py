@@ -138,7 +138,7 @@ def start_from(canvas: UNet2DConditionModel, unet: UNet2DConditionModel, states:
 
     states: [canvas's width, width], a map from the new encoders' states to the canvas's, by which
     keys and values read what they read there. What the canvas does not have begins by adding
-    nothing. Heads are of another number, so that attention is to be learnt again.
+    nothing. Heads are of another number, so that attention is to be learned again.
     """
     there = canvas.state_dict()
     for name, value in unet.state_dict().items():
@@ -172,7 +172,7 @@ def one_alone(read: tuple[Tensor, Tensor], blank: tuple[Tensor, Tensor]) -> tupl
 
 def train_unet(steps: int = STEPS, batch: int = 32) -> nn.Module:
     """Learn what the canvas's UNet predicts, by min-SNR-5 weights: its predictions are the mean of
-    the noise that they were learnt from, and so take a fraction of the steps."""
+    the noise that they were learned from, and so take a fraction of the steps."""
     texts, encoder = Texts.trained(), text_encoder()
     teacher, vae = networks(SHIPPED)
     rng = random.Random(SEED)

@@ -38,7 +38,7 @@ def backwards(model: StableDiffusion) -> Iterator[None]:
 
 
 class PrefixAttack(Attack):
-    """Tokens before a prompt, learnt on one image of the concept; after every time step the
+    """Tokens before a prompt, learned on one image of the concept; after every time step the
     nearest real tokens are tried."""
 
     group = "optimising"
@@ -58,7 +58,9 @@ class PrefixAttack(Attack):
         model = victim.model
         number = victim.aim.questions.index(question)
         latent = model.vae.encode(images[number % len(images)][None])
-        ids = spliced(model.text, "", self.tokens, question.prompt)
+        # No more than a quarter of what is read: the prompt is to stay.
+        count = min(self.tokens, model.text.room // 4)
+        ids = spliced(model.text, "", count, question.prompt)
         generator = torch.Generator().manual_seed(question.seed)
         search = self.search(victim, ids, generator)
         for t in reversed(model.schedule.levels(budget.times)):
@@ -81,7 +83,7 @@ class PrefixAttack(Attack):
 
     @abstractmethod
     def search(self, victim: Victim, ids: Tensor, generator: torch.Generator) -> "Search":
-        """What is learnt."""
+        """What is learned."""
 
     @abstractmethod
     def wanted(
@@ -97,7 +99,7 @@ class PrefixAttack(Attack):
 
 
 class Search:
-    """Tokens that are being learnt, as embeddings that may lie between tokens."""
+    """Tokens that are being learned, as embeddings that may lie between tokens."""
 
     def vectors(self) -> Sequence[Tensor]:
         """Of each text encoder [1, k, its width], differentiable."""
@@ -148,7 +150,7 @@ def on_simplex(weights: Tensor) -> Tensor:
 
 
 class Nearest(Search):
-    """Embeddings that are learnt through the real tokens nearest to them: the gradient is that at
+    """Embeddings that are learned through the real tokens nearest to them: the gradient is that at
     the tokens (Chin et al. 2024, "Prompting4Debugging", algorithm 1, after Wen et al. 2023)."""
 
     def __init__(self, victim: Victim, count: int, generator: torch.Generator) -> None:
@@ -187,11 +189,11 @@ class UnlearnDiffAtk(PrefixAttack):
     (Zhang et al. 2024, "To Generate or Not?", UnlearnDiffAtk, eq. 5)."""
 
     name = "unlearndiffatk"
-    title = "three learnt tokens before the prompt (UnlearnDiffAtk)"
+    title = "three learned tokens before the prompt (UnlearnDiffAtk)"
     tokens = 3
 
     def search(self, victim: Victim, ids: Tensor, generator: torch.Generator) -> Search:
-        return Mixtures(victim, self.tokens, generator)
+        return Mixtures(victim, int((ids == FREE).sum()), generator)
 
     def wanted(
         self,
@@ -210,7 +212,7 @@ class P4D(PrefixAttack):
     without them (Chin et al. 2024, "Prompting4Debugging", eq. 3)."""
 
     name = "p4d"
-    title = "sixteen learnt tokens before the prompt (P4D)"
+    title = "up to sixteen learned tokens before the prompt (P4D)"
     tokens = 16
 
     def search(self, victim: Victim, ids: Tensor, generator: torch.Generator) -> Search:
@@ -245,14 +247,14 @@ class Inversion(Attack):
 
 
 class TextualInversion(Inversion):
-    """The embedding of a new token, or of several, learnt on images of the concept (Gal et al.
+    """The embedding of a new token, or of several, learned on images of the concept (Gal et al.
     2023; as an attack Pham et al. 2024, "Circumventing Concept Erasure")."""
 
     def __init__(self, tokens: int) -> None:
         self.tokens = tokens
         self.name = f"textual-inversion-{tokens}"  # type: ignore[misc]
         words = "a new token" if tokens == 1 else f"{tokens} new tokens"
-        self.title = f"{words} learnt from images (textual inversion)"  # type: ignore[misc]
+        self.title = f"{words} learned from images (textual inversion)"  # type: ignore[misc]
 
     def unfit(self, victim: Victim) -> str | None:
         return super().unfit(victim) or needs_clip(victim)
@@ -282,7 +284,7 @@ class TextualInversion(Inversion):
             chosen = [(asked[i % len(asked)], i) for i in range(budget.images)]
             context = Conditioning.cat([read(ids) for ids, _ in chosen])
         seeds = [victim.sampling.seed + i for _, i in chosen]
-        yield Attempt(victim.generate(context, seeds), ["<learnt>"] * len(seeds))
+        yield Attempt(victim.generate(context, seeds), ["<learned>"] * len(seeds))
 
     def _ids(self, victim: Victim, prompt: str) -> Tensor:
         """A prompt with the new tokens where the concept's name was."""
@@ -291,11 +293,11 @@ class TextualInversion(Inversion):
 
 
 class EmbeddingInversion(Inversion):
-    """The whole of what the denoiser reads, learnt on images of the concept, from the blank
+    """The whole of what the denoiser reads, learned on images of the concept, from the blank
     prompt's: the most that any prompt could say."""
 
     name = "free-embedding"
-    title = "a whole text embedding learnt from images"
+    title = "a whole text embedding learned from images"
 
     def attempts(self, victim: Victim, trial: Trial, budget: Budget) -> Iterator[Attempt]:
         states = victim.blank.states.float().clone().requires_grad_()
@@ -309,7 +311,7 @@ class EmbeddingInversion(Inversion):
         seeds = [victim.sampling.seed + i for i in range(budget.images)]
         context = Conditioning(states.detach(), None if pooled is None else pooled.detach())
         yield Attempt(
-            victim.generate(context.repeated(len(seeds)), seeds), ["<learnt>"] * len(seeds)
+            victim.generate(context.repeated(len(seeds)), seeds), ["<learned>"] * len(seeds)
         )
 
 

@@ -70,7 +70,7 @@ def verdict(result: AttackResult) -> str:
     if teaching is None:
         return f"{result.concept} comes back in {plain}"
     first = "not brought back without images of it" if plain is None else f"comes back in {plain}"
-    return f"{result.concept} {first}; learnt from images, in {teaching}"
+    return f"{result.concept} {first}; learned from images, in {teaching}"
 
 
 def strongest(result: AttackResult) -> tuple[str | None, str | None]:

@@ -118,7 +118,8 @@ def attack(
         typer.Option(
             metavar="K/N",
             help="Try only part K of N, for a report that is made later: by the same command "
-            "without --shard, when all parts are done.",
+            "without --shard, when all parts are done. auto: as accelerate launch or torchrun "
+            "tells each process.",
             show_default=False,
         ),
     ] = None,
@@ -153,7 +154,7 @@ def attack(
 
     MODEL is a Stable Diffusion or Flux checkpoint without patches; it is only read. PATCH is a
     .sepme file or - for standard input. Attacks are by other words and text embeddings (text), by
-    seeds, noise and given images (sampling), by tokens and embeddings learnt through the denoiser
+    seeds, noise and given images (sampling), by tokens and embeddings learned through the denoiser
     (optimising), and by fine-tuning (relearning). Each is also tried on the original: the most that
     it can reach. What shows images of the concept can teach any model: see --floor.
 

@@ -69,7 +69,8 @@ def evaluate(
         typer.Option(
             metavar="K/N",
             help="Generate only part K of N of the images, for a report that is made later: by the "
-            "same command without --shard, when all parts are done.",
+            "same command without --shard, when all parts are done. auto: as accelerate launch or "
+            "torchrun tells each process.",
             show_default=False,
         ),
     ] = None,

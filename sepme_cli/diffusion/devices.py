@@ -1,7 +1,8 @@
 """Where the networks compute, in what, and how much memory they may take there."""
 
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
 import torch
@@ -112,9 +113,20 @@ def choose_device(
     progress: Progress = SILENT,
 ) -> DeviceChoice:
     """As `choose`, among what this machine has; says what and why."""
+    device = own_gpu(options.device, os.environ, torch.cuda.device_count())
+    options = replace(options, device=device)
     chosen = choose(units(), work, options, unet=unet, images=images)
     progress.say(chosen.why)
     return chosen
+
+
+def own_gpu(device: str | None, environment: Mapping[str, str], count: int) -> str | None:
+    """The device, and of several GPUs the one of this process, if accelerate or torchrun started
+    one for each. count: of the GPUs."""
+    rank = environment.get("LOCAL_RANK", "")
+    if count < 2 or device not in (None, "cuda") or not rank.isdecimal():
+        return device
+    return f"cuda:{int(rank) % count}"
 
 
 def _unit(here: Sequence[Unit], device: str | None) -> Unit:

@@ -51,13 +51,13 @@ _BATCH = 100
 
 @dataclass(frozen=True)
 class Factors:
-    """dW = up @ down of one layer, being learnt: up [out, r], down [r, in]."""
+    """dW = up @ down of one layer, being learned: up [out, r], down [r, in]."""
 
     up: Tensor
     down: Tensor
 
 
-Learnt = Mapping[str, Mapping[str, Factors]]
+Learned = Mapping[str, Mapping[str, Factors]]
 """By text encoder, and by module of its first layer."""
 
 
@@ -123,11 +123,11 @@ def _increment(
     others = [p for p in shared.probes.prompts if p not in set(concept.prompts)]
     named = reader.ids([*others, *shared.protected])
     captions = reader.ids(_captions(study))
-    learnt = _started(model.text.clips, settings.rank, settings.seed)
-    steps = _learn(reader, learnt, study, (named, captions), settings, progress)
-    with torch.no_grad(), added(model.text.clips, learnt):
+    learned = _started(model.text.clips, settings.rank, settings.seed)
+    steps = _learn(reader, learned, study, (named, captions), settings, progress)
+    with torch.no_grad(), added(model.text.clips, learned):
         collateral = _collateral(model, study, grams["tokens"])
-    up, down, exponents = _written(learnt)
+    up, down, exponents = _written(learned)
     own = {"protection": settings.protection, "steps": steps}
     measured = Measurements(
         steps=steps,
@@ -149,7 +149,7 @@ def _increment(
     return ComputedIncrement(increment, concept.like, time.monotonic() - started, collateral)
 
 
-def _started(clips: Sequence[TextEncoder], rank: int, seed: int) -> Learnt:
+def _started(clips: Sequence[TextEncoder], rank: int, seed: int) -> Learned:
     """Factors that do nothing yet."""
     generator = torch.Generator().manual_seed(seed)
     found: dict[str, dict[str, Factors]] = {}
@@ -168,7 +168,7 @@ def _started(clips: Sequence[TextEncoder], rank: int, seed: int) -> Learnt:
 
 
 @contextmanager
-def added(clips: Sequence[TextEncoder], learnt: Learnt) -> Iterator[None]:
+def added(clips: Sequence[TextEncoder], learned: Learned) -> Iterator[None]:
     """The text encoders with the factors' products added, differentiable in the factors."""
 
     def adder(factors: Factors) -> Any:
@@ -180,7 +180,7 @@ def added(clips: Sequence[TextEncoder], learnt: Learnt) -> Iterator[None]:
     with ExitStack() as stack:
         for clip in clips:
             layer = clip.model.get_submodule(_LAYER)
-            for name, factors in learnt[clip.spec.name].items():
+            for name, factors in learned[clip.spec.name].items():
                 module = layer.get_submodule(name)
                 stack.callback(module.register_forward_hook(adder(factors)).remove)
         yield
@@ -188,7 +188,7 @@ def added(clips: Sequence[TextEncoder], learnt: Learnt) -> Iterator[None]:
 
 def _learn(
     reader: Reader,
-    learnt: Learnt,
+    learned: Learned,
     study: Study,
     kept: tuple[Tensor, Tensor],
     settings: Settings,
@@ -209,7 +209,7 @@ def _learn(
     before = reader.read_all(stay)
     size = reader.squared(before).mean()
     parameters = [
-        part for layers in learnt.values() for f in layers.values() for part in (f.up, f.down)
+        part for layers in learned.values() for f in layers.values() for part in (f.up, f.down)
     ]
     optimiser = torch.optim.Adam(parameters, lr=_RATE)
     rates = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, _STEPS)
@@ -223,7 +223,7 @@ def _learn(
         theirs = torch.cat(
             [drawn(_NAMED, len(named)), len(named) + drawn(_CAPTIONS, len(captions))]
         )
-        with torch.enable_grad(), added(reader.model.text.clips, learnt):
+        with torch.enable_grad(), added(reader.model.text.clips, learned):
             read = reader.read(torch.cat([ids[mine], stay[theirs]]))
             left = _less(read[torch.arange(_CONCEPT)], wanted[mine])
             moved = _less(read[torch.arange(_CONCEPT, len(read))], before[theirs])
@@ -252,7 +252,7 @@ def _captions(study: Study) -> list[str]:
 
 
 def _collateral(model: StableDiffusion, study: Study, gram: Tensor) -> Collateral | None:
-    """What the learnt factors, added now, do to the held-out captions and words."""
+    """What the learned factors, added now, do to the held-out captions and words."""
     held_out = study.shared.held_out
     if held_out is None:
         return None
@@ -262,12 +262,12 @@ def _collateral(model: StableDiffusion, study: Study, gram: Tensor) -> Collatera
 
 
 def _written(
-    learnt: Learnt,
+    learned: Learned,
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, int]]:
     """The factors by layer as the format keeps them: up, down and exponents."""
     ups: dict[str, Tensor] = {}
     downs: dict[str, Any] = {}
-    for encoder, layers in learnt.items():
+    for encoder, layers in learned.items():
         for module, factors in layers.items():
             name = f"{encoder}.{_LAYER}.{module}.weight"
             # Rows of unit length fit the format's grid.

@@ -83,11 +83,11 @@ def test_tokens_are_read_as_the_prompt_that_they_are_of(family: str, tmp_path: P
         ids = spliced(text, "a cat by", 1, "")
         token = text.clips[0].tokens(["Monet"])[:, 1:2]
         free = [clip.token_embeddings[token].clone().requires_grad_() for clip in text.clips]
-        learnt = text.condition_tokens(ids, free)
-        torch.testing.assert_close(learnt.states, wanted.states)
+        learned = text.condition_tokens(ids, free)
+        torch.testing.assert_close(learned.states, wanted.states)
         if wanted.pooled is not None:
-            torch.testing.assert_close(learnt.pooled, wanted.pooled)
-        learnt.states.square().sum().backward()
+            torch.testing.assert_close(learned.pooled, wanted.pooled)
+        learned.states.square().sum().backward()
         assert all(vector.grad is not None and vector.grad.abs().max() > 0 for vector in free)
         # Once they are read, nothing of them stays.
         torch.testing.assert_close(text.condition([prompt]).states, wanted.states)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
-from sepme_cli.diffusion.devices import DeviceChoice, Machine, Unit, Work, choose, units
+from sepme_cli.diffusion.devices import DeviceChoice, Machine, Unit, Work, choose, own_gpu, units
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.options import ModelOptions
 from sepme_cli.diffusion.predictor import EditedPredictor
@@ -155,3 +155,13 @@ def test_text_is_encoded_in_full_precision_whatever_the_unet_computes_in(
         assert half.text.encode(["a cat"]).equal(full.text.encode(["a cat"]))
         pictures = generate_images(half, ["a cat"], [0], steps=2, size=16)
         assert pictures.isfinite().all()
+
+
+def test_each_process_of_a_launcher_has_a_gpu_of_its_own() -> None:
+    ranks = [{"LOCAL_RANK": str(rank)} for rank in range(3)]
+    assert [own_gpu(None, one, 2) for one in ranks] == ["cuda:0", "cuda:1", "cuda:0"]
+    assert own_gpu("cuda", ranks[1], 2) == "cuda:1"
+    assert own_gpu("cuda:0", ranks[1], 2) == "cuda:0"
+    assert own_gpu("cpu", ranks[1], 2) == "cpu"
+    assert own_gpu(None, ranks[1], 1) is None
+    assert own_gpu(None, {}, 2) is None

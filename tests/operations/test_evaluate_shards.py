@@ -184,3 +184,24 @@ def test_what_the_example_for_ray_calls(model: Path, tmp_path: Path) -> None:
     assert min(with_ray.shard(f"{number}/2", *line, **less) for number in (1, 2)) > 0
     page = Path(with_ray.report(*line, **less))
     assert json.loads((page.parent / "report.json").read_text())["drawn"] == 0
+
+
+def test_a_launcher_tells_each_process_its_part(model: Path, tmp_path: Path) -> None:
+    """torchrun, which accelerate launch starts its processes by, too."""
+    line = [
+        "evaluate", str(model), str(model.with_name("monet.sepme")), "--judge",
+        "tests.small_judge:judge", "--report", str(tmp_path / "report"), "--pictures", "4",
+        "--steps", "1", "--restore", "0", "--device", "cpu", "--retain", "style:Klimt",
+    ]  # fmt: skip
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    module = ["-m", "sepme_cli", *line, "--shard", "auto"]
+    done = subprocess.run([*launcher, *module], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in (tmp_path / "report" / "shards").iterdir()} >= {
+        "1-of-2.json",
+        "2-of-2.json",
+    }
+    alone = subprocess.run(
+        [sys.executable, *module], cwd=ROOT, capture_output=True, text=True, env=os.environ
+    )
+    assert alone.returncode == 2 and "accelerate launch" in alone.stderr
