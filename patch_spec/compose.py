@@ -17,6 +17,7 @@ from patch_spec.grid import (
     row_blocks,
 )
 from patch_spec.increment import Increment
+from patch_spec.mask import Flags, united
 from patch_spec.streams import Stream, stream_of
 
 Factors = tuple[Float64, Float64]
@@ -24,7 +25,8 @@ Factors = tuple[Float64, Float64]
 
 
 def increment_delta(increment: Increment, target: str, weight: npt.NDArray[Any]) -> Float64 | None:
-    """dW [out, d] of one increment for one target, exact; None where it leaves the target alone.
+    """dW [out, d] of one increment for one target, exact; None where it adds nothing, as a mask
+    does everywhere.
 
     weight: the base's [out, d], any float dtype. Raises FormatError C1 where the shapes do not
     fit, F1 where an operator meets a weight without a finite fp16 value.
@@ -71,16 +73,40 @@ def _shift(increment: Increment, stream: Stream | None) -> tuple[Float32, int] |
 def _check_shape(increment: Increment, target: str, weight: npt.NDArray[Any]) -> None:
     if not increment.acts_on(target):
         return
-    width = increment.basis_of(target).shape[1]
-    out = weight.shape[0] if increment.kind == "operator" else increment.up[target].shape[0]
-    if weight.shape != (out, width):
+    shape = shape_of(increment, target, weight.shape[0])
+    if weight.shape != shape:
         raise FormatError(
             "C1",
             "the increment is for a tensor of another shape",
             where=target,
-            expected=[out, width],
+            expected=list(shape),
             found=list(weight.shape),
         )
+
+
+def shape_of(increment: Increment, target: str, rows: int = 0) -> tuple[int, int]:
+    """[out, d] of the weights that an increment which acts on a target is for.
+
+    rows: of the weight at hand, as an operator fits any number.
+    """
+    if increment.kind == "mask":
+        return increment.masks[target].shape
+    out = rows if increment.kind == "operator" else len(increment.up[target])
+    return out, increment.basis_of(target).shape[1]
+
+
+def _zeros(
+    increments: Iterable[tuple[Increment, float]], target: str, shape: tuple[int, int]
+) -> Flags | None:
+    """Where masks make a target's weights zero; None where none acts on it."""
+    masks = [(part, scale) for part, scale in increments if part.kind == "mask"]
+    for _, scale in masks:
+        if scale != 1:
+            raise FormatError(
+                "C3", "a mask has no other scale than 1", where=target, expected=1, found=scale
+            )
+    acting = [part.gaps[target] for part, _ in masks if target in part.gaps]
+    return united(acting, shape) if acting else None
 
 
 def compose(
@@ -89,19 +115,24 @@ def compose(
     target: str,
     dtype: npt.DTypeLike | None = None,
 ) -> npt.NDArray[Any]:
-    """cast(W + sum of scale * dW), summed from W on in the order of the increments' digests.
+    """cast(W + sum of scale * dW), summed from W on in the order of the increments' digests, with
+    zero in place of W where a mask says so.
 
     weight: the base's [out, d], any float dtype, of a target or a layer. terms: increments and
-    scales, in any order;
-    what does not touch the target adds nothing. dtype: of the result, W's own if left out.
-    Raises FormatError C1 as `increment_delta` does, C2 for a result that is not finite.
+    scales, in any order; what does not touch the target adds nothing. dtype: of the result, W's own
+    if left out.
+    Raises FormatError C1 as `increment_delta` does, C2 for a result that is not finite, C3 for a
+    mask with another scale than 1.
     """
     ordered = sorted(terms, key=lambda term: term[0].digest)
     found = _factors([part for part, _ in ordered], target, weight)
     acting = [(f, scale) for f, (_, scale) in zip(found, ordered, strict=True) if f is not None]
+    zeros = _zeros(ordered, target, weight.shape)
     result = np.empty(weight.shape, weight.dtype if dtype is None else dtype)
     for rows in row_blocks(weight):
         total = weight[rows].astype(np.float64)
+        if zeros is not None:
+            total[zeros[rows]] = 0.0
         for (factor, basis), scale in acting:
             change = product(factor[rows], basis)
             total += change if scale == 1 else scale * change

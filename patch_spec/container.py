@@ -32,7 +32,11 @@ from patch_spec.validate import (
 
 Source = str | PathLike[str] | BinaryIO | bytes
 
-_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "U8": np.dtype("u1"),
+}
 _CHUNK_BYTES = 2**20
 
 
@@ -166,6 +170,7 @@ def _increment(summary: Summary, factors: Mapping[str, npt.NDArray[Any]], width:
             for target in summary.exponents
             if summary.kind == "lora"
         },
+        gaps={layer: factors[f"{slug}.mask.{layer}"] for layer in summary.masks},
     )
 
 
@@ -178,6 +183,6 @@ def _dtype_name(array: npt.NDArray[Any], name: str) -> str:
             "P9",
             "a factor has the wrong dtype",
             where=name,
-            expected="float32, or float16 for up",
+            expected="float32, float16 for up, or uint8 for a mask",
             found=array.dtype,
         ) from None

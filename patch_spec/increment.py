@@ -14,19 +14,20 @@ import numpy.typing as npt
 from patch_spec import limits
 from patch_spec.digest import increment_digest
 from patch_spec.grid import Float16, Float32
+from patch_spec.mask import Gaps, Masked
 from patch_spec.provenance import Measurements, Method
 from patch_spec.records import Fields, as_integer
 from patch_spec.streams import Stream, network_of, stream_of
 
-Kind = Literal["additive", "lora", "operator"]
-KINDS: tuple[Kind, ...] = ("additive", "lora", "operator")
+Kind = Literal["additive", "lora", "mask", "operator"]
+KINDS: tuple[Kind, ...] = ("additive", "lora", "mask", "operator")
 
 _COMMON = ("concept", "slug", "digest", "kind", "rank", "prompts", "method", "measured")
 
 
 @dataclass(frozen=True)
 class Factors:
-    """What an increment does to one stream: of all kinds but a lora.
+    """What an increment does to one stream: of an additive increment or an operator.
 
     basis: float32 [r, d] on the grid, d the stream's width. shift: float32 [d, r] on the grid, of
     an operator only, whose scale is 2**exponent; else None and 0.
@@ -42,9 +43,10 @@ class Description:
     """All that a manifest says of an increment but its digest.
 
     prompts: what stands for the concept. rank: r, of the stream `tokens`; 0 for an increment that
-    leaves it alone. exponents: by target or layer, of all but an operator. shift_exponent: of an
-    operator, else 0. pooled_rank, pooled_exponent: the same two of the stream `pooled`; the rank is
-    0 for an increment that leaves it alone, and for a lora, whose rank is that of all its targets.
+    leaves it alone. exponents: by target or layer, of an additive increment or a lora. masks: by
+    layer, of a mask. shift_exponent: of an operator, else 0. pooled_rank, pooled_exponent: the same
+    two of the stream `pooled`; the rank is 0 for an increment that leaves it alone, and for a lora,
+    whose rank is that of all its targets.
     """
 
     concept: str
@@ -58,20 +60,22 @@ class Description:
     shift_exponent: int = 0
     pooled_rank: int = 0
     pooled_exponent: int = 0
+    masks: Mapping[str, Masked] = field(default_factory=dict)
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """The layers that the increment changes, in order: of a lora alone."""
-        return tuple(sorted(name for name in self.exponents if network_of(name) is not None))
+        """The layers that the increment changes, in order: of a lora or a mask alone."""
+        changed = (*self.exponents, *self.masks)
+        return tuple(sorted(name for name in changed if network_of(name) is not None))
 
     def describe(self) -> dict[str, Any]:
         """The manifest's entry without its digest."""
         operator = self.kind == "operator"
-        scale: dict[str, Any] = (
-            {"shift_exponent": self.shift_exponent}
-            if operator
-            else {"exponents": dict(self.exponents)}
-        )
+        scale: dict[str, Any] = {"exponents": dict(self.exponents)}
+        if operator:
+            scale = {"shift_exponent": self.shift_exponent}
+        elif self.kind == "mask":
+            scale = {"masks": {layer: mask.to_json() for layer, mask in self.masks.items()}}
         if self.pooled_rank:
             pooled = {"shift_exponent": self.pooled_exponent} if operator else {}
             scale["pooled"] = {"rank": self.pooled_rank, **pooled}
@@ -100,30 +104,32 @@ class Summary(Description):
     @classmethod
     def from_json(cls, value: Any, where: str) -> Self:
         """A summary from the manifest's entry; where: what errors call it."""
-        operator = isinstance(value, dict) and value.get("kind") == "operator"
-        scale = "shift_exponent" if operator else "exponents"
-        pools = isinstance(value, dict) and "pooled" in value
+        kind = value.get("kind") if isinstance(value, dict) else None
+        operator, mask = kind == "operator", kind == "mask"
+        scale = "shift_exponent" if operator else "masks" if mask else "exponents"
+        pools = isinstance(value, dict) and "pooled" in value and not mask
         fields = Fields(value, (*_COMMON, scale, *(["pooled"] if pools else [])), where)
         pooled = _pooled(fields, operator) if pools else (0, 0)
         return cls(
             concept=fields.text("concept", limits.CONCEPT_BYTES),
             slug=fields.slug("slug"),
             kind=cast(Kind, fields.choice("kind", KINDS)),
-            rank=fields.integer("rank", 0 if pools else 1, limits.RANK),
+            rank=fields.integer("rank", 0 if pools or mask else 1, 0 if mask else limits.RANK),
             prompts=fields.prompts("prompts", limits.PROMPTS, least=1, shortest=1),
             method=Method.from_json(fields.members["method"], fields.place("method")),
             measured=Measurements.from_json(fields.members["measured"], fields.place("measured")),
-            exponents={} if operator else _exponents(fields),
+            exponents={} if operator or mask else _exponents(fields),
             shift_exponent=_exponent(fields.members[scale], fields.place(scale)) if operator else 0,
             pooled_rank=pooled[0],
             pooled_exponent=pooled[1],
+            masks=_masks(fields) if mask else {},
             digest=fields.digest("digest"),
         )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Increment(Description):
-    """What one concept's erasure adds to the base.
+    """What one concept's erasure does to the base.
 
     basis: float32 [rank, d] on the grid. An additive increment has `up`, float16 [out, rank] by
     target, and `exponents` for the same targets: dW = up @ basis * 2**exponent. An operator has
@@ -131,6 +137,8 @@ class Increment(Description):
     every target, which may also be a layer, has a basis of its own, `down`, float32 [rank, d] on
     the grid: dW = up @ down * 2**exponent; its `basis`, what all targets share, has no rows.
     pooled_basis, pooled_shift: what targets that read the stream `pooled` have in their place.
+    A mask has `gaps`, uint8 [n] by layer, for the same layers as `masks`: which weights it makes
+    zero. It adds nothing.
     Two increments are equal if their slugs and their digests are.
     """
 
@@ -140,6 +148,7 @@ class Increment(Description):
     down: Mapping[str, Float32] = field(default_factory=dict)
     pooled_basis: Float32 | None = None
     pooled_shift: Float32 | None = None
+    gaps: Mapping[str, Gaps] = field(default_factory=dict)
 
     @cached_property
     def digest(self) -> str:
@@ -155,11 +164,13 @@ class Increment(Description):
                 factors[f"{prefix}basis"] = found.basis
                 if found.shift is not None:
                     factors[f"{prefix}shift"] = found.shift
+        factors |= {f"mask.{layer}": gaps for layer, gaps in self.gaps.items()}
         factors |= {f"down.{target}": down for target, down in self.down.items()}
         return factors | {f"up.{target}": up for target, up in self.up.items()}
 
     def on(self, stream: Stream) -> Factors | None:
-        """What the increment does to a stream; None where it leaves it alone, and of a lora."""
+        """What the increment does to a stream; None where it leaves it alone, and of a lora or a
+        mask."""
         if self.kind == "lora":
             return None
         if stream == "tokens":
@@ -172,12 +183,12 @@ class Increment(Description):
         """Whether the increment changes a target. An operator mentions none: it changes all that
         read its streams."""
         if self.kind != "operator":
-            return target in self.up
+            return target in self.up or target in self.gaps
         stream = stream_of(target)
         return stream is not None and self.on(stream) is not None
 
     def basis_of(self, target: str) -> Float32:
-        """The rows [rank, d] that dW of a target which the increment acts on is made of."""
+        """The rows [rank, d] that dW of a target which the increment adds to is made of."""
         if self.kind == "lora":
             return self.down[target]
         stream = stream_of(target)
@@ -230,6 +241,14 @@ def _exponents(fields: Fields) -> dict[str, int]:
     return {
         target: _exponent(value, where)
         for target, value in fields.mapping("exponents", limits.LAYERS, least=1).items()
+    }
+
+
+def _masks(fields: Fields) -> dict[str, Masked]:
+    where = fields.place("masks")
+    return {
+        layer: Masked.from_json(value, f"{where}.{layer}")
+        for layer, value in fields.mapping("masks", limits.LAYERS, least=1).items()
     }
 
 

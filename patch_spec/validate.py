@@ -1,4 +1,4 @@
-"""The validator: the rules of SPEC.md that tie a patch's parts together (P3 to P13, V1 to V5).
+"""The validator: the rules of SPEC.md that tie a patch's parts together (P3 to P14, V1 to V7).
 
 No I/O, and the same on reading and on writing. `validate_header` and `validate_layout` need the
 header alone and run before any memory is taken for factors; `validate_factors` looks at values.
@@ -18,6 +18,7 @@ from patch_spec.grid import on_grid
 from patch_spec.header import DTYPE_BITS, Header, TensorEntry, encode_header
 from patch_spec.increment import Increment, Summary
 from patch_spec.manifest import Manifest
+from patch_spec.mask import SKIP, Gaps, Masked, told
 from patch_spec.streams import Stream, stream_of
 
 METADATA_KEY = "sepme"
@@ -42,7 +43,7 @@ def validate_header(header: Header, header_bytes: bytes) -> str:
 
 
 def validate_layout(header: Header, manifest: Manifest) -> None:
-    """Rules P4 to P10, P12, P13: the manifest agrees with itself, and the header with it."""
+    """Rules P4 to P10, P12 to P14: the manifest agrees with itself, and the header with it."""
     _check_increments(manifest.increments)
     widths = manifest.base.widths
     for target, shape in manifest.base.shapes.items():
@@ -57,21 +58,29 @@ def validate_layout(header: Header, manifest: Manifest) -> None:
                 found=shape[1],
             )
     for summary in manifest.increments:
-        layers = manifest.base.layers if summary.kind == "lora" else {}
-        if unknown := sorted(set(summary.exponents) - set(manifest.base.targets) - set(layers)):
+        known = {*manifest.base.targets} if summary.kind != "mask" else set()
+        known |= {*manifest.base.layers} if summary.kind in ("lora", "mask") else set()
+        if unknown := sorted({*summary.exponents, *summary.masks} - known):
             raise FormatError(
                 "P7", "a target that the base does not name", where=summary.slug, found=unknown[0]
             )
         _check_streams(summary, manifest.base)
     _check_layers(manifest)
-    _check_tensors(header.tensors, layout(manifest))
+    _check_masks(manifest)
+    lengths = {entry.name: entry.shape[0] for entry in header.tensors if len(entry.shape) == 1}
+    _check_tensors(header.tensors, layout(manifest, lengths))
 
 
 def validate_factors(increments: Iterable[Increment], summaries: Iterable[Summary]) -> None:
-    """Rules V1 to V5: what the products' exactness rests on, and the digests."""
+    """Rules V1 to V7: what the products' exactness rests on, masks, and the digests."""
     for increment, summary in zip(increments, summaries, strict=True):
+        masks = {f"mask.{layer}": mask for layer, mask in summary.masks.items()}
         for name, array in increment.factors.items():
-            _check_values(array, f"{increment.slug}.{name}", gridded=not name.startswith("up."))
+            where = f"{increment.slug}.{name}"
+            if name in masks:
+                _check_gaps(array, masks[name], where)
+            else:
+                _check_values(array, where, gridded=not name.startswith("up."))
         if increment.digest != summary.digest:
             raise FormatError(
                 "V5",
@@ -82,8 +91,11 @@ def validate_factors(increments: Iterable[Increment], summaries: Iterable[Summar
             )
 
 
-def layout(manifest: Manifest) -> tuple[TensorEntry, ...]:
-    """The tensors that a patch with this manifest has, in the order of the file."""
+def layout(manifest: Manifest, lengths: Mapping[str, int]) -> tuple[TensorEntry, ...]:
+    """The tensors that a patch with this manifest has, in the order of the file.
+
+    lengths: of tensors by name. Those of masks count, as far as their number of positions allows.
+    """
     shapes: dict[tuple[str, str], tuple[int, ...]] = {}
     shapes_of_base = {**manifest.base.shapes, **manifest.base.layer_shapes}
     for summary in manifest.increments:
@@ -101,6 +113,10 @@ def layout(manifest: Manifest) -> tuple[TensorEntry, ...]:
             if summary.kind == "lora":
                 shapes["F32", f"{summary.slug}.down.{target}"] = (rank, width)
             shapes["F16", f"{summary.slug}.up.{target}"] = (out, rank)
+        for layer, mask in summary.masks.items():
+            name = f"{summary.slug}.mask.{layer}"
+            length = min(max(lengths.get(name, 0), mask.count), mask.most_bytes)
+            shapes["U8", name] = (length,)
     return canonical_order(shapes)
 
 
@@ -119,10 +135,10 @@ def _stream(target: str) -> Stream:
 def canonical_order(shapes: Mapping[tuple[str, str], tuple[int, ...]]) -> tuple[TensorEntry, ...]:
     """Tensors, given as (dtype, name) and shape, in the order of the file (rule P10).
 
-    float32 before float16, so that every tensor is aligned; within a dtype by name.
+    float32 before float16 before uint8, so that every tensor is aligned; within a dtype by name.
     """
     entries, position = [], 0
-    for dtype, name in sorted(shapes, key=lambda key: (key[0] != "F32", key[1])):
+    for dtype, name in sorted(shapes, key=lambda key: (-DTYPE_BITS[key[0]], key[1])):
         shape = shapes[dtype, name]
         end = position + prod(shape) * DTYPE_BITS[dtype] // 8
         entries.append(TensorEntry(name, dtype, shape, position, end))
@@ -154,6 +170,8 @@ def _check_increments(summaries: tuple[Summary, ...]) -> None:
 def _check_streams(summary: Summary, base: Base) -> None:
     """Rule P12: factors for the streams that the increment acts on, and for no other."""
     ranks = _ranks(summary)
+    if summary.kind == "mask":
+        return  # whose entry has no place for a rank
     if summary.kind == "lora":
         good = ranks.keys() == {"tokens"}
     else:
@@ -197,6 +215,21 @@ def _check_layers(manifest: Manifest) -> None:
             )
 
 
+def _check_masks(manifest: Manifest) -> None:
+    """Rule P14: masks are for the base's layers."""
+    for summary in manifest.increments:
+        for layer, mask in summary.masks.items():
+            shape = manifest.base.layer_shapes[layer]
+            if mask.shape != shape or mask.count > mask.size:
+                raise FormatError(
+                    "P14",
+                    "a mask is not for the layer that the base has",
+                    where=f"{summary.slug}.{layer}",
+                    expected=f"{list(shape)}, and at most {shape[0] * shape[1]} positions",
+                    found=f"{list(mask.shape)}, and {mask.count}",
+                )
+
+
 def _check_tensors(found: tuple[TensorEntry, ...], expected: tuple[TensorEntry, ...]) -> None:
     names, needed = {entry.name for entry in found}, {entry.name for entry in expected}
     if names != needed:
@@ -218,7 +251,7 @@ def _check_tensors(found: tuple[TensorEntry, ...], expected: tuple[TensorEntry, 
         if entry != want:
             raise FormatError(
                 "P10",
-                "tensors must be in order: float32 before float16, then by name",
+                "tensors must be in order: float32, float16, uint8, then by name",
                 where=entry.name,
                 expected=want.name,
             )
@@ -239,4 +272,24 @@ def _check_values(array: npt.NDArray[Any], name: str, *, gridded: bool) -> None:
     if bool((np.signbit(array) & (array == 0)).any()):
         raise FormatError(
             "V4", "a value is a negative zero, which the product cannot tell from zero", where=name
+        )
+
+
+def _check_gaps(gaps: Gaps, mask: Masked, name: str) -> None:
+    count, end = told(gaps)
+    if gaps[-1] == SKIP or count != mask.count:
+        raise FormatError(
+            "V6",
+            "a mask must end with a position, and have as many as the manifest says",
+            where=name,
+            expected=mask.count,
+            found=f"{count}, and more behind the last" if gaps[-1] == SKIP else count,
+        )
+    if end > mask.size:
+        raise FormatError(
+            "V7",
+            "a mask has a position beyond its layer",
+            where=name,
+            expected=f"below {mask.size}",
+            found=end - 1,
         )

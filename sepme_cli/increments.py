@@ -1,8 +1,8 @@
 """The algebra of increments: adding them to weights, taking them off again, comparing them.
 
-A patched tensor is always cast_to_dtype(W + sum of scale_i * dW_i): every dW_i from the base's W,
-the sum in float64 in the order of the increments' digests, rounded once. Nothing else makes
-"taken out again" and "never put in" the same bytes.
+A patched tensor is always cast_to_dtype(W + sum of scale_i * dW_i), with zero in place of W where a
+mask says so: every dW_i from the base's W, the sum in float64 in the order of the increments'
+digests, rounded once. Nothing else makes "taken out again" and "never put in" the same bytes.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,6 +17,7 @@ from patch_spec.compose import Factors, cast_once, increment_delta, increment_fa
 from patch_spec.compose import compose as compose_exactly
 from patch_spec.errors import FormatError
 from patch_spec.increment import Increment
+from patch_spec.mask import Flags, to_flags
 from patch_spec.streams import STREAMS, Stream, stream_of
 from sepme_cli.errors import MalformedError, MismatchError
 
@@ -26,7 +27,8 @@ Scaled = tuple[Increment, float]
 
 
 def delta(increment: Increment, target: str, weight: Array) -> Float64:
-    """dW [out, d] of one target, exact; zeros where the increment leaves the target alone.
+    """dW [out, d] of one target, exact; zeros where the increment adds nothing, as a mask does
+    everywhere.
 
     weight: the base's W [out, d], any float dtype; only operators look at its values.
     Raises MalformedError, the target named, for a weight without a finite fp16 value, and
@@ -38,17 +40,18 @@ def delta(increment: Increment, target: str, weight: Array) -> Float64:
 
 
 def factors(increment: Increment, target: str, weight: Array) -> Factors:
-    """dW of a target that the increment acts on, as factors; arguments and errors as of `delta`."""
+    """dW of a target that the increment adds to, as factors; arguments and errors as of `delta`."""
     with _about(target):
         found = increment_factors(increment, target, weight)
-    assert found is not None  # it acts on the target
+    assert found is not None  # it adds to the target
     return found
 
 
 def compose(
     weight: Array, stack: Iterable[Scaled], target: str, dtype: np.dtype[Any] | None = None
 ) -> Array:
-    """cast_to_dtype(W + sum of scale_i * dW_i), [out, d].
+    """cast_to_dtype(W + sum of scale_i * dW_i), with zero in place of W where masks say so,
+    [out, d].
 
     weight: the base's W. stack: increments and scales, in any order; those that do not act on the
     target add nothing. dtype: of the result, W's own if left out.
@@ -68,7 +71,8 @@ def subtract(
 ) -> tuple[Array, float]:
     """W of a patched checkpoint without the increments `taken`, and how far off it may be.
 
-    weight: the patched W [out, d]. staying: what else is in it.
+    weight: the patched W [out, d]. taken: no masks, as what those made zero is lost. staying: what
+    else is in it.
     Returns the result in W's dtype and a bound on |result - exact result|, elementwise: patching
     rounded, subtracting rounds again, and the operators' W is only an estimate.
     """
@@ -94,10 +98,15 @@ def rounding_bound(values: Array) -> float:
 def distance(a: Increment, b: Increment) -> float | None:
     """|dW_a - dW_b| / |dW_b| over all targets, Frobenius; None where the kinds differ.
 
-    Of operators, which have no dW without a model, that of their shift @ basis.
+    Of operators, which have no dW without a model, that of their shift @ basis; of masks that of
+    what they would do to weights of 1.
     """
     if a.kind != b.kind:
         return None
+    if a.kind == "mask":
+        both = _shared(a, b)
+        apart = _positions(a) + _positions(b) - 2 * both
+        return float(np.sqrt(apart / _positions(b)))
     change = norm = 0.0
     for mine, other in _effects(a, b):
         change += float(np.square(mine - other).sum())
@@ -110,7 +119,8 @@ def interference(a: Increment, b: Increment) -> float:
 
     The part of a's basis, in the Frobenius norm, inside the span of b's basis rows; of a lora,
     whose targets have a basis each, of all of them; of several streams the largest. An increment
-    changes only what its basis reads, so at 0 the two concepts never meet.
+    changes only what its basis reads, so at 0 the two concepts never meet. Of two masks the part of
+    a's weights that b makes zero too; a mask and another kind have nothing to compare.
     """
     return float(interferences([a], [b])[0, 0])
 
@@ -128,7 +138,29 @@ def interferences(mine: Sequence[Increment], others: Sequence[Increment]) -> Flo
                 overlap = _overlaps([read[i] for i in left], [spans[i] for i in right])
                 here = np.ix_(left, right)
                 found[here] = np.maximum(found[here], overlap)
+    for i, one in enumerate(mine):
+        for j, other in enumerate(others):
+            if one.kind == other.kind == "mask":
+                found[i, j] = _shared(one, other) / _positions(one)
     return found
+
+
+def _positions(mask: Increment) -> int:
+    """How many weights it makes zero."""
+    return sum(layer.count for layer in mask.masks.values())
+
+
+def _shared(a: Increment, b: Increment) -> int:
+    """How many weights both masks make zero; none of layers of different shapes."""
+    return sum(
+        int((_flags(a, layer) & _flags(b, layer)).sum())
+        for layer, masked in a.masks.items()
+        if layer in b.masks and b.masks[layer].shape == masked.shape
+    )
+
+
+def _flags(mask: Increment, layer: str) -> Flags:
+    return to_flags(mask.gaps[layer], mask.masks[layer].shape)
 
 
 def _overlaps(read: Sequence[Float64], spans: Sequence[Float64]) -> Float64:
@@ -240,6 +272,12 @@ def _about(target: str) -> Iterator[None]:
     try:
         yield
     except FormatError as error:
+        if error.rule == "C3":
+            raise MalformedError(
+                f"{target} is recorded with a mask of another scale than 1, which there cannot be",
+                expected=error.expected,
+                found=error.found,
+            ) from error
         if error.rule == "C1":
             raise MismatchError(
                 f"the patch is for a {target} of another shape",

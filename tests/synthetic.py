@@ -14,6 +14,7 @@ from patch_spec.container import patch_bytes
 from patch_spec.grid import split_shift, split_up, to_grid
 from patch_spec.increment import Increment
 from patch_spec.manifest import Patch
+from patch_spec.mask import Masked, to_gaps
 from patch_spec.provenance import Measurements, Method
 from patch_spec.text import slugify
 from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
@@ -279,6 +280,20 @@ def operator(base: Base, concept: str, *, seed: int, rank: int = 3, size: float 
         pooled_exponent=exponent,
         pooled_basis=random_basis(rng, rank, base.pooled),
         pooled_shift=shift,
+    )
+
+
+def mask(base: Base, concept: str, *, seed: int, share: float = 0.1) -> Increment:
+    """Random weights of every layer of the base that become zero."""
+    rng = np.random.default_rng(seed)
+    flags = {name: rng.random(shape) < share for name, shape in base.layer_shapes.items()}
+    return Increment(
+        **described(concept, "mask", 0),
+        exponents={},
+        basis=np.zeros((0, base.width), np.float32),
+        up={},
+        masks={name: Masked(int(own.sum()), own.shape) for name, own in flags.items()},
+        gaps={name: to_gaps(own) for name, own in flags.items()},
     )
 
 

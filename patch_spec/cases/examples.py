@@ -20,6 +20,7 @@ from patch_spec.grid import Float64, split_shift, split_up, to_grid
 from patch_spec.header import TensorEntry, encode_header
 from patch_spec.increment import Increment
 from patch_spec.manifest import Patch
+from patch_spec.mask import Flags, Masked, to_gaps
 from patch_spec.provenance import Collateral, Measurements, Method
 from patch_spec.stack import StackEntry, StackRecord
 from patch_spec.undo import HEADER_TENSOR, METADATA_KEY, UndoRecord
@@ -101,6 +102,14 @@ def layered() -> Base:
         base(),
         layers={name: tensor_fingerprint(array) for name, array in layers.items()},
         layer_shapes={QUERY: (6, WIDTH), TEXT_LAYER: (5, POOLED_WIDTH)},
+    )
+
+
+def longer() -> Base:
+    """The usual base, with a layer that is wide enough for `sparse`."""
+    query = numbers("longer", 3, 400).astype(np.float16)
+    return replace(
+        base(), layers={QUERY: tensor_fingerprint(query)}, layer_shapes={QUERY: (3, 400)}
     )
 
 
@@ -250,6 +259,46 @@ def on_layers_alone() -> Increment:
         up={name: whole.up[name] for name in whole.layers},
         exponents={name: whole.exponents[name] for name in whole.layers},
         down={name: whole.down[name] for name in whole.layers},
+    )
+
+
+def mask() -> Increment:
+    """Weights of two layers that become zero, the first and the last of one among them."""
+    query, text = np.zeros((6, WIDTH), np.bool_), np.zeros((5, POOLED_WIDTH), np.bool_)
+    query[[0, 2, 2, 5], [0, 1, 2, 7]] = True
+    text[3, 4] = True
+    return masking({QUERY: query, TEXT_LAYER: text})
+
+
+def overlapping() -> Increment:
+    """Another mask of one of them, which shares some of its positions."""
+    query = np.zeros((6, WIDTH), np.bool_)
+    query[2, :4] = True
+    return replace(masking({QUERY: query}), concept="Klimt", slug="klimt", prompts=("Klimt",))
+
+
+def sparse() -> Increment:
+    """A mask with more between its positions than a byte can tell."""
+    flags = np.zeros((3, 400), np.bool_)
+    flags.reshape(-1)[[254, 510, 511, 1199]] = True
+    return masking({QUERY: flags})
+
+
+def masking(flags: Mapping[str, Flags]) -> Increment:
+    """An increment that makes these weights zero, by layer."""
+    return replace(
+        small(),
+        concept="Schiele",
+        slug="schiele",
+        kind="mask",
+        rank=0,
+        prompts=("Schiele",),
+        method=Method("concept-prune", {"seed": 0}),
+        basis=np.zeros((0, WIDTH), np.float32),
+        up={},
+        exponents={},
+        masks={name: Masked(int(own.sum()), own.shape) for name, own in flags.items()},
+        gaps={name: to_gaps(own) for name, own in flags.items()},
     )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from patch_spec import limits
-from patch_spec.cases.examples import KEY, QUERY, TEXT_LAYER
+from patch_spec.cases.examples import KEY, QUERY, TEXT_LAYER, layered, mask, patch
 from patch_spec.cases.tools import Change, Invalid, drop, put, with_manifest, with_text
 
 _INCREMENT = ("increments", 0)
@@ -37,6 +37,9 @@ def manifest_cases() -> Iterator[Invalid]:
         yield Invalid("J2", about, with_text(text_change))
     for rule, about, change in (*_fields(), *_numbers(), *_texts(), *_names()):
         yield Invalid(rule, about, with_manifest(change))
+    masks = patch(mask(), of=layered())
+    for rule, about, change in _masks():
+        yield Invalid(rule, about, with_manifest(change, of=masks))
 
 
 def _fields() -> Iterator[tuple[str, str, Change]]:
@@ -101,6 +104,23 @@ def _numbers() -> Iterator[tuple[str, str, Change]]:
     yield "J7", "shape-of-three", put(*_TARGET, "shape", to=[4, 8, 1])
     yield "J8", "digest-upper-case", put(*_INCREMENT, "digest", to="A" * 64)
     yield "J8", "digest-short", put(*_TARGET, "fingerprint", to="0" * 63)
+
+
+def _masks() -> Iterator[tuple[str, str, Change]]:
+    own = (*_INCREMENT, "masks")
+    yield "J3", "mask-with-exponents", put(*_INCREMENT, "exponents", to={KEY: 0})
+    yield "J3", "mask-without-masks", drop(*own)
+    yield "J3", "mask-with-pooled", put(*_INCREMENT, "pooled", to={"rank": 1})
+    yield "J3", "mask-without-shape", put(*own, QUERY, to={"count": 1})
+    yield "J4", "mask-list", put(*own, QUERY, to=[0])
+    yield "J4", "mask-count-true", put(*own, QUERY, "count", to=True)
+    yield "J6", "mask-rank-1", put(*_INCREMENT, "rank", to=1)
+    yield "J6", "mask-count-0", put(*own, QUERY, "count", to=0)
+    yield "J6", "mask-count-beyond", put(*own, QUERY, "count", to=limits.LAYER_SIDE**2 + 1)
+    yield "J6", "mask-32769-wide", put(*own, QUERY, "shape", to=[6, limits.LAYER_SIDE + 1])
+    yield "J7", "no-masks", put(*own, to={})
+    yield "J7", "2049-masks", put(*own, to=_counted(limits.LAYERS))
+    yield "J7", "mask-shape-of-three", put(*own, QUERY, "shape", to=[6, 8, 1])
 
 
 def _counted(most: int) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Patches whose parts do not fit together (P3 to P13), and factors out of bounds (V1 to V5)."""
+"""Patches whose parts do not fit together (P3 to P14), and factors and masks out of bounds (V)."""
 
 import json
 from collections.abc import Iterator
@@ -15,10 +15,14 @@ from patch_spec.cases.examples import (
     POOLED_WIDTH,
     QUERY,
     VALUE,
+    WIDTH,
     additive,
     base,
     layered,
+    longer,
     lora,
+    mask,
+    masking,
     on_both,
     on_layers,
     on_pooled,
@@ -40,6 +44,7 @@ from patch_spec.cases.tools import (
 )
 from patch_spec.container import assemble
 from patch_spec.increment import Increment
+from patch_spec.mask import Masked
 from patch_spec.provenance import Measurements
 
 
@@ -47,6 +52,7 @@ def patch_cases() -> Iterator[Invalid]:
     """Patches that are wrong as a whole."""
     yield from _manifests()
     yield from _layers()
+    yield from _masks()
     yield from _tensors()
     yield from _order()
     yield from _factors()
@@ -91,6 +97,42 @@ def _layers() -> Iterator[Invalid]:
     narrow = {**on_layers().down, QUERY: on_layers().down[QUERY][:, 1:]}
     narrower = patch(replace(on_layers(), down=narrow), of=layered())
     yield Invalid("P9", "down-of-layer-narrower", assemble(narrower))
+
+
+def _masks() -> Iterator[Invalid]:
+    good, shape = mask(), (6, WIDTH)
+    gaps = good.gaps[QUERY]
+    yield Invalid("P7", "masked-layer-not-in-base", assemble(patch(good)))
+    target = masking({KEY: np.ones((4, WIDTH), np.bool_)})
+    yield Invalid("P7", "masked-target", assemble(patch(target)))
+    promising = replace(patch(good, of=layered()), separable_from=("",))
+    yield Invalid("P13", "mask-and-separable", assemble(promising))
+    yield Invalid("P14", "mask-of-another-shape", _with_gaps(4, shape[::-1], gaps))
+    yield Invalid("P14", "mask-of-more-than-all", _with_gaps(49, shape, np.zeros(49, np.uint8)))
+    missing = replace(good, gaps={QUERY: gaps})
+    yield Invalid("P8", "mask-missing", assemble(patch(missing, of=layered())))
+    yield Invalid("P9", "mask-too-short", _with_gaps(4, shape, gaps[:-1]))
+    yield Invalid("P9", "mask-too-long", _with_gaps(4, shape, np.append(gaps, gaps[-1:])))
+    yield Invalid("P9", "mask-a-matrix", _with_gaps(4, shape, gaps[None]))
+    yield Invalid("P9", "mask-fp16", _with_gaps(4, shape, gaps.astype(np.float16)))
+    yield Invalid("V6", "mask-ends-in-nothing", _with_long_gaps(3, [0, 0, 1, 255]))
+    yield Invalid("V6", "mask-of-fewer", _with_long_gaps(4, [0, 0, 255, 1]))
+    yield Invalid("V7", "position-just-beyond", _with_long_gaps(1, [255, 255, 255, 255, 180]))
+    yield Invalid("V7", "positions-beyond", _with_long_gaps(5, [254] * 5))
+
+
+def _with_gaps(count: int, shape: tuple[int, int], gaps: npt.NDArray[Any]) -> bytes:
+    """A patch whose digest is right, with another mask of one of two layers."""
+    good = mask()
+    masks, found = {QUERY: Masked(count, shape)}, {QUERY: gaps}
+    part = replace(good, masks={**good.masks, **masks}, gaps={**good.gaps, **found})
+    return assemble(patch(part, of=layered()))
+
+
+def _with_long_gaps(count: int, gaps: list[int]) -> bytes:
+    """The same of a layer of 1200 weights."""
+    masks, found = {QUERY: Masked(count, (3, 400))}, {QUERY: np.array(gaps, np.uint8)}
+    return assemble(patch(replace(mask(), masks=masks, gaps=found), of=longer()))
 
 
 def _no_vector() -> Base:

@@ -136,7 +136,9 @@ def erase(
         Method | None,
         typer.Option(
             help="closed-form takes seconds and needs no images; sepme then optimises on images of"
-            " the concept. By default closed-form, or sepme with --images or --joint.",
+            " the concept; text-encoder changes how prompts are read; concept-prune makes the"
+            " UNet's weights zero that draw the concept. By default closed-form, or sepme with"
+            " --images or --joint.",
             show_default=False,
         ),
     ] = None,

@@ -29,7 +29,8 @@ class TensorDifference:
     """One tensor that differs; None for what cannot be computed, as for tensors of two shapes.
 
     relative_norm: |b - a| / |a|, Frobenius. max_abs: of b - a. rank: of b - a, of targets only,
-    counting what stands out of the rounding of either. stream: what of a prompt a target reads.
+    counting what stands out of the rounding of either; None where a mask changes it. stream: what
+    of a prompt a target reads.
     """
 
     name: str
@@ -75,6 +76,20 @@ def tensors_by_name(checkpoint: Checkpoint) -> dict[str, Stored]:
         for file in checkpoint.all_files()
         for stored in stored_in(file).values()
     }
+
+
+def measure_masked(
+    name: str, weight: npt.NDArray[Any], patched: npt.NDArray[np.float64]
+) -> TensorDifference:
+    """What a mask, and what is added to the weight beside it, do to a weight [out, d]."""
+    change = norm = largest = 0.0
+    for rows in row_blocks(weight):
+        before = weight[rows].astype(np.float64)
+        apart = patched[rows] - before
+        change += float(np.square(apart).sum())
+        norm += float(np.square(before).sum())
+        largest = max(largest, float(np.abs(apart).max(initial=0.0)))
+    return TensorDifference(name, _ratio(math.sqrt(change), math.sqrt(norm)), largest, None)
 
 
 def measure_change(

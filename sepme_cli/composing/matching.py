@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from patch_spec.base import Base
+from patch_spec.compose import shape_of
 from patch_spec.increment import Increment
 from patch_spec.stack import StackRecord
 from patch_spec.streams import Stream, network_of, stream_of
@@ -153,6 +154,21 @@ def both_act(checkpoint: Checkpoint, new: Sequence[Increment]) -> list[str]:
     ]
 
 
+def check_masks(checkpoint: Checkpoint, new: Sequence[Increment], needed: str) -> None:
+    """RefusedError for masks of layers that are changed already: they would make zero what others
+    added there, too. needed: what to give, so that all is composed from the original weights."""
+    changed = {} if checkpoint.stack is None else checkpoint.stack.layers
+    for part in new:
+        if both := sorted(part.masks.keys() & changed.keys()):
+            raise RefusedError(
+                f"{part.concept} makes weights of {both[0]} zero, and another patch has changed "
+                f"them in {checkpoint.path}: give {needed} as well; nothing was changed",
+                file=checkpoint.path,
+                expected=needed,
+                found="patched weights alone",
+            )
+
+
 def chosen_for(
     model: Patchable, patches: Patches, only: Words, progress: Progress
 ) -> tuple[Increment, ...]:
@@ -166,10 +182,11 @@ def chosen_for(
         raise UsageError("name at least one patch")
     chosen = select(files, only)
     if layered := [part.concept for part in chosen if part.layers]:
+        no_lora = any(part.kind == "mask" for part in chosen)
         raise UnsupportedError(
             f"{', '.join(layered)}: these increments change layers that read more than the text, "
-            "which are not patched in memory: apply them to the model's file, or export them as a "
-            "LoRA",
+            "which are not patched in memory: apply them to the model's file"
+            + ("" if no_lora else ", or export them as a LoRA"),
             expected="increments of what reads text alone",
             found=", ".join(layered),
         )
@@ -284,12 +301,12 @@ def _another_model(checkpoint: Checkpoint, file: PatchFile, differing: str) -> s
 
 
 def _check_targets(checkpoint: Patchable, file: PatchFile, part: Increment) -> None:
-    for name, up in part.up.items():
+    for name in (*part.exponents, *part.masks):
         target = checkpoint.by_name.get(name)
         if target is None:
             target = checkpoint.layer(name)
         found = "no such tensor" if target is None else list(target.shape)
-        expected = [len(up), part.basis_of(name).shape[1]]
+        expected = list(shape_of(part, name))
         if found != expected:
             place = network_of(name)
             where = "" if place in (None, "denoiser") else f" (of its text encoder {place})"

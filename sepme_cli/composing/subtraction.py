@@ -57,7 +57,7 @@ def subtraction(
     """The checkpoint without the entries `taken`, taken off from what is there.
 
     after: the record it then has. error is filled in as the tensors are made. Raises RefusedError
-    if the increments to take off are not at hand.
+    if the increments to take off are not at hand, or one of them is a mask.
     """
     if missing := sources.missing(taken):
         names = ", ".join(f"{entry.concept} ({entry.digest[:12]})" for entry in missing)
@@ -69,6 +69,14 @@ def subtraction(
             found="neither",
         )
     out, stay = sources.terms(taken), sources.terms(remaining)
+    if masks := ", ".join(part.concept for part, _ in out if part.kind == "mask"):
+        raise RefusedError(
+            f"{checkpoint.path}: {masks} made weights zero, and what they were is not in the "
+            "checkpoint any more; give its base (--base); nothing was changed",
+            file=checkpoint.path,
+            expected="--base, or --undo, and the patches of what stays in",
+            found="neither",
+        )
     layers = checkpoint.found_layers(sorted({name for part, _ in out for name in part.layers}))
     weights = (*checkpoint.targets, *layers)
     if any(copy.scale for target in weights for copy in target.copies):

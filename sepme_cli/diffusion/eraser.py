@@ -115,7 +115,7 @@ def sepme_increments(
     """SepME's increments, optimised together. images: of the concept, [n, 3, H, W] in [0, 1],
     instead of ones that the model generates."""
     started = time.monotonic()
-    _announce(model, len(studies), settings, progress)
+    announce(expected_seconds(model, len(studies), settings), model, progress)
     tasks = [_task(model, study, images, settings, progress) for study in studies]
     outcomes = optimise(tasks, settings, progress)
     seconds = (time.monotonic() - started) / len(studies)
@@ -131,11 +131,9 @@ def sepme_increments(
     ]
 
 
-def _announce(
-    model: StableDiffusion, concepts: int, settings: Settings, progress: Progress
-) -> None:
-    """Say how long it is likely to take, where that is long, and what would be faster."""
-    minutes = expected_seconds(model, concepts, settings) / 60
+def announce(seconds: float, model: StableDiffusion, progress: Progress) -> None:
+    """Say how long a method is likely to take, where that is long, and what would be faster."""
+    minutes = seconds / 60
     if minutes > 1:
         progress.say(
             f"this will take about {minutes:.0f} minutes on {model.machine.device.type}; a GPU is "
@@ -145,17 +143,21 @@ def _announce(
 
 def expected_seconds(model: StableDiffusion, concepts: int, settings: Settings) -> float:
     """How long SepME's optimisation is likely to take, from one pass through the UNet."""
+    sampling = 3 * settings.pictures * settings.sampling_steps
+    # Backwards costs about twice forwards; most concepts stop in a tenth of the steps.
+    optimising = 3 * settings.batch_size * settings.steps / 10
+    return concepts * seconds_of_a_pass(model) * (sampling + optimising)
+
+
+def seconds_of_a_pass(model: StableDiffusion) -> float:
+    """Of one prompt through the UNet."""
     context = model.machine.put(model.text.condition([BLANK]))
     noisy = model.machine.put(torch.zeros(1, *model.latent_shape()))
     with torch.no_grad():
         model.denoiser.predict(noisy, 0, context)  # the first pass pays for warming up
         started = time.monotonic()
         model.denoiser.predict(noisy, 0, context)
-    a_pass = time.monotonic() - started
-    sampling = 3 * settings.pictures * settings.sampling_steps
-    # Backwards costs about twice forwards; most concepts stop in a tenth of the steps.
-    optimising = 3 * settings.batch_size * settings.steps / 10
-    return concepts * a_pass * (sampling + optimising)
+    return time.monotonic() - started
 
 
 def _task(

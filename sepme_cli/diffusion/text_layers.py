@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -138,7 +138,7 @@ def _increment(
         concept=concept.name,
         slug=study.slug,
         prompts=concept.prompts,
-        method=Method(TEXT, {**asdict(settings), **study.chosen, **own}),
+        method=Method(TEXT, {**settings.recorded, **study.chosen, **own}),
         measured=measured,
         rank=settings.rank,
         basis=np.zeros((0, 0), np.float32),

@@ -16,13 +16,16 @@ _LEAST = {
     "neighbours": 0, "lr": 0, "norm": 0, "guidance": 0,
     "insistence": 0, "protection": 0, "ridge": 0,
     "background": 0, "collateral": 0, "erase_scale": 0, "robust_rounds": 1,
+    "pruned_share": 0, "pruned_steps": 0,
 }  # fmt: skip
-_MOST = {"rank": limits.RANK, "robust_rounds": 3}
+_MOST = {"rank": limits.RANK, "robust_rounds": 3, "pruned_share": 1, "pruned_steps": 1}
 #: Against attacks, a concept can be erased in more than its own phrases.
 Robust = Literal["none", "phrasings", "embeddings", "both"]
 _CHOICES = {"robust": get_args(Robust)}
 #: What older patches do not record; those made without it have the bytes that they had.
 _NEWER = ("robust", "robust_rounds")
+#: What concept-prune alone reads, and its patches alone record.
+OF_PRUNING = ("pruned_share", "pruned_steps")
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,9 @@ class Settings(CostWeights):
             its keys and values (RECE); or "both". Not with the paper's loss: it begins there.
         robust_rounds: How often such embeddings are looked for, each time through what was erased
             by then.
+        pruned_share: Share of a row's weights that concept-prune may make zero at a step; 0 is its
+            authors': 0.01 for a style, 0.02 for anything else.
+        pruned_steps: Share of the sampling steps, from the first on, that concept-prune looks at.
     """
 
     steps: int = 200
@@ -100,6 +106,8 @@ class Settings(CostWeights):
     neighbours: int = 8
     robust: Robust = "none"
     robust_rounds: int = 1
+    pruned_share: float = 0.0
+    pruned_steps: float = 0.2
 
     @property
     def more_phrasings(self) -> bool:
@@ -113,9 +121,11 @@ class Settings(CostWeights):
 
     @property
     def recorded(self) -> dict[str, Any]:
-        """What a patch records: all of them, and newer ones where they say something."""
+        """What a patch records: all that its method may read, and newer ones where they say
+        something."""
         said = asdict(self)
-        return {n: said[n] for n in said if n not in _NEWER or self.robust != "none"}
+        left_out = (*OF_PRUNING, *(_NEWER if self.robust == "none" else ()))
+        return {name: said[name] for name in said if name not in left_out}
 
     @classmethod
     def of(cls, said: "Mapping[str, Scalar]") -> "Settings":

@@ -22,7 +22,13 @@ from sepme_cli.arguments import (
 from sepme_cli.checkpoints.disk.output import check_output
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
 from sepme_cli.checkpoints.reading.original import Original
-from sepme_cli.checkpoints.reading.patches import Patches, PatchFile, read_patch_files, select
+from sepme_cli.checkpoints.reading.patches import (
+    Patches,
+    PatchFile,
+    read_patch_files,
+    select,
+    with_scales,
+)
 from sepme_cli.checkpoints.reading.targets import Target
 from sepme_cli.checkpoints.structure.dtypes import CASTS, header_dtype
 from sepme_cli.checkpoints.writing.companions import Companions
@@ -39,6 +45,7 @@ from sepme_cli.composing.matching import (
     Fit,
     applied_already,
     both_act,
+    check_masks,
     fit,
     split_applied,
 )
@@ -148,10 +155,12 @@ class ApplyRequest:
             raise UsageError("name at least one patch")
         scale, dtype = _checked(options)
         files = read_patch_files(patches)
+        chosen = select(files, options.get("only", ()))
+        with_scales(chosen, scale)
         return cls(
             destination=destination,
             files=files,
-            chosen=select(files, options.get("only", ())),
+            chosen=chosen,
             scale=scale,
             base=as_place(options.get("base")),
             dtype=dtype,
@@ -267,6 +276,7 @@ def _plan(
     missing = sources.missing(before)
     exact = not before or (original is not None and not missing)
     if not exact:
+        check_masks(checkpoint, new, _needed(original, missing))
         progress.warn(_why_not_exact(original, missing))
     progress.warn_all(both_act(checkpoint, new))
     own = checkpoint.base() if original is None else original.base
@@ -342,9 +352,11 @@ def _layers_of(checkpoint: Checkpoint, parts: Sequence[Increment]) -> tuple[Targ
 
 
 def _why_not_exact(original: Original | None, missing: Sequence[StackEntry]) -> str:
+    return f"{ROUNDS_TWICE}: to compose it exactly, give {_needed(original, missing)} as well"
+
+
+def _needed(original: Original | None, missing: Sequence[StackEntry]) -> str:
     if original is None:
-        need = "its base (--base)"
-    else:
-        names = ", ".join(f"{entry.concept} ({entry.digest[:12]})" for entry in missing)
-        need = f"the patches of what is in it ({names})"
-    return f"{ROUNDS_TWICE}: to compose it exactly, give {need} as well"
+        return "its base (--base)"
+    names = ", ".join(f"{entry.concept} ({entry.digest[:12]})" for entry in missing)
+    return f"the patches of what is in it ({names})"

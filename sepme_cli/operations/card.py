@@ -152,7 +152,7 @@ def _erased(rows: Sequence[_Row], patches: Sequence[PatchFile]) -> Iterator[str]
     yield "|---|---|---|---|---|---|"
     for row in rows:
         method = row.part.method.name if row.part else "patch not given"
-        rank = row.part.rank if row.part else "-"
+        rank = row.part.rank if row.part and row.part.kind != "mask" else "-"
         like = row.part.method.settings.get("like") if row.part else None
         scale = "-" if row.scale is None else f"{row.scale:g}"
         acts = _plain(str(like)) if like else "-"

@@ -6,6 +6,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
+
 from patch_spec.increment import Increment
 from sepme_cli.arguments import PlaceLike, as_place
 from sepme_cli.checkpoints.hub.cache import local
@@ -17,11 +19,12 @@ from sepme_cli.composing.comparison import (
     compare_targets,
     compare_tensors,
     measure_change,
+    measure_masked,
     tensors_by_name,
 )
 from sepme_cli.composing.matching import BaseMatch, fit, split_applied
 from sepme_cli.errors import UnsupportedError
-from sepme_cli.increments import distance, factors, interference
+from sepme_cli.increments import compose, distance, factors, interference
 from sepme_cli.progress import SILENT, Collector, Progress
 
 Status = Literal["same", "changed", "only in a", "only in b", "applied", "not applied"]
@@ -225,10 +228,16 @@ def _changes(
     changes = []
     for target in acted:
         weight = target.read()
-        found = [factors(part, target.name, weight) for part in parts if part.acts_on(target.name)]
+        acting = [part for part in parts if part.acts_on(target.name)]
         stored = target.copies[0]
         # A fused matrix is several layers, and has one name.
         name = stored.name if stored.part.rows is None else target.name
-        changes.append(measure_change(name, weight, found))
+        if any(part.kind == "mask" for part in acting):
+            terms = [(part, 1.0) for part in acting]
+            patched = compose(weight, terms, target.name, np.dtype(np.float64))
+            changes.append(measure_masked(name, weight, patched))
+        else:
+            found = [factors(part, target.name, weight) for part in acting]
+            changes.append(measure_change(name, weight, found))
         progress.advance()
     return changes

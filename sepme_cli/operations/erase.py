@@ -49,8 +49,9 @@ class IncrementSummary:
         aliases: Other names that were erased with it.
         neighbours: Nearest words that were protected.
         slug: Name for files and tensors.
-        kind: Kind of increment: "additive", "operator" or "lora".
-        rank: Rank of the increment, on all streams together.
+        kind: Kind of increment: "additive", "operator", "lora" or "mask".
+        rank: Rank of the increment, on all streams together; 0 of a mask.
+        zeros: Number of weights that a mask makes zero.
         method: Name of the method.
         steps: Number of optimisation steps, or None for the closed form.
         stopped: Why the optimisation stopped, or None.
@@ -72,6 +73,7 @@ class IncrementSummary:
     slug: str
     kind: str
     rank: int
+    zeros: int
     method: str
     steps: int | None
     stopped: str | None
@@ -256,6 +258,7 @@ def _summary(
         slug=increment.slug,
         kind=increment.kind,
         rank=increment.rank + increment.pooled_rank,
+        zeros=sum(mask.count for mask in increment.masks.values()),
         method=increment.method.name,
         steps=measured.steps,
         stopped=measured.stopped,

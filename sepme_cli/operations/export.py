@@ -34,7 +34,7 @@ from sepme_cli.checkpoints.structure.layout import span_of
 from sepme_cli.checkpoints.writing.destination import check_suffix
 from sepme_cli.composing.composition import TOOL, converted
 from sepme_cli.composing.matching import BaseMatch, check_unpatched, fit
-from sepme_cli.errors import UsageError
+from sepme_cli.errors import UnsupportedError, UsageError
 from sepme_cli.increments import Scaled, factors
 from sepme_cli.places import Place
 from sepme_cli.progress import SILENT, Collector, Progress
@@ -164,7 +164,7 @@ def export(
         RefusedError: The patch does not have one of the concepts, or the base is patched.
         MismatchError: The base is another kind of model.
         MalformedError: A file is damaged or hostile.
-        UnsupportedError: The base is of a kind that is not supported.
+        UnsupportedError: The base is of a kind that is not supported, or an increment is a mask.
         SystemFailure: A file cannot be read or written.
     """
     started, progress = time.monotonic(), Collector(progress)
@@ -173,6 +173,13 @@ def export(
     terms = [term for term in with_scales(select([file], only), scale) if term[1]]
     if not terms:
         raise UsageError("at a scale of 0 there is nothing to export", found=scale)
+    if masks := ", ".join(part.concept for part, _ in terms if part.kind == "mask"):
+        raise UnsupportedError(
+            f"{masks}: weights that become zero are no LoRA, which can only add: apply the patch "
+            "to the model's file instead",
+            expected="increments that add to weights",
+            found=masks,
+        )
     named = as_path(output)
     target = named if named is not None else Path(f"{terms[0][0].slug}.safetensors")
     if isinstance(target, Path):

@@ -8,7 +8,7 @@ from typing import Unpack
 
 from patch_spec.increment import Increment
 from sepme_cli.arguments import PlaceLike, Words
-from sepme_cli.diffusion.eraser import closed_form_increment, expected_seconds
+from sepme_cli.diffusion.eraser import closed_form_increment
 from sepme_cli.diffusion.images import load_images
 from sepme_cli.diffusion.protection import Strength
 from sepme_cli.diffusion.study import Study
@@ -162,8 +162,8 @@ def plan(request: EraseRequest, progress: Progress) -> ErasePlan:
         seconds = time.monotonic() - started
         if request.images is not None:  # which the run would fail on
             load_images(request.images, survey.network.image_size)
-        if request.method.learns:
-            seconds += expected_seconds(survey.network, len(parts), request.settings)
+        if (expected := request.method.expected_seconds) is not None:
+            seconds += expected(survey.network, len(parts), request.settings)
     shared = survey.studies[0].worst.shared
     names = [part.concept for part in parts]
     rows = interferences(parts, parts).tolist()

@@ -13,8 +13,21 @@ from patch_spec.increment import Increment
 from sepme_cli.arguments import FilePath, PlaceLike, Words, as_path, as_place, check_known, several
 from sepme_cli.checkpoints.disk.output import check_output, write_output
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
-from sepme_cli.checkpoints.reading.patches import Patches, PatchFile, read_patch_files, select
-from sepme_cli.composing.matching import ROUNDS_TWICE, applied_already, both_act, fit, split_applied
+from sepme_cli.checkpoints.reading.patches import (
+    Patches,
+    PatchFile,
+    read_patch_files,
+    select,
+    with_scales,
+)
+from sepme_cli.composing.matching import (
+    ROUNDS_TWICE,
+    applied_already,
+    both_act,
+    check_masks,
+    fit,
+    split_applied,
+)
 from sepme_cli.diffusion.opening import opened_model
 from sepme_cli.diffusion.options import ModelOptions
 from sepme_cli.diffusion.sampler import generate_images
@@ -103,12 +116,12 @@ def sample(
     check_output(output, (model, *several(patches), *several(options.text_encoders)), force=force)
     files = read_patch_files(patches)
     chosen = select(files, patching.get("only", ())) if files else ()
-    scale = patching.get("scale", 1.0)
+    terms = with_scales(chosen, patching.get("scale", 1.0))
     with opened_model(as_place(model), options, images=_BATCH, progress=progress) as network:
         checkpoint = network.checkpoint
         if chosen:
             _check(checkpoint, files, chosen, progress)
-        patched = patched_weights(checkpoint, [(part, scale) for part in chosen]) if chosen else {}
+        patched = patched_weights(checkpoint, terms) if chosen else {}
         progress.warn_all(misread_prompts(network.text, prompts))
         count = sampling.images
         asked = [prompt for prompt in prompts for _ in range(count)]
@@ -156,6 +169,7 @@ def _check(
     if repeated:
         raise applied_already(checkpoint.path, repeated)
     if checkpoint.stack is not None:
+        check_masks(checkpoint, new, "the checkpoint from before any patch")
         progress.warn(ROUNDS_TWICE)
     progress.warn_all(both_act(checkpoint, new))
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from patch_spec.digest import tensor_fingerprint
 from patch_spec.errors import FormatError
+from patch_spec.increment import Increment
 from sepme_cli.arguments import FilePath, PlaceLike, Places, as_path, as_place, as_places
 from sepme_cli.checkpoints.hub.cache import fetch_beside, local
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint, open_checkpoint
@@ -145,9 +146,15 @@ def verify(
 def _patch(file: PatchFile) -> Iterator[Check]:
     """Reading it has held it to every rule of the format; what is left is to say so."""
     parts = file.patch.increments
-    ranks = ", ".join(f"{part.concept} (rank {part.rank})" for part in parts)
+    ranks = ", ".join(f"{part.concept} ({_extent(part)})" for part in parts)
     yield Check(f"{file.name}: format", True, f"version 1, digest {file.digest}")
     yield Check(f"{file.name}: factors", True, f"finite and on the grid: {ranks}")
+
+
+def _extent(part: Increment) -> str:
+    if part.kind == "mask":
+        return f"{sum(mask.count for mask in part.masks.values())} weights become zero"
+    return f"rank {part.rank}"
 
 
 def _checkpoint(

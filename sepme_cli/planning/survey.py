@@ -10,6 +10,7 @@ from sepme_cli.checkpoints.hub.cache import fetched_from
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
 from sepme_cli.checkpoints.reading.patches import read_patch_file
 from sepme_cli.composing.matching import check_unpatched
+from sepme_cli.diffusion.devices import Work
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.opening import opened_model
 from sepme_cli.diffusion.protection import Strength
@@ -99,9 +100,10 @@ def surveyed(
 
     def check(found: Checkpoint) -> None:
         check_unpatched(found, "erase from its base, and apply both patches")
-        if request.method.learns and found.family.denoiser != "unet":
+        works = "learns" if request.method.learns else "draws" if request.method.draws else ""
+        if works and found.family.denoiser != "unet":
             raise UnsupportedError(
-                f"{found.path} is {found.family.title}, and --method {request.method.name} learns "
+                f"{found.path} is {found.family.title}, and --method {request.method.name} {works} "
                 "through a UNet; --method closed-form needs none",
                 file=found.path,
                 expected="a model with a UNet",
@@ -117,10 +119,13 @@ def surveyed(
                 found=found.family.title,
             )
 
+    work: Work = "closed form"
+    if request.method.learns or request.method.draws:
+        work = "learning" if request.method.learns else "sampling"
     with opened_model(
         request.model,
         request.options,
-        "learning" if request.method.learns else "closed form",
+        work,
         images=settings.batch_size,
         check=check,
         progress=progress,

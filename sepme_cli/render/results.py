@@ -60,7 +60,7 @@ def erase(result: "EraseResult") -> RenderableType:
             increment.like,
             increment.separability,
             increment.leakage,
-            increment.rank,
+            _rank({"rank": increment.rank}, increment.zeros),
             increment.steps,
             increment.stopped,
             None
@@ -407,7 +407,7 @@ def _patch(result: "PatchInfo", whole: bool) -> RenderableType:
             table,
             part["concept"],
             part["kind"],
-            _rank(part),
+            _rank(part, sum(mask["count"] for mask in part.get("masks", {}).values())),
             part["method"]["name"],
             measured["leakage"],
             measured["separability"],
@@ -439,8 +439,10 @@ def _layers(layers: Mapping[str, Any]) -> str | None:
     return f"{told}: no prompt is promised to stay as it is"
 
 
-def _rank(part: Mapping[str, Any]) -> str:
+def _rank(part: Mapping[str, Any], zeros: int) -> str:
     """Of an increment, on each stream that it acts on."""
+    if zeros:
+        return f"{zeros} zeros"
     pooled = part.get("pooled", {}).get("rank", 0)
     if not pooled:
         return str(part["rank"])

@@ -9,8 +9,9 @@ from patch_spec.increment import Increment
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint, open_checkpoint
 from sepme_cli.checkpoints.reading.patches import PatchFile
 from sepme_cli.composing.matching import Fit, fit
+from sepme_cli.erasure.methods import PRUNING
 from sepme_cli.erasure.prompts import with_articles
-from sepme_cli.erasure.settings import Settings
+from sepme_cli.erasure.settings import OF_PRUNING, Settings
 from sepme_cli.erasure.words import Item, same_name
 from sepme_cli.errors import MismatchError, UnsupportedError
 from sepme_cli.places import Place
@@ -67,6 +68,8 @@ def _differing(part: Increment, recipe: Recipe) -> Iterator[str]:
     if recipe.method is not None and part.method.name != recipe.method:
         yield f"{part.concept} by {part.method.name}, not {recipe.method}"
     for name, value in recipe.settings.items():
+        if name in OF_PRUNING and part.method.name != PRUNING:
+            continue
         if (found := part.method.settings.get(name, getattr(Settings, name, None))) != value:
             yield f"{part.concept} with {name} {found}, not {value}"
 

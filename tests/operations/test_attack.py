@@ -213,6 +213,16 @@ def test_a_patch_of_the_text_encoder_is_attacked_through_it(model: Path, tmp_pat
     assert all(one.patched for one in result.attacks.values() if one.unfit is None)
 
 
+def test_a_mask_is_attacked_with_its_weights_at_zero(model: Path, tmp_path: Path) -> None:
+    settings = {"pictures": 4, "sampling_steps": 5, "pruned_share": 0.5}
+    patch = tmp_path / "monet.sepme"
+    erase(model, "style:Monet", method="concept-prune", output=patch, settings=settings)
+    ways = ["text", "seeds", "completion", "relearn-full"]
+    result = attacked(model, patch, tmp_path / "report", attacks=ways)
+    assert all(one.patched for one in result.attacks.values() if one.unfit is None)
+    assert result.attacks["seeds"].patched and result.attacks["relearn-full"].patched
+
+
 def test_shards_side_by_side_come_to_the_same_figures(
     model: Path, patch: Path, tmp_path: Path
 ) -> None:

@@ -73,6 +73,19 @@ def first(model: Path, patches: list[Path]) -> EvaluateResult:
     return run(model, patches, model.with_name("report"))
 
 
+def test_a_mask_is_evaluated_and_restored(model: Path, patches: list[Path], tmp_path: Path) -> None:
+    """Beside another patch, which stays where the mask is taken out."""
+    settings = {"pictures": 4, "sampling_steps": 5, "pruned_share": 0.5}
+    patch = tmp_path / "ink.sepme"
+    erase(model, "style:ink", method="concept-prune", output=patch, settings=settings)
+    result = run(model, [patch, patches[1]], tmp_path / "report")
+    assert [name for name, one in result.concepts.items() if one.role == "erased"] == [
+        "ink",
+        "pond",
+    ]
+    assert result.restored_identical
+
+
 def test_prompts_that_are_cut_are_told_once_a_concept(
     model: Path, patches: list[Path], tmp_path: Path
 ) -> None:

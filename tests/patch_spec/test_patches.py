@@ -14,14 +14,21 @@ from patch_spec.base import Base
 from patch_spec.canonical import canonical_json
 from patch_spec.cases.examples import (
     KEY,
+    QUERY,
+    TEXT_LAYER,
     VALUE,
     WIDTH,
     additive,
     base,
+    layered,
+    longer,
     lora,
+    mask,
+    masking,
     operator,
     patch,
     small_patch,
+    sparse,
     stack,
 )
 from patch_spec.cases.tools import raw
@@ -49,9 +56,24 @@ def array(dtype, rows, columns, unit):
 
 
 @st.composite
+def masks(draw, slug, concept):
+    layers = draw(st.lists(st.sampled_from([QUERY, TEXT_LAYER]), min_size=1, unique=True))
+    flags = {}
+    for layer in layers:
+        shape = layered().layer_shapes[layer]
+        size = shape[0] * shape[1]
+        chosen = draw(st.lists(st.booleans(), min_size=size, max_size=size).filter(any))
+        flags[layer] = np.array(chosen).reshape(shape)
+    prompts = tuple(draw(st.lists(texts, min_size=1, max_size=2)))
+    return replace(masking(flags), concept=concept, slug=slug, prompts=prompts)
+
+
+@st.composite
 def increments(draw, slug, concept):
     rank = draw(st.integers(1, 3))
     kind = draw(st.sampled_from(KINDS))
+    if kind == "mask":
+        return draw(masks(slug, concept))
     is_operator = kind == "operator"
     targets = draw(st.lists(st.sampled_from([KEY, VALUE]), min_size=1, unique=True))
     heights = {KEY: 4, VALUE: 6}
@@ -87,10 +109,17 @@ def patches(draw):
     slugs: list[str] = []
     for concept in concepts:
         slugs.append(unique_slug(concept, slugs))
+    parts = tuple(draw(increments(*pair)) for pair in zip(slugs, concepts, strict=True))
+    changed = {layer for part in parts for layer in part.layers}
+    whole = layered()
     return Patch(
-        base=base(),
-        increments=tuple(draw(increments(*pair)) for pair in zip(slugs, concepts, strict=True)),
-        separable_from=tuple(draw(st.lists(texts | st.just(""), max_size=2))),
+        base=replace(
+            whole,
+            layers={n: value for n, value in whole.layers.items() if n in changed},
+            layer_shapes={n: value for n, value in whole.layer_shapes.items() if n in changed},
+        ),
+        increments=parts,
+        separable_from=() if changed else tuple(draw(st.lists(texts | st.just(""), max_size=2))),
         protected=tuple(draw(st.lists(texts | st.just(""), max_size=2))),
         tool=draw(texts),
         created=draw(st.none() | st.just("2024-02-29T23:59:59Z")),
@@ -116,7 +145,18 @@ def test_what_is_written_is_read(made):
 
 
 @settings(max_examples=300)
-@given(st.sampled_from([small_patch(), small_patch(operator()), patch(lora())]), st.data())
+@given(
+    st.sampled_from(
+        [
+            small_patch(),
+            small_patch(operator()),
+            patch(lora()),
+            patch(mask(), of=layered()),
+            patch(sparse(), of=longer()),
+        ]
+    ),
+    st.data(),
+)
 def test_a_changed_byte_is_refused_or_makes_the_only_file_of_another_patch(made, data):
     good = patch_bytes(made)
     position = data.draw(st.integers(0, len(good) - 1))

@@ -96,6 +96,8 @@ def within(target):
 
 def delta(increment, tensors, target, weight):
     slug = increment["slug"]
+    if increment["kind"] == "mask":
+        return None
     if increment["kind"] in ("additive", "lora"):
         if target not in increment["exponents"]:
             return None
@@ -115,6 +117,18 @@ def delta(increment, tensors, target, weight):
         m = leading(product(q, matrix(tensors[f"{name}shift"])), 24)
         exact = product(m, matrix(tensors[f"{name}basis"]))
     return [[float(x * Fraction(2) ** exponent) for x in row] for row in exact]
+
+
+def positions(increment, tensors, layer):
+    """(row, column) of each weight that a mask makes zero."""
+    if layer not in increment.get("masks", {}):
+        return []
+    found, at, masked = [], -1, increment["masks"][layer]
+    for byte in tensors[f"{increment['slug']}.mask.{layer}"][2]:
+        at += 255 if byte == 255 else byte + 1
+        found += [] if byte == 255 else [divmod(at, masked["shape"][1])]
+    assert len(found) == masked["count"]
+    return found
 
 
 def to_bytes(x, dtype):
@@ -170,6 +184,9 @@ def test_compositions(case):
     tensor = read(INDEX["weights"]["file"])[1][case["weight"]]
     weight = matrix(tensor)
     total = [[float(x) for x in row] for row in weight]
+    for term in case["terms"]:
+        for row, column in positions(increments[term["slug"]], tensors, case["target"]):
+            total[row][column] = 0.0
     for term in sorted(case["terms"], key=lambda term: increments[term["slug"]]["digest"]):
         change = delta(increments[term["slug"]], tensors, case["target"], weight)
         if change is not None:

@@ -118,8 +118,8 @@ def select(files: Iterable[PatchFile], only: Words = ()) -> tuple[Increment, ...
 def with_scales(parts: Collection[Increment], scale: Scale) -> tuple[Scaled, ...]:
     """The increments, each with its scale.
 
-    Raises UsageError for a scale that is no number, RefusedError for a concept that is not among
-    them.
+    Raises UsageError for a scale that is no number, or for a mask neither 0 nor 1, and RefusedError
+    for a concept that is not among them.
     """
     by_concept = scale if isinstance(scale, Mapping) else {}
     usual = 1.0 if isinstance(scale, Mapping) else scale
@@ -127,10 +127,19 @@ def with_scales(parts: Collection[Increment], scale: Scale) -> tuple[Scaled, ...
         if not math.isfinite(value):
             raise UsageError("a scale must be a number", found=value)
     _check_known(parts, by_concept)
-    return tuple(
+    terms = tuple(
         (part, next((value for name, value in by_concept.items() if named(part, name)), usual))
         for part in parts
     )
+    for part, value in terms:
+        if part.kind == "mask" and value not in (0, 1):
+            raise UsageError(
+                f"{part.concept} is erased by weights that become zero, of which there is no more "
+                "and no less: leave out the scale, or choose other increments with --only",
+                expected="1",
+                found=value,
+            )
+    return terms
 
 
 def _check_known(parts: Collection[Increment], names: Iterable[str]) -> None:
