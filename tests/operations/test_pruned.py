@@ -6,6 +6,7 @@ held against what it should do to their predictions.
 
 import io
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -16,7 +17,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from patch_spec.compose import compose
@@ -224,6 +226,20 @@ def test_an_operator_of_the_full_model(full: Path, pruned: Path, how: str, tmp_p
     assert failed(verify([out, patch])) == []
     revert(out, base=pruned, output=tmp_path / f"back{pruned.suffix}")
     assert all_bytes(tmp_path / f"back{pruned.suffix}") == all_bytes(pruned)
+
+
+def test_what_was_cut_after_it_was_patched_is_not_what_was_written(
+    full: Path, tmp_path: Path
+) -> None:
+    """Of fewer attentions the base says whether they were ever there."""
+    _, patch = operator_for(full, tmp_path / "o.sepme")
+    out = tmp_path / f"out{full.suffix}"
+    apply(full, patch, out)
+    tensors, record = load_file(weights(out)), safe_open(weights(out), "pt").metadata()
+    left = {n: v for n, v in tensors.items() if not re.search(r"mid(dle)?_block\..*attn2", n)}
+    assert len(left) < len(tensors)
+    save_file(left, weights(out), metadata=record)
+    assert failed(verify([out, patch], base=full)) == ["weights"]
 
 
 @pytest.mark.parametrize("how", ["all"], indirect=True)
