@@ -79,14 +79,13 @@ class Fit:
 
     files: those that something was chosen from. warnings: what a user should know. match: how near
     the model is to those that the patches were made from; None where that was not compared.
-    uncounted: of the warnings, those of keys and values that the patches and the model do not both
-    have.
+    unreached: of the warnings, those of weights of the model that read the text and do not change.
     """
 
     files: tuple[PatchFile, ...]
     warnings: tuple[str, ...]
     match: BaseMatch | None = None
-    uncounted: tuple[str, ...] = ()
+    unreached: tuple[str, ...] = ()
 
     def compared(self, checkpoint: Checkpoint, original: Base | None = None) -> "Fit":
         """The same with the match, and with warnings where the models differ.
@@ -108,18 +107,20 @@ def fit(
     chosen: of the files' increments; all of them if None.
     """
     digests = None if chosen is None else {part.digest for part in chosen}
-    used, uncounted = [], []
+    used, warnings, unreached = [], [], []
     for file in files:
         parts = [p for p in file.patch.increments if digests is None or p.digest in digests]
         if parts:
             used.append(file)
-            uncounted += _check_fits(model, file, parts)
+            _check_fits(model, file, parts)
+            unreached += _staying(model, file, parts)
+            warnings += _pruned(model, file)
     if used and model.further:
-        uncounted.append(
+        unreached.append(
             f"{model.path} holds the keys and values of another UNet too ({_some(model.further)}), "
             "which stay as they are: the concept lives on there"
         )
-    return Fit(tuple(used), tuple(uncounted), uncounted=tuple(uncounted))
+    return Fit(tuple(used), (*unreached, *warnings), unreached=tuple(unreached))
 
 
 def split_applied(
@@ -194,7 +195,7 @@ def chosen_for(
     return chosen
 
 
-def _check_fits(checkpoint: Patchable, file: PatchFile, parts: Sequence[Increment]) -> list[str]:
+def _check_fits(checkpoint: Patchable, file: PatchFile, parts: Sequence[Increment]) -> None:
     base = file.patch.base
     read: dict[Stream, int] = {"tokens": base.width}
     if any(part.on("pooled") for part in parts):
@@ -207,30 +208,36 @@ def _check_fits(checkpoint: Patchable, file: PatchFile, parts: Sequence[Incremen
             expected=_kind(base.family, read),
             found=_kind(checkpoint.family.name, there),
         )
-    layered = [part for part in parts if part.kind != "operator"]
-    for part in layered:
+    for part in parts:
         _check_targets(checkpoint, file, part)
-    warnings = []
-    left = [name for name in checkpoint.by_name if _leaves(base, parts, layered, name)]
-    if left:
-        warnings.append(
-            f"{file.name} has no increments for {_some(sorted(left))}, which do not change: the "
-            "concept may remain there"
-        )
-    if missing := base.targets.keys() - checkpoint.by_name.keys():
-        warnings.append(
-            f"{checkpoint.path} has {len(base.targets) - len(missing)} of the {len(base.targets)} "
-            f"keys and values that {file.name} was made from, without {_some(sorted(missing))}: "
-            "what it does here was not measured"
-        )
-    return warnings
 
 
-def _leaves(
-    base: Base, parts: Sequence[Increment], layered: Sequence[Increment], target: str
-) -> bool:
+def _staying(model: Patchable, file: PatchFile, parts: Sequence[Increment]) -> list[str]:
+    """A warning of the model's targets that stay as they are."""
+    left = [name for name in model.by_name if _leaves(file.patch.base, parts, name)]
+    return [
+        f"{file.name} has no increments for {_some(sorted(left))}, which do not change: the "
+        "concept may remain there"
+    ] * bool(left)
+
+
+def _pruned(model: Patchable, file: PatchFile) -> list[str]:
+    """A warning of a model that is smaller than the base of the patch, or larger."""
+    shapes = file.patch.base.shapes
+    missing = sorted(shapes.keys() - model.by_name.keys())
+    cut = [n for n, own in model.by_name.items() if n in shapes and own.shape[0] != shapes[n][0]]
+    told = [f"without {_some(missing)}"] * bool(missing)
+    told += [f"with other shapes of {_some(sorted(cut))}"] * bool(cut)
+    return [
+        f"{model.path} has {len(shapes) - len(missing)} of the {len(shapes)} keys and values that "
+        f"{file.name} was made from, {', '.join(told)}: one of the two models was pruned or "
+        "distilled, and what the patch does here was not measured"
+    ] * bool(told)
+
+
+def _leaves(base: Base, parts: Sequence[Increment], target: str) -> bool:
     """Whether a target of a model stays as it is that an erasure should change."""
-    if layered and target not in base.targets:
+    if target not in base.targets and any(stream_of(name) for part in parts for name in part.up):
         return True
     if any(part.layers for part in parts):
         # They were not made by what is read of the text alone.
@@ -296,7 +303,7 @@ def _another_model(checkpoint: Checkpoint, file: PatchFile, differing: str) -> s
         )
     return (
         f"{file.name} was made from another model of this family ({differing}): it "
-        "should work, but how well was not measured"
+        "should work, and sepme evaluate measures how well"
     )
 
 
@@ -309,10 +316,13 @@ def _check_targets(checkpoint: Patchable, file: PatchFile, part: Increment) -> N
         expected = list(shape_of(part, name))
         if found != expected:
             place = network_of(name)
-            where = "" if place in (None, "denoiser") else f" (of its text encoder {place})"
+            where, advice = f" (of its text encoder {place})", ""
+            if place in (None, "denoiser"):
+                where = ""
+                advice = ": models of other shapes take operators, or patches of their own"
             raise MismatchError(
                 f"{file.name} patches {name}{where}, which {checkpoint.path} does not have in that "
-                "shape",
+                f"shape{advice}",
                 file=checkpoint.path,
                 expected=expected,
                 found=found,

@@ -151,7 +151,8 @@ def _first(error: Exception) -> str:
 def _not_whole(checkpoint: Checkpoint, what: str, missing: str, found: int) -> UnsupportedError:
     return UnsupportedError(
         f"{checkpoint.path}: the checkpoint does not hold a whole {what} that sepme can "
-        "run; generating images and optimising need one, applying a patch does not",
+        "run: generating images and optimising need one; the closed form, and applying, reverting "
+        "and verifying patches, do not",
         file=checkpoint.path,
         expected=missing,
         found=f"{found} tensors of it",

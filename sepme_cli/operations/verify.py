@@ -253,7 +253,7 @@ def _fits(checkpoint: Checkpoint, file: PatchFile) -> Check:
     except MismatchError as error:
         return Check(f"{file.name}: fits", False, f"{error.expected}, found {error.found}")
     detail = "; ".join(found.warnings) or checkpoint.title
-    return Check(f"{file.name}: fits", not found.uncounted, detail)
+    return Check(f"{file.name}: fits", not found.unreached, detail)
 
 
 def _copies(checkpoint: Checkpoint) -> Check:
