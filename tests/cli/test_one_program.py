@@ -111,6 +111,19 @@ CASES: dict[str, tuple[str, Callable[[], Any]]] = {
             sampling=SAMPLING,
         ),
     ),
+    "attack": (
+        "attack small small.sepme --judge tests.small_judge:judge --report report "
+        "--budget quick --attack misspellings --steps 1 --guidance 3",
+        lambda: sepme.attack(
+            "small",
+            "small.sepme",
+            judge="tests.small_judge:judge",
+            report="report",
+            sampling=SAMPLING,
+            budget="quick",
+            attacks="misspellings",
+        ),
+    ),
     "card": (
         "card monet.sepme --report report.json",
         lambda: sepme.card("monet.sepme", report="report.json"),

@@ -70,6 +70,7 @@ WITH_A_MODEL = (
     "verify {}",
     "sample {} --prompt x -o out",
     f"evaluate {{}} monet.sepme {JUDGED}",
+    f"attack {{}} monet.sepme {JUDGED}",
     "card {}",
     "revert clean.safetensors --base {} -o out",
     "export klimt.sepme --to kohya --base {} -o out",
@@ -111,6 +112,8 @@ NO = [
     Case(1, "refused", "export klimt.sepme --to peft --base clean.safetensors -o out"),
     Case(1, "refused", f"evaluate clean.safetensors monet.sepme {JUDGED}"),
     Case(1, "refused", f"evaluate model.safetensors monet.sepme --only Dali {JUDGED}"),
+    Case(1, "refused", f"attack clean.safetensors monet.sepme {JUDGED}"),
+    Case(1, "refused", f"attack model.safetensors monet.sepme --concept Dali {JUDGED}"),
 ]
 USAGE = [
     Case(2, "usage", "nonsense"),
@@ -222,6 +225,12 @@ USAGE = [
     Case(2, "usage", f"evaluate model.safetensors monet.sepme --shard 5/4 {JUDGED}"),
     Case(2, "usage", f"evaluate model.safetensors monet.sepme --shard 1/4 --from out {JUDGED}"),
     Case(2, "usage", f"evaluate model.safetensors - - {JUDGED}", "monet.sepme"),
+    Case(2, "usage", f"attack model.safetensors {JUDGED}"),
+    Case(2, "usage", "attack model.safetensors monet.sepme --report out"),
+    Case(2, "usage", f"attack model.safetensors monet.sepme --attack magic {JUDGED}"),
+    Case(2, "usage", f"attack model.safetensors monet.sepme --budget huge {JUDGED}"),
+    Case(2, "usage", f"attack model.safetensors monet.sepme --shard 5/4 {JUDGED}"),
+    Case(2, "usage", f"attack model.safetensors monet.sepme --device abacus {JUDGED}"),
 ]
 MALFORMED = [
     *(
@@ -278,6 +287,7 @@ MALFORMED = [
     Case(3, "malformed", "recipe check model.safetensors"),
     Case(3, "malformed", f"evaluate model.safetensors cut.sepme {JUDGED}"),
     Case(3, "malformed", f"evaluate model.safetensors - {JUDGED}", "cut.sepme"),
+    Case(3, "malformed", f"attack model.safetensors cut.sepme {JUDGED}"),
     Case(3, "malformed", f"evaluate model.safetensors monet.sepme --recipe cut.sepme {JUDGED}"),
     # A UNet's weights without the networks that drawing needs.
     Case(3, "unsupported", f"evaluate model.safetensors monet.sepme {JUDGED}"),
@@ -303,6 +313,7 @@ MISMATCH = [
     Case(4, "mismatch", "import --base model.safetensors --edited sd2.safetensors -o out"),
     Case(4, "mismatch", "export klimt.sepme --to kohya --base sd2.safetensors -o out"),
     Case(4, "mismatch", f"evaluate sd2.safetensors monet.sepme {JUDGED}"),
+    Case(4, "mismatch", f"attack sd2.safetensors monet.sepme {JUDGED}"),
 ]
 SYSTEM = [
     Case(5, "system", "apply model.safetensors missing.sepme -o out"),
@@ -347,6 +358,9 @@ SYSTEM = [
     Case(5, "system", "card monet.sepme --report missing"),
     Case(5, "system", "sample model.safetensors --prompt x --patch missing.sepme -o out"),
     Case(5, "system", f"evaluate model.safetensors missing.sepme {JUDGED}"),
+    Case(5, "system", f"attack model.safetensors missing.sepme {JUDGED}"),
+    Case(5, "system", f"attack model.safetensors monet.sepme {JUDGED} --report monet.sepme"),
+    Case(5, "system", f"attack model.safetensors monet.sepme {JUDGED} --report ."),
     Case(5, "system", f"evaluate model.safetensors monet.sepme --recipe missing {JUDGED}"),
     Case(5, "system", f"evaluate model.safetensors monet.sepme --from missing {JUDGED}"),
     Case(
@@ -581,6 +595,7 @@ RUNS = {
     "sign": "sign monet.sepme --key key",
     "sample": "sample model.safetensors --prompt x -o out",
     "evaluate": f"evaluate model.safetensors monet.sepme {JUDGED}",
+    "attack": f"attack model.safetensors monet.sepme {JUDGED}",
     "card": "card monet.sepme",
     "export": "export monet.sepme --to kohya -o out",
     "import": "import lora.safetensors --base model.safetensors -o out",
