@@ -123,7 +123,7 @@ def conflict(items: Sequence[Item]) -> tuple[Item, str, str] | None:
         thing = "" if item.erase_from is None else same_name(item.erase_from)
         for name in dict.fromkeys(map(same_name, item.names)):
             if (name, thing) in seen:
-                return item, f"{item.label!r} is named by two concepts", seen[name, thing]
+                return item, f"{name!r} is named twice, by two concepts", seen[name, thing]
             seen[name, thing] = item.label
     for item in items:
         own = {same_name(name): item.label for name in item.names}

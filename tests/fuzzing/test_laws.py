@@ -19,7 +19,7 @@ from patch_spec.cases.examples import numbers, tensor_file
 from patch_spec.errors import FormatError
 from patch_spec.header import read_header
 from patch_spec.undo import UndoRecord
-from sepme_cli.checkpoints.journals.undo import State, open_undo, write_undo
+from sepme_cli.checkpoints.journals.undo import Kept, State, open_undo, write_undo
 from sepme_cli.errors import SepmeError
 from tests.fuzzing.json_mutants import mutate_text
 from tests.fuzzing.targets import TARGETS, Target
@@ -93,7 +93,9 @@ def test_a_journal_gives_back_what_it_was_given(
     header = read_header(io.BytesIO(file), len(file))
     touched = data.draw(st.lists(st.sampled_from(header.tensors), unique=True))
     with tempfile.TemporaryDirectory() as folder, _file(Path(folder) / "m", file) as model:
-        state = State(model.fileno(), header.data_start, file[: header.data_start], touched)
+        start = header.data_start
+        kept = [Kept(entry, model.fileno(), start + entry.begin) for entry in touched]
+        state = State(file[:start], kept)
         record = UndoRecord(digest, digest)
         write_undo(Path(folder) / "undo", state, record)
         with open_undo(Path(folder) / "undo") as journal:
