@@ -1,6 +1,6 @@
 """Attacks that learn tokens or embeddings through the denoiser."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
@@ -98,20 +98,20 @@ class PrefixAttack(Attack):
         """What the attacked denoiser is to predict."""
 
 
-class Search:
+class Search(ABC):
     """Tokens that are being learned, as embeddings that may lie between tokens."""
 
+    @abstractmethod
     def vectors(self) -> Sequence[Tensor]:
         """Of each text encoder [1, k, its width], differentiable."""
-        raise NotImplementedError
 
+    @abstractmethod
     def step(self, loss: Tensor) -> None:
         """One step of the optimiser."""
-        raise NotImplementedError
 
+    @abstractmethod
     def tokens(self) -> Tensor:
         """The real tokens [1, k] that they are nearest to."""
-        raise NotImplementedError
 
 
 class Mixtures(Search):

@@ -1,15 +1,15 @@
 """Attacks by words and by text embeddings, which need no gradient of the denoiser."""
 
 import random
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-
-import torch
-from torch import Tensor
+from typing import ClassVar
 
 from sepme_cli.attacks.attack import Attack, Attempt, Budget, Cost, Trial, Victim
 from sepme_cli.diffusion.conditioning import Conditioning
 from sepme_cli.erasure.prompts import renamed
+from sepme_cli.erasure.reachability import Grams, derived
 from sepme_cli.evaluation.protocol import Question
 
 
@@ -21,22 +21,19 @@ class PromptAttack(Attack):
     def cost(self, budget: Budget) -> Cost:
         return Cost(images=budget.images)
 
-    def asked(self, victim: Victim, budget: Budget) -> Sequence[tuple[str, int]]:
-        """Prompts and seeds, `budget.images` at most."""
-        raise NotImplementedError
+    nothing: ClassVar[str] = "there are no such prompts"
+
+    @abstractmethod
+    def asked(self, victim: Victim, count: int) -> Sequence[tuple[str, int]]:
+        """Prompts and seeds, so many at most; none where there are no such prompts."""
 
     def unfit(self, victim: Victim) -> str | None:
-        return None if self.asked(victim, _LEAST) else self.nothing
-
-    nothing = "there are no such prompts"
+        return None if self.asked(victim, 1) else self.nothing
 
     def attempts(self, victim: Victim, trial: Trial, budget: Budget) -> Iterator[Attempt]:
-        asked = self.asked(victim, budget)
+        asked = self.asked(victim, budget.images)
         prompts, seeds = [prompt for prompt, _ in asked], [seed for _, seed in asked]
         yield Attempt(victim.generate(victim.condition(prompts), seeds), prompts)
-
-
-_LEAST = Budget(1, 1, 1, 1, 1, 1, 1, (1,))
 
 
 class Prompts(PromptAttack):
@@ -46,8 +43,8 @@ class Prompts(PromptAttack):
     name = "prompts"
     title = "its name"
 
-    def asked(self, victim: Victim, budget: Budget) -> Sequence[tuple[str, int]]:
-        return _asked(victim, budget, unseen=False)
+    def asked(self, victim: Victim, count: int) -> Sequence[tuple[str, int]]:
+        return _asked(victim, count, unseen=False)
 
 
 class Phrasings(PromptAttack):
@@ -56,8 +53,8 @@ class Phrasings(PromptAttack):
     name = "phrasings"
     title = "its name, in unseen phrasings"
 
-    def asked(self, victim: Victim, budget: Budget) -> Sequence[tuple[str, int]]:
-        return _asked(victim, budget, unseen=True)
+    def asked(self, victim: Victim, count: int) -> Sequence[tuple[str, int]]:
+        return _asked(victim, count, unseen=True)
 
 
 class Synonyms(PromptAttack):
@@ -68,8 +65,8 @@ class Synonyms(PromptAttack):
     title = "other words for it"
     nothing = "the word lists know no other word for it"
 
-    def asked(self, victim: Victim, budget: Budget) -> Sequence[tuple[str, int]]:
-        return _renamed(victim, victim.aim.synonyms, budget)
+    def asked(self, victim: Victim, count: int) -> Sequence[tuple[str, int]]:
+        return _renamed(victim, victim.aim.synonyms, count)
 
 
 class Misspellings(PromptAttack):
@@ -79,8 +76,8 @@ class Misspellings(PromptAttack):
     name = "misspellings"
     title = "its name misspelt"
 
-    def asked(self, victim: Victim, budget: Budget) -> Sequence[tuple[str, int]]:
-        return _renamed(victim, misspelt(victim.aim.concept, budget.images), budget)
+    def asked(self, victim: Victim, count: int) -> Sequence[tuple[str, int]]:
+        return _renamed(victim, misspelt(victim.aim.concept, count), count)
 
 
 class Descriptions(PromptAttack):
@@ -90,12 +87,11 @@ class Descriptions(PromptAttack):
     title = "described without its name"
     nothing = "no description was given"
 
-    def asked(self, victim: Victim, budget: Budget) -> Sequence[tuple[str, int]]:
+    def asked(self, victim: Victim, count: int) -> Sequence[tuple[str, int]]:
         sentences = victim.aim.descriptions
         first = victim.sampling.seed
         return [
-            (sentences[i % len(sentences)], first + i)
-            for i in range(budget.images if sentences else 0)
+            (sentences[i % len(sentences)], first + i) for i in range(count if sentences else 0)
         ]
 
 
@@ -116,16 +112,15 @@ def misspelt(name: str, count: int) -> tuple[str, ...]:
     return tuple(dict.fromkeys(word for word in found if word.strip() and word != name))[:count]
 
 
-def _asked(victim: Victim, budget: Budget, *, unseen: bool) -> list[tuple[str, int]]:
+def _asked(victim: Victim, count: int, *, unseen: bool) -> list[tuple[str, int]]:
     found = [q for q in victim.aim.questions if q.unseen == unseen]
-    return [(question.prompt, question.seed) for question in found[: budget.images]]
+    return [(question.prompt, question.seed) for question in found[:count]]
 
 
-def _renamed(victim: Victim, names: Sequence[str], budget: Budget) -> list[tuple[str, int]]:
+def _renamed(victim: Victim, names: Sequence[str], count: int) -> list[tuple[str, int]]:
     """The prompts with the names in turn for the concept's."""
-    aim, count = victim.aim, budget.images if names else 0
-    found = []
-    for i in range(count):
+    aim, found = victim.aim, []
+    for i in range(count if names else 0):
         question = aim.questions[i % len(aim.questions)]
         prompt = renamed(question.prompt, aim.concept, names[i % len(names)]).text
         found.append((prompt, question.seed))
@@ -191,8 +186,8 @@ def _strengths(
 
 class Reach(Attack):
     """Text embeddings from which the attacked keys and values come nearest to what the original
-    makes of the prompt, in closed form (Gong et al. 2024, "RECE", eq. 6): with A the sum of
-    W'^T W' over all layers and B that of W'^T W, rows c' = c ((A + lambda I)^-1 B)^T."""
+    makes of the prompt, in closed form (Gong et al. 2024, "RECE", eq. 8); see
+    `reachability.derived`."""
 
     name = "reach"
     title = "the text embedding that keys and values are reached from (RECE)"
@@ -204,33 +199,21 @@ class Reach(Attack):
 
     def attempts(self, victim: Victim, trial: Trial, budget: Budget) -> Iterator[Attempt]:
         assert trial.question is not None
-        asked = victim.model.text.condition([trial.question.prompt])
+        asked, seen = victim.model.text.condition([trial.question.prompt]), grams(victim)
         reached = [
-            replace(asked, states=(asked.states.double() @ back.to(asked.states.device).T).float())
-            for back in (reaching(victim, ridge) for ridge in _RIDGES)
+            replace(
+                asked, states=derived(asked.states[0].cpu(), seen, ridge)[None].to(asked.states)
+            )
+            for ridge in _RIDGES
         ]
         images = victim.generate(Conditioning.cat(reached), [trial.question.seed] * len(_RIDGES))
         yield Attempt(images, [f"lambda {ridge:g}" for ridge in _RIDGES])
 
 
 _RIDGES = (1e-6, 1e-4, 1e-2, 1e-1)
-"""lambda, as shares of A's mean eigenvalue."""
+"""Of an embedding's size; see `reachability.derived`."""
 
 
-def reaching(victim: Victim, ridge: float) -> Tensor:
-    """(A + lambda I)^-1 B [d, d], float64, of a victim's layers."""
-    across, both = grams(victim)
-    scale = ridge * across.trace() / len(across)
-    eye = torch.eye(len(across), dtype=torch.float64)
-    back: Tensor = torch.linalg.solve(across + scale * eye, both)
-    return back
-
-
-def grams(victim: Victim) -> tuple[Tensor, Tensor]:
-    """The sums over all layers of W'^T W' and of W'^T W [d, d], float64."""
-    across = both = torch.zeros((), dtype=torch.float64)
-    for attacked, original in victim.layers():
-        attacked, original = attacked.double(), original.double()
-        across = across + attacked.T @ attacked
-        both = both + attacked.T @ original
-    return across, both
+def grams(victim: Victim) -> Grams:
+    """Of a victim's layers."""
+    return Grams.of((original, attacked) for attacked, original in victim.layers())

@@ -12,6 +12,7 @@ from sepme_cli.diffusion.conditioning import Conditioning
 from sepme_cli.diffusion.text import TextEncoders
 from sepme_cli.diffusion.text_encoder import FREE
 from sepme_cli.diffusion.tokenizer import END, START, words_of
+from sepme_cli.erasure.reachability import Grams
 
 _LENGTH = 8
 """Tokens that a search writes; the paper's 16 say no more to a short prompt."""
@@ -45,20 +46,20 @@ def vocabulary(text: TextEncoders) -> int:
 class Goal:
     """How far embeddings are from a goal, in the attacked layers or in the text encoder.
 
-    across, both: see `text.grams`; None for the text encoder. wanted: the goal [1, …].
+    wanted: the goal [1, …]. grams: of the attacked layers; None for the text encoder.
     """
 
     wanted: Conditioning
-    across: Tensor | None = None
-    both: Tensor | None = None
+    grams: Grams | None = None
 
     def distance(self, read: Conditioning) -> Tensor:
         """The squared distance of each of n embeddings [n], but for a constant."""
         x, y = read.states, self.wanted.states
-        if self.across is None or self.both is None:
+        if self.grams is None:
             return (x - y).pow(2).mean((1, 2))
+        after, across = (part.to(x) for part in (self.grams.after, self.grams.across))
         # |W'x - Wy|^2 over all layers and rows, without what does not depend on x.
-        return ((x @ self.across) * x - 2 * (y @ self.both.T) * x).sum((1, 2))
+        return ((x @ after) * x - 2 * (y @ across.T) * x).sum((1, 2))
 
 
 class RingABellTokens(Attack):
@@ -138,8 +139,7 @@ class Record(Attack):
         assert trial.question is not None
         text, question = victim.model.text, trial.question
         wanted = text.condition([question.prompt])
-        across, both = (part.float().to(wanted.states) for part in grams(victim))
-        goal = Goal(wanted, across, both)
+        goal = Goal(wanted, grams(victim))
         for before, length in ((question.prompt, 4), ("", _LENGTH)):
             ids = spliced(text, before, length, "")
             passes = max(1, budget.generations // 40)

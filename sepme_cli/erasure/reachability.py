@@ -31,11 +31,14 @@ class Grams:
     @classmethod
     def of(cls, layers: Iterable[tuple[Tensor, Tensor]]) -> "Grams":
         """layers: W and W' of each, both [out, d]; at least one."""
-        found = [(w.double(), edited.double()) for w, edited in layers]
-        before, across, after = (
-            torch.stack(products).sum(0)
-            for products in zip(*((w.T @ w, e.T @ w, e.T @ e) for w, e in found), strict=True)
-        )
+        before = across = after = torch.zeros((), dtype=torch.float64)
+        for weight, changed in layers:
+            w, edited = weight.double(), changed.double()
+            before, across, after = (
+                before + w.T @ w,
+                across + edited.T @ w,
+                after + edited.T @ edited,
+            )
         return cls(before, across, after)
 
     @classmethod

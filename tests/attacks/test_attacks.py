@@ -12,7 +12,7 @@ from sepme_cli.attacks.optimising import Mixtures, Nearest, on_simplex
 from sepme_cli.attacks.registry import ATTACKS, attacks_named
 from sepme_cli.attacks.relearning import Relearning, adapter, unfrozen
 from sepme_cli.attacks.sampling import Completion, ImageToImage, Inpainting, Kept, noisy_step
-from sepme_cli.attacks.text import grams, misspelt, reaching
+from sepme_cli.attacks.text import grams, misspelt
 from sepme_cli.attacks.tokens import Goal, descended, evolved, filled, spliced, vocabulary
 from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
 from sepme_cli.diffusion.configs import SCHEDULE
@@ -20,6 +20,7 @@ from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.text_encoder import FREE
 from sepme_cli.diffusion.tokenizer import END, words_of
 from sepme_cli.erasure.prompts import phrases
+from sepme_cli.erasure.reachability import derived
 from sepme_cli.errors import UnsupportedError, UsageError
 from sepme_cli.evaluation.protocol import SamplingOptions, Subject, questions
 from tests.small_model import save_small_model, small_parts, write_single_file
@@ -133,10 +134,10 @@ def test_misspellings_are_all_different_and_none_is_the_name() -> None:
 
 def test_an_embedding_is_reached_where_the_weights_can(victim: Victim) -> None:
     """Of the original it is itself; of the attacked weights no other comes nearer."""
-    back = reaching(original(victim), 1e-12)
-    torch.testing.assert_close(back, torch.eye(64, dtype=torch.float64), rtol=1e-6, atol=1e-6)
     rows = torch.randn((3, 64), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    reached = rows @ reaching(victim, 1e-9).T
+    itself = derived(rows, grams(original(victim)), 1e-12)
+    torch.testing.assert_close(itself, rows, rtol=1e-6, atol=1e-6)
+    reached = derived(rows, grams(victim), 1e-9)
 
     def misses(x: torch.Tensor) -> float:
         return sum(
@@ -155,7 +156,7 @@ def test_searches_over_tokens_come_nearer_than_chance(victim: Victim) -> None:
     wanted = text.condition(["a cat by Monet"])
     ids = spliced(text, "", 4, "")
     drawn = torch.randint(vocabulary(text), (40, 4), generator=torch.Generator().manual_seed(3))
-    goals = {"encoder": Goal(wanted), "layers": Goal(wanted, *(g.float() for g in grams(victim)))}
+    goals = {"encoder": Goal(wanted), "layers": Goal(wanted, grams(victim))}
     for goal in goals.values():
         with torch.no_grad():
             chance = goal.distance(text.condition_tokens(filled(ids, drawn))).min()
@@ -168,7 +169,7 @@ def test_searches_over_tokens_come_nearer_than_chance(victim: Victim) -> None:
 def test_of_no_patch_the_layers_goal_is_least_at_the_prompt_itself(victim: Victim) -> None:
     text, whole = victim.model.text, original(victim)
     wanted = text.condition(["a cat by Monet"])
-    goal = Goal(wanted, *(part.float() for part in grams(whole)))
+    goal = Goal(wanted, grams(whole))
     others = text.condition(["a cat", "a dog by Klimt", ""])
     assert (goal.distance(others) > goal.distance(wanted)).all()
 
