@@ -136,7 +136,7 @@ def attack(
     _check_folder(report, force=force)
     with ExitStack() as stack:
         run = stack.enter_context(
-            _prepared(place, patches, judge, report, sampling, options, ways, progress)
+            _prepared(place, patches, judge, report / PICTURES, sampling, options, ways, progress)
         )
         stack.enter_context(only_writer(report, progress))
         figures: dict[str, AttackFigures] = {}
@@ -208,7 +208,9 @@ def attack_shard(
     started, progress = time.monotonic(), Collector(progress)
     part, place, report = Shard.parse(shard), as_place(model), as_path(report)
     _check_folder(report, force=True)
-    with _prepared(place, patches, judge, report, sampling, options, ways, progress) as run:
+    # Each part generates the images that attacks are aimed by; no two may write one file.
+    own = report / PICTURES / f"{part.number}-of-{part.count}"
+    with _prepared(place, patches, judge, own, sampling, options, ways, progress) as run:
         work = [
             (one, victim, trial)
             for one in run.attacks
@@ -240,13 +242,15 @@ def _prepared(
     place: Place,
     patches: Patches,
     judge: str,
-    report: Path,
+    pictures: Path,
     sampling: SamplingOptions,
     options: ModelOptions,
     ways: Ways,
     progress: Progress,
 ) -> Iterator[Run]:
-    """The model opened and the attacks aimed; the same in all processes that are told the same."""
+    """The model opened and the attacks aimed; the same in all processes that are told the same.
+    pictures: folder, in the report's, for the images that they are aimed by."""
+    report = pictures.parent if pictures.name == PICTURES else pictures.parent.parent
     check_known(ways, Ways)
     budget, attacks = BUDGETS[_budget(ways)], attacks_named(several(ways.get("attacks", ())))
     files = read_patch_files(patches)
@@ -277,7 +281,8 @@ def _prepared(
         key = key_of(network, facts)
         make_folder(report)
         (report / TRIALS).mkdir(exist_ok=True)
-        gallery = Gallery(report / PICTURES, network, sampling, key)
+        pictures.mkdir(exist_ok=True)
+        gallery = Gallery(pictures, network, sampling, key)
         aim, false_positives = take_aim(gallery, jury, wanted, budget, progress)
         weights = patched_weights(checkpoint, [(part, 1.0) for part in chosen])
         digest = "+".join(sorted(part.digest for part in chosen))
