@@ -175,15 +175,15 @@ class Attack(ABC):
     """One way to have a concept drawn again.
 
     name: of the option, the report and the API. title: in words. best: a trial counts once, and
-    succeeds with its first image of the concept; else every image counts.
+    succeeds with its first image of the concept; else every image counts. teaches: whether it can
+    teach a model what the model never knew.
     """
 
-    name: ClassVar[str]
-    title: ClassVar[str]
+    name: str
+    title: str
     group: ClassVar[Group]
     best: ClassVar[bool] = False
-    teaches: ClassVar[bool] = False
-    """Whether it can teach a model what the model never knew."""
+    teaches: bool = False
 
     def unfit(self, victim: Victim) -> str | None:
         """Why it cannot be tried on this model; None where it can."""

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -37,6 +38,16 @@ def backwards(model: StableDiffusion) -> Iterator[None]:
         yield
 
 
+@dataclass(frozen=True)
+class Moment:
+    """A step of learning: an image's latent [1, c, h, w], noises, and both at t: [n, c, h, w]."""
+
+    latent: Tensor
+    noise: Tensor
+    noisy: Tensor
+    t: int
+
+
 class PrefixAttack(Attack):
     """Tokens before a prompt, learned on one image of the concept; after every time step the
     nearest real tokens are tried."""
@@ -69,7 +80,7 @@ class PrefixAttack(Attack):
                     (_NOISES, *latent.shape[1:]), generator=generator, dtype=torch.float32
                 ).to(latent)
                 noisy = model.schedule.noised(latent, noise, t)
-                wanted = self.wanted(victim, question, noisy, noise, latent, t)
+                wanted = self.wanted(victim, question, Moment(latent, noise, noisy, t))
                 with victim.attacked(), backwards(model):
                     context = model.text.condition_tokens(ids, search.vectors())
                     predicted = model.denoiser.predict(
@@ -86,15 +97,7 @@ class PrefixAttack(Attack):
         """What is learned."""
 
     @abstractmethod
-    def wanted(
-        self,
-        victim: Victim,
-        question: Question,
-        noisy: Tensor,
-        noise: Tensor,
-        latent: Tensor,
-        t: int,
-    ) -> Tensor:
+    def wanted(self, victim: Victim, question: Question, moment: Moment) -> Tensor:
         """What the attacked denoiser is to predict."""
 
 
@@ -195,16 +198,8 @@ class UnlearnDiffAtk(PrefixAttack):
     def search(self, victim: Victim, ids: Tensor, generator: torch.Generator) -> Search:
         return Mixtures(victim, int((ids == FREE).sum()), generator)
 
-    def wanted(
-        self,
-        victim: Victim,
-        question: Question,
-        noisy: Tensor,
-        noise: Tensor,
-        latent: Tensor,
-        t: int,
-    ) -> Tensor:
-        return victim.model.schedule.aim(latent, noise)
+    def wanted(self, victim: Victim, question: Question, moment: Moment) -> Tensor:
+        return victim.model.schedule.aim(moment.latent, moment.noise)
 
 
 class P4D(PrefixAttack):
@@ -219,18 +214,10 @@ class P4D(PrefixAttack):
         return Nearest(victim, int((ids == FREE).sum()), generator)
 
     @torch.no_grad()
-    def wanted(
-        self,
-        victim: Victim,
-        question: Question,
-        noisy: Tensor,
-        noise: Tensor,
-        latent: Tensor,
-        t: int,
-    ) -> Tensor:
+    def wanted(self, victim: Victim, question: Question, moment: Moment) -> Tensor:
         model = victim.model
-        asked = model.text.condition([question.prompt]).repeated(len(noisy))
-        return model.denoiser.predict(noisy, t, model.machine.put(asked))
+        asked = model.text.condition([question.prompt]).repeated(len(moment.noisy))
+        return model.denoiser.predict(moment.noisy, moment.t, model.machine.put(asked))
 
 
 class Inversion(Attack):
@@ -252,9 +239,9 @@ class TextualInversion(Inversion):
 
     def __init__(self, tokens: int) -> None:
         self.tokens = tokens
-        self.name = f"textual-inversion-{tokens}"  # type: ignore[misc]
+        self.name = f"textual-inversion-{tokens}"
         words = "a new token" if tokens == 1 else f"{tokens} new tokens"
-        self.title = f"{words} learned from images (textual inversion)"  # type: ignore[misc]
+        self.title = f"{words} learned from images (textual inversion)"
 
     def unfit(self, victim: Victim) -> str | None:
         return super().unfit(victim) or needs_clip(victim)

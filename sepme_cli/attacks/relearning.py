@@ -1,8 +1,8 @@
 """Fine-tuning of the patched model: on images of the concept, and on others."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any, Literal
+from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from sepme_cli.attacks.attack import (
 )
 from sepme_cli.attacks.optimising import backwards
 from sepme_cli.diffusion.conditioning import Conditioning
+from sepme_cli.diffusion.weights import added_products
 
 Trained = Literal["lora", "all weights"]
 _BATCH = 4
@@ -41,11 +42,11 @@ class Relearning(Attack):
         self.trained, self.shown = trained, shown
         how = "lora" if trained == "lora" else "full"
         what = "relearn" if shown == "concept" else "resurge"
-        self.name = f"{what}-{how}"  # type: ignore[misc]
+        self.name = f"{what}-{how}"
         whose = "of it" if shown == "concept" else "of other things"
         way = "a LoRA" if trained == "lora" else "all weights"
-        self.title = f"{way} fine-tuned on images {whose}"  # type: ignore[misc]
-        self.teaches = shown == "concept"  # type: ignore[misc]
+        self.title = f"{way} fine-tuned on images {whose}"
+        self.teaches = shown == "concept"
 
     def unfit(self, victim: Victim) -> str | None:
         return needs_images(victim) if self.shown == "concept" else None
@@ -101,24 +102,15 @@ class Relearning(Attack):
 def adapter(network: nn.Module) -> Iterator[Sequence[Tensor]]:
     """A LoRA of rank 4 on every attention of a network, as its factors."""
     generator = torch.Generator().manual_seed(0)
-    parameters: list[Tensor] = []
-
-    def hook(down: Tensor, up: Tensor) -> Any:
-        def add(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            return output + inputs[0] @ down.T @ up.T
-
-        return add
-
-    with ExitStack() as stack:
-        for name, module in network.named_modules():
-            if isinstance(module, nn.Linear) and name.endswith(_ATTENTION):
-                shape = (_RANK, module.in_features)
-                down = torch.randn(shape, generator=generator) / _RANK
-                up = torch.zeros(module.out_features, _RANK)
-                pair = [part.to(module.weight).requires_grad_() for part in (down, up)]
-                parameters += pair
-                stack.callback(module.register_forward_hook(hook(*pair)).remove)
-        yield parameters
+    products: list[tuple[nn.Module, Tensor, Tensor]] = []
+    for name, layer in network.named_modules():
+        if isinstance(layer, nn.Linear) and name.endswith(_ATTENTION):
+            down = torch.randn((_RANK, layer.in_features), generator=generator) / _RANK
+            up = torch.zeros(layer.out_features, _RANK)
+            down, up = (part.to(layer.weight).requires_grad_() for part in (down, up))
+            products.append((layer, down, up))
+    with added_products(products):
+        yield [factor for _, down, up in products for factor in (down, up)]
 
 
 @contextmanager

@@ -62,12 +62,9 @@ class Goal:
         return ((x @ after) * x - 2 * (y @ across.T) * x).sum((1, 2))
 
 
-class RingABellTokens(Attack):
-    """A genetic search for tokens whose text embedding is that of the prompt without the concept,
-    moved in the concept's direction (Tsai et al. 2024, "Ring-A-Bell!", algorithm 1)."""
+class TokenSearch(Attack):
+    """Two searches for tokens a case."""
 
-    name = "ring-a-bell-tokens"
-    title = "tokens that say it (Ring-A-Bell, hard)"
     group = "text"
     best = True
 
@@ -76,6 +73,14 @@ class RingABellTokens(Attack):
 
     def cost(self, budget: Budget) -> Cost:
         return Cost(images=budget.cases * 2)
+
+
+class RingABellTokens(TokenSearch):
+    """A genetic search for tokens whose text embedding is that of the prompt without the concept,
+    moved in the concept's direction (Tsai et al. 2024, "Ring-A-Bell!", algorithm 1)."""
+
+    name = "ring-a-bell-tokens"
+    title = "tokens that say it (Ring-A-Bell, hard)"
 
     def attempts(self, victim: Victim, trial: Trial, budget: Budget) -> Iterator[Attempt]:
         assert trial.question is not None
@@ -118,7 +123,7 @@ def evolved(
     return alive[scores.argmin()][None]
 
 
-class Record(Attack):
+class Record(TokenSearch):
     """A coordinate search for tokens from which the attacked keys and values are those that the
     original makes of the prompt: for one place after the other, the vocabulary is ranked by the
     linearised distance, and the best are tried (after RECORD, Kusumba et al. 2025, whose distance
@@ -126,14 +131,6 @@ class Record(Attack):
 
     name = "record"
     title = "tokens that reach its keys and values (after RECORD)"
-    group = "text"
-    best = True
-
-    def unfit(self, victim: Victim) -> str | None:
-        return needs_clip(victim)
-
-    def cost(self, budget: Budget) -> Cost:
-        return Cost(images=budget.cases * 2)
 
     def attempts(self, victim: Victim, trial: Trial, budget: Budget) -> Iterator[Attempt]:
         assert trial.question is not None

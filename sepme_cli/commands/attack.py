@@ -16,6 +16,8 @@ from sepme_cli.commands.options import (
     PlaceOption,
     PredictionOption,
     Quiet,
+    Size,
+    Steps,
     T5Option,
     TextEncoders,
     Tokenizer,
@@ -126,19 +128,9 @@ def attack(
     seed: Annotated[
         int, typer.Option(metavar="N", help="Random seed of images and attacks.")
     ] = SamplingOptions.seed,
-    steps: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Number of sampling steps.")
-    ] = SamplingOptions.steps,
+    steps: Steps = SamplingOptions.steps,
     guidance: Guidance = None,
-    size: Annotated[
-        int | None,
-        typer.Option(
-            min=8,
-            metavar="N",
-            help="Width and height in pixels; by default what MODEL was made for.",
-            show_default=False,
-        ),
-    ] = None,
+    size: Size = None,
     text_encoders: TextEncoders = None,
     tokenizer: Tokenizer = None,
     t5: T5Option = True,

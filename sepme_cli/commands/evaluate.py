@@ -16,6 +16,9 @@ from sepme_cli.commands.options import (
     Patches,
     PredictionOption,
     Quiet,
+    Seed,
+    Size,
+    Steps,
     T5Option,
     TextEncoders,
     Tokenizer,
@@ -122,22 +125,10 @@ def evaluate(
     pictures: Annotated[
         int, typer.Option(min=2, metavar="N", help="Number of images per concept.")
     ] = SamplingOptions.images,
-    seed: Annotated[
-        int, typer.Option(metavar="N", help="Random seed; the same seed gives the same images.")
-    ] = SamplingOptions.seed,
-    steps: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Number of sampling steps.")
-    ] = SamplingOptions.steps,
+    seed: Seed = SamplingOptions.seed,
+    steps: Steps = SamplingOptions.steps,
     guidance: Guidance = None,
-    size: Annotated[
-        int | None,
-        typer.Option(
-            min=8,
-            metavar="N",
-            help="Width and height in pixels; by default what MODEL was made for.",
-            show_default=False,
-        ),
-    ] = None,
+    size: Size = None,
     reference: Annotated[
         Path | None,
         typer.Option(

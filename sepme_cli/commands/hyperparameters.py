@@ -58,7 +58,8 @@ RobustOption = Annotated[
     typer.Option(
         "--robust",
         help="Also erase what attacks on the concept use: phrasings, the end of the text in many "
-        "more of them; embeddings, those that best restore it; or both.",
+        "more of them; embeddings, those that best restore it; or both. Little was gained where it "
+        "was measured, and other prompts change more.",
     ),
 ]
 RobustRounds = Annotated[

@@ -145,6 +145,19 @@ Guidance = Annotated[
         show_default=False,
     ),
 ]
+Seed = Annotated[
+    int, typer.Option(metavar="N", help="Random seed; the same seed gives the same images.")
+]
+Steps = Annotated[int, typer.Option(min=1, metavar="N", help="Number of sampling steps.")]
+Size = Annotated[
+    int | None,
+    typer.Option(
+        min=8,
+        metavar="N",
+        help="Width and height in pixels; by default what MODEL was made for.",
+        show_default=False,
+    ),
+]
 T5Option = Annotated[
     bool,
     typer.Option(

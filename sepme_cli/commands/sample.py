@@ -17,6 +17,9 @@ from sepme_cli.commands.options import (
     PlaceOption,
     PredictionOption,
     Quiet,
+    Seed,
+    Size,
+    Steps,
     T5Option,
     TextEncoders,
     Tokenizer,
@@ -69,23 +72,13 @@ def sample(
     scale: Annotated[
         float, typer.Option(metavar="X", help="Strength of the patches; 1 is full.")
     ] = 1.0,
-    seed: Annotated[
-        int, typer.Option(metavar="N", help="Random seed; the same seed gives the same images.")
-    ] = 0,
+    seed: Seed = 0,
     count: Annotated[
         int, typer.Option(min=1, metavar="N", help="Number of images per prompt.")
     ] = 1,
-    steps: Annotated[int, typer.Option(min=1, metavar="N", help="Number of sampling steps.")] = 20,
+    steps: Steps = 20,
     guidance: Guidance = None,
-    size: Annotated[
-        int | None,
-        typer.Option(
-            min=8,
-            metavar="N",
-            help="Width and height in pixels; by default what MODEL was made for.",
-            show_default=False,
-        ),
-    ] = None,
+    size: Size = None,
     text_encoders: TextEncoders = None,
     tokenizer: Tokenizer = None,
     t5: T5Option = True,

@@ -132,9 +132,9 @@ class Composition:
     @cached_property
     def _composed_weights(self) -> tuple[Target, ...]:
         """What is written anew: with an original all that a patch may have changed."""
-        acted = sorted({name for part, _ in self.terms for name in part.layers})
         before = self.checkpoint.patched_layers if self.original is not None else ()
-        layers = {layer.name: layer for layer in (*before, *self.checkpoint.found_layers(acted))}
+        acted = self.checkpoint.layers_of(part for part, _ in self.terms)
+        layers = {layer.name: layer for layer in (*before, *acted)}
         targets = self.checkpoint.targets
         if self.original is None:
             targets = tuple(target for target in targets if self._acted_on(target))

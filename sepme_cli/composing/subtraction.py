@@ -77,7 +77,7 @@ def subtraction(
             expected="--base, or --undo, and the patches of what stays in",
             found="neither",
         )
-    layers = checkpoint.found_layers(sorted({name for part, _ in out for name in part.layers}))
+    layers = checkpoint.layers_of(part for part, _ in out)
     weights = (*checkpoint.targets, *layers)
     if any(copy.scale for target in weights for copy in target.copies):
         raise RefusedError(

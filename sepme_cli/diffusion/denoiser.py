@@ -16,7 +16,7 @@ from sepme_cli.diffusion.arrays import to_torch
 from sepme_cli.diffusion.conditioning import Conditioning
 from sepme_cli.diffusion.devices import Machine
 from sepme_cli.diffusion.vae import VAE
-from sepme_cli.diffusion.weights import replaced_weights
+from sepme_cli.diffusion.weights import added_products, replaced_weights
 
 
 @dataclass(frozen=True)
@@ -97,16 +97,5 @@ class Denoiser(ABC):
 
         up: target name -> [out, r]; basis [r, d].
         """
-
-        def adder(factor: Tensor) -> Any:
-            def add(_: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-                return output + nn.functional.linear(nn.functional.linear(inputs[0], basis), factor)
-
-            return add
-
-        hooks = [self.targets[name].register_forward_hook(adder(up[name])) for name in up]
-        try:
+        with added_products((self.targets[name], basis, factor) for name, factor in up.items()):
             yield
-        finally:
-            for hook in hooks:
-                hook.remove()

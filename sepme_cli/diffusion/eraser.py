@@ -127,7 +127,6 @@ def sepme_increments(
             study.collateral,
         )
         for study, outcome in zip(studies, outcomes, strict=True)
-        for increment in (_additive(model, study, outcome, settings),)
     ]
 
 

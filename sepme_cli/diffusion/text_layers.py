@@ -9,8 +9,8 @@ no layer of the denoiser reads costs nothing. No image is generated.
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,6 +28,7 @@ from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.study import Study
 from sepme_cli.diffusion.text_encoder import TextEncoder
 from sepme_cli.diffusion.tokenizer import END
+from sepme_cli.diffusion.weights import added_products
 from sepme_cli.erasure.collateral import Collateral
 from sepme_cli.erasure.concept import answering
 from sepme_cli.erasure.increment import BLANK, additive_factors
@@ -124,22 +125,18 @@ def _increment(
     named = reader.ids([*others, *shared.protected])
     captions = reader.ids(_captions(study))
     learned = _started(model.text.clips, settings.rank, settings.seed)
-    steps = _learn(reader, learned, study, (named, captions), settings, progress)
+    _learn(reader, learned, study, (named, captions), settings, progress)
     with torch.no_grad(), added(model.text.clips, learned):
         collateral = _collateral(model, study, grams["tokens"])
     up, down, exponents = _written(learned)
-    own = {"protection": settings.protection, "steps": steps}
-    measured = Measurements(
-        steps=steps,
-        collateral=recorded(collateral),
-    )
+    own = {"protection": settings.protection, "steps": _STEPS}
     increment = Increment(
         kind="lora",
         concept=concept.name,
         slug=study.slug,
         prompts=concept.prompts,
         method=Method(TEXT, {**settings.recorded, **study.chosen, **own}),
-        measured=measured,
+        measured=Measurements(steps=_STEPS, collateral=recorded(collateral)),
         rank=settings.rank,
         basis=np.zeros((0, 0), np.float32),
         exponents=exponents,
@@ -167,23 +164,13 @@ def _started(clips: Sequence[TextEncoder], rank: int, seed: int) -> Learned:
     return found
 
 
-@contextmanager
-def added(clips: Sequence[TextEncoder], learned: Learned) -> Iterator[None]:
+def added(clips: Sequence[TextEncoder], learned: Learned) -> AbstractContextManager[None]:
     """The text encoders with the factors' products added, differentiable in the factors."""
-
-    def adder(factors: Factors) -> Any:
-        def add(_: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-            return output + inputs[0] @ factors.down.T @ factors.up.T
-
-        return add
-
-    with ExitStack() as stack:
-        for clip in clips:
-            layer = clip.model.get_submodule(_LAYER)
-            for name, factors in learned[clip.spec.name].items():
-                module = layer.get_submodule(name)
-                stack.callback(module.register_forward_hook(adder(factors)).remove)
-        yield
+    return added_products(
+        (clip.model.get_submodule(f"{_LAYER}.{name}"), factors.down, factors.up)
+        for clip in clips
+        for name, factors in learned[clip.spec.name].items()
+    )
 
 
 def _learn(
@@ -193,8 +180,8 @@ def _learn(
     kept: tuple[Tensor, Tensor],
     settings: Settings,
     progress: Progress,
-) -> int:
-    """Optimise the factors; returns the number of steps.
+) -> None:
+    """Optimise the factors.
 
     The loss is the mean of what is left of the concept's way to its anchor, and `protection` times
     the mean change of what must stay, each as a share of what it is. kept: token ids of what is
@@ -234,7 +221,6 @@ def _learn(
         optimiser.step()
         rates.step()
         progress.advance()
-    return _STEPS
 
 
 def _less(one: Conditioning, other: Conditioning) -> Conditioning:

@@ -1,10 +1,10 @@
 """Tensors of an open checkpoint as torch has them."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -106,7 +106,7 @@ def count_layers(names: Mapping[str, object]) -> int:
 def patched_weights(checkpoint: Checkpoint, stack: Sequence[Scaled]) -> dict[str, Tensor]:
     """The weights [out, columns] of all targets, and of the layers that increments change, with
     these added, in fp32, rounded as `apply` stores them."""
-    layers = checkpoint.found_layers(sorted({name for part, _ in stack for name in part.layers}))
+    layers = checkpoint.layers_of(part for part, _ in stack)
     return {target.name: _patched(target, stack) for target in (*checkpoint.targets, *layers)}
 
 
@@ -126,6 +126,23 @@ def replaced_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> Itera
         for name, weight in originals.items():
             # The network may have been moved meanwhile.
             parameters[name].data = weight.to(parameters[name])
+
+
+@contextmanager
+def added_products(products: Iterable[tuple[nn.Module, Tensor, Tensor]]) -> Iterator[None]:
+    """Linear layers with up @ down added to their weights, for the length of the block;
+    differentiable in both. products: layer, down [r, in], up [out, r]."""
+
+    def adder(down: Tensor, up: Tensor) -> Any:
+        def add(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            return output + nn.functional.linear(nn.functional.linear(inputs[0], down), up)
+
+        return add
+
+    with ExitStack() as stack:
+        for layer, down, up in products:
+            stack.callback(layer.register_forward_hook(adder(down, up)).remove)
+        yield
 
 
 def _patched(target: Target, stack: Sequence[Scaled]) -> Tensor:

@@ -24,8 +24,8 @@ def solve(
     less what the concept itself is in it.
     With K = C B^-1 C^T and a = (1 - insistence) / n (Woodbury):
     T^T = B^-1 C^T (I + a K)^-1 (C* - C) / n.
-    own: how many of the rows, the first ones, are the concept's: n, which the ground's cost holds;
-    all if None. Of further ones, which are erased beside them, a is 1 / n.
+    own: how many of the rows, the first ones, are the concept's: n, which the cost of preservation
+    holds; all if None. Of further ones, which are erased beside them, a is 1 / n.
     Returns left [d, n] and right [n, d] with T = left @ right; the rows of right are admissible.
     """
     c, wanted = concept.double(), (anchor - concept).double()

@@ -29,7 +29,6 @@ from sepme_cli.checkpoints.reading.patches import (
     select,
     with_scales,
 )
-from sepme_cli.checkpoints.reading.targets import Target
 from sepme_cli.checkpoints.structure.dtypes import CASTS, header_dtype
 from sepme_cli.checkpoints.writing.companions import Companions
 from sepme_cli.checkpoints.writing.destination import Destination
@@ -306,14 +305,14 @@ def _plan(
 def _layers_after(checkpoint: Checkpoint, new: Sequence[Increment]) -> dict[str, str]:
     """The layers that will be changed, with what they were before any patch."""
     before = {} if checkpoint.stack is None else checkpoint.stack.layers
-    found = _layers_of(checkpoint, new)
+    found = checkpoint.layers_of(new)
     return {**before, **{layer.name: checkpoint.fingerprint_of(layer) for layer in found}}
 
 
 def _check_dtype(checkpoint: Checkpoint, request: ApplyRequest) -> None:
     if request.dtype is None:
         return
-    weights = (*checkpoint.targets, *_layers_of(checkpoint, request.chosen))
+    weights = (*checkpoint.targets, *checkpoint.layers_of(request.chosen))
     scaled = [copy for target in weights for copy in target.copies if copy.scale]
     if scaled:
         raise UnsupportedError(
@@ -327,17 +326,19 @@ def _check_dtype(checkpoint: Checkpoint, request: ApplyRequest) -> None:
 
 def _result(plan: _Plan, destination: Destination, seconds: float) -> ApplyResult:
     checkpoint, record = plan.composition.checkpoint, plan.companions.record
-    changed = [
-        len(target.copies)
-        for target in (*checkpoint.targets, *_layers_of(checkpoint, plan.new))
+    # A tensor may hold several targets: q, k and v of some text encoders are one.
+    changed = {
+        (copy.file.place, copy.name)
+        for target in (*checkpoint.targets, *checkpoint.layers_of(plan.new))
         if any(part.acts_on(target.name) for part in plan.new)
-    ]
+        for copy in target.copies
+    }
     return ApplyResult(
         output=destination.name,
         family=checkpoint.family.name,
         model=checkpoint.title,
         concepts=tuple(part.concept for part in plan.new),
-        tensors_changed=sum(changed),
+        tensors_changed=len(changed),
         base_match=plan.base_match,
         exact=plan.exact,
         applied=tuple(entry.concept for entry in record.entries) if record is not None else (),
@@ -345,10 +346,6 @@ def _result(plan: _Plan, destination: Destination, seconds: float) -> ApplyResul
         warnings=(),
         seconds=seconds,
     )
-
-
-def _layers_of(checkpoint: Checkpoint, parts: Sequence[Increment]) -> tuple[Target, ...]:
-    return checkpoint.found_layers(sorted({name for part in parts for name in part.layers}))
 
 
 def _why_not_exact(original: Original | None, missing: Sequence[StackEntry]) -> str:

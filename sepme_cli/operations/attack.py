@@ -23,6 +23,7 @@ from sepme_cli.attacks.campaign import Campaign, Outcome, digest_of, success
 from sepme_cli.attacks.page import attack_page, write_attack_report
 from sepme_cli.attacks.registry import attacks_named
 from sepme_cli.attacks.results import AttackFigures, AttackResult, Success
+from sepme_cli.checkpoints.disk.failures import writing
 from sepme_cli.checkpoints.disk.files import only_writer
 from sepme_cli.checkpoints.hub.cache import fetched_from
 from sepme_cli.checkpoints.reading.patches import Patches, PatchFile, read_patch_files, select
@@ -42,7 +43,7 @@ from sepme_cli.evaluation.report import PICTURES, check_folder, make_folder
 from sepme_cli.evaluation.results import ShardResult
 from sepme_cli.places import HubPlace, Place
 from sepme_cli.progress import SILENT, Collector, Progress
-from sepme_cli.shards import Shard
+from sepme_cli.shards import WHOLE, Shard
 
 PAGE = "attack.html"
 TRIALS = "trials"
@@ -69,6 +70,33 @@ class Ways(TypedDict, total=False):
     descriptions: Words
     images: FilePath | None
     floor: PlaceLike | None
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Of a report. Its parts share the trials, of which each has its own; the images that attacks
+    are aimed by every part generates for itself, so that no two write one file."""
+
+    report: Path
+    part: Shard = WHOLE
+
+    @property
+    def pictures(self) -> Path:
+        """For the images that attacks are aimed by."""
+        folder = self.report / PICTURES
+        return folder if self.part == WHOLE else folder / f"{self.part.number}-of-{self.part.count}"
+
+    @property
+    def trials(self) -> Path:
+        """For what came of each trial."""
+        return self.report / TRIALS
+
+    def make(self) -> None:
+        """Make all of them."""
+        make_folder(self.report)
+        with writing(self.report):
+            for folder in (self.trials, self.pictures):
+                folder.mkdir(exist_ok=True)
 
 
 @dataclass(frozen=True)
@@ -136,9 +164,8 @@ def attack(
     _check_folder(report, force=force)
     with ExitStack() as stack:
         run = stack.enter_context(
-            _prepared(place, patches, judge, report / PICTURES, sampling, options, ways, progress)
+            _prepared(place, patches, judge, Folders(report), sampling, options, ways, progress)
         )
-        stack.enter_context(only_writer(report, progress))
         figures: dict[str, AttackFigures] = {}
         outcomes: dict[str, Mapping[str, list[Outcome]]] = {}
         for one in run.attacks:
@@ -208,9 +235,8 @@ def attack_shard(
     started, progress = time.monotonic(), Collector(progress)
     part, place, report = Shard.parse(shard), as_place(model), as_path(report)
     _check_folder(report, force=True)
-    # Each part generates the images that attacks are aimed by; no two may write one file.
-    own = report / PICTURES / f"{part.number}-of-{part.count}"
-    with _prepared(place, patches, judge, own, sampling, options, ways, progress) as run:
+    folders = Folders(report, part)
+    with _prepared(place, patches, judge, folders, sampling, options, ways, progress) as run:
         work = [
             (one, victim, trial)
             for one in run.attacks
@@ -242,15 +268,13 @@ def _prepared(
     place: Place,
     patches: Patches,
     judge: str,
-    pictures: Path,
+    folders: Folders,
     sampling: SamplingOptions,
     options: ModelOptions,
     ways: Ways,
     progress: Progress,
 ) -> Iterator[Run]:
-    """The model opened and the attacks aimed; the same in all processes that are told the same.
-    pictures: folder, in the report's, for the images that they are aimed by."""
-    report = pictures.parent if pictures.name == PICTURES else pictures.parent.parent
+    """The model opened and the attacks aimed; the same in all processes that are told the same."""
     check_known(ways, Ways)
     budget, attacks = BUDGETS[_budget(ways)], attacks_named(several(ways.get("attacks", ())))
     files = read_patch_files(patches)
@@ -279,10 +303,9 @@ def _prepared(
         named = fetched if isinstance(place, HubPlace) else checkpoint.path.name
         facts = facts_of(named, network, judge, files, sampling)
         key = key_of(network, facts)
-        make_folder(report)
-        (report / TRIALS).mkdir(exist_ok=True)
-        pictures.mkdir(exist_ok=True)
-        gallery = Gallery(pictures, network, sampling, key)
+        folders.make()
+        stack.enter_context(only_writer(folders.pictures, progress))
+        gallery = Gallery(folders.pictures, network, sampling, key)
         aim, false_positives = take_aim(gallery, jury, wanted, budget, progress)
         weights = patched_weights(checkpoint, [(part, 1.0) for part in chosen])
         digest = "+".join(sorted(part.digest for part in chosen))
@@ -294,7 +317,7 @@ def _prepared(
             victims.append(_floor(as_place(floor), exact, aim, sampling, stack, progress))
         settings = [key, judge, sampling.steps, victims[0].guidance, sampling.size, sampling.seed]
         about = digest_of([aim.images, aim.others]) + "".join(aim.descriptions)
-        campaign = Campaign(report / TRIALS, jury, budget, f"{settings} {about}")
+        campaign = Campaign(folders.trials, jury, budget, f"{settings} {about}")
         run = Run(files, attacks, victims, campaign, budget, false_positives, facts)
         _announce(network, run, gallery, progress)
         yield run

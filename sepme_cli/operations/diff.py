@@ -221,7 +221,7 @@ def _changes(
     checkpoint: Checkpoint, parts: Sequence[Increment], progress: Progress
 ) -> list[TensorDifference]:
     """What the increments would add to each weight that is stored now."""
-    layers = checkpoint.found_layers(sorted({name for part in parts for name in part.layers}))
+    layers = checkpoint.layers_of(parts)
     targets = (*checkpoint.targets, *layers)
     acted = [t for t in targets if any(part.acts_on(t.name) for part in parts)]
     progress.stage("comparing", len(acted))

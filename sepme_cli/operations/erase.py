@@ -2,7 +2,7 @@
 
 import io
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import BinaryIO, Unpack
@@ -199,7 +199,7 @@ def erase(
         patch=str(target) if isinstance(target, HubPlace) else output_name(target),
         model=survey.model,
         bytes=len(data),
-        base=survey.summary,
+        base=replace(survey.summary, targets=len(layers)) if layers else survey.summary,
         recipe=patch.recipe,
         increments=tuple(
             _summary(one, study, survey.around.neighbours.get(study.concept.name, ()))

@@ -43,7 +43,7 @@ from sepme_cli.evaluation.judges import Judge, load_judge
 from sepme_cli.evaluation.page import page
 from sepme_cli.evaluation.parts import Plan, check_parts, record, record_path
 from sepme_cli.evaluation.protocol import SamplingOptions, Subject
-from sepme_cli.evaluation.replication import ORDINARY, replicas, replication
+from sepme_cli.evaluation.replication import ORDINARY, Replica, replicas, replication
 from sepme_cli.evaluation.report import (
     PAGE,
     PICTURES,
@@ -183,13 +183,7 @@ def evaluate(
         }
         progress.warn_all(_weak(concepts))
         shown = replicas(experiment)
-        found = None
-        if shown and measures.features is not None:
-            progress.stage("comparing with training images")
-            threshold = scope.get("replication_threshold", THRESHOLD)
-            ordinary = captions(caption_words()).held_out[:ORDINARY]
-            found = replication(experiment, shown, measures.features, threshold, ordinary)
-            progress.warn_all(_low(found))
+        found = _replicated(experiment, shown, measures, scope, progress)
         result = EvaluateResult(
             **vars(summary(evaluated, jury)),
             report=str(report),
@@ -271,6 +265,25 @@ def evaluate_shard(
         seconds=time.monotonic() - started,
         warnings=progress.warnings,
     )
+
+
+def _replicated(
+    experiment: Experiment,
+    shown: Sequence[Replica],
+    measures: Measures,
+    scope: Scope,
+    progress: Progress,
+) -> Replication | None:
+    """How many of the training images are drawn again; None if there are none, or no features to
+    compare them by."""
+    if not shown or measures.features is None:
+        return None
+    progress.stage("comparing with training images")
+    threshold = scope.get("replication_threshold", THRESHOLD)
+    ordinary = captions(caption_words()).held_out[:ORDINARY]
+    found = replication(experiment, shown, measures.features, threshold, ordinary)
+    progress.warn_all(_low(found))
+    return found
 
 
 @dataclass(frozen=True)

@@ -247,7 +247,7 @@ def _source(
         check_unpatched(checkpoint, "export with the file from before any patch")
         found = fit(checkpoint, [file], parts).compared(checkpoint)
         progress.warn_all(found.warnings)
-        layers = checkpoint.found_layers(sorted({name for part in parts for name in part.layers}))
+        layers = checkpoint.layers_of(parts)
         shapes = {target.name: target.shape for target in (*checkpoint.targets, *layers)}
         yield _Source(checkpoint.family.name, shapes, checkpoint, found.match)
 

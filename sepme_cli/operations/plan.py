@@ -160,6 +160,11 @@ def plan(request: EraseRequest, progress: Progress) -> ErasePlan:
     with surveyed(request, thorough=thorough, progress=progress) as survey:
         parts = [closed_form_increment(s, request.settings).increment for s in survey.studies]
         seconds = time.monotonic() - started
+        if request.method.layers:
+            progress.warn(
+                "separability, leakage and collateral here are the closed form's; "
+                f"--method {request.method.name} has its own, which the run reports"
+            )
         if request.images is not None:  # which the run would fail on
             load_images(request.images, survey.network.image_size)
         if (expected := request.method.expected_seconds) is not None:

@@ -47,8 +47,8 @@ class EraseOptions(TypedDict, total=False):
             "apple". Other things keep them; everything loses them if left out.
         protect: Names that must not change; "style:noto" or "object:cat" gives a name's own kind.
         known: Existing patches to combine with, whose concepts are left alone.
-        method: "closed-form" or "sepme". If left out, "sepme" with `images` or `joint`, else
-            "closed-form".
+        method: "closed-form", "text-encoder", "concept-prune" or "sepme". If left out, "sepme" with
+            `images` or `joint`, else "closed-form".
         images: Folder with images of the one concept to optimise on, instead of generated ones.
         joint: Optimise all concepts together.
         aliases: "auto" also erases words that are nearly the same as a concept; "none" does not.
@@ -151,6 +151,13 @@ def _streams(streams: Streams, method: Method) -> Streams:
             "--streams all, or the closed form",
             expected="all or tokens",
             found="pooled",
+        )
+    if streams != "all" and method.layers:
+        raise UsageError(
+            f"--method {method.name} changes layers, which all that is read of a prompt depends "
+            "on: leave out --streams",
+            expected="all",
+            found=streams,
         )
     return streams
 

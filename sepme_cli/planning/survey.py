@@ -29,10 +29,11 @@ _A_KIND = {"style": "a style", "object": "an object"}
 
 @dataclass(frozen=True)
 class BaseSummary:
-    """What the patch is for. targets: how many weights it may change."""
+    """What the patch is for. targets: how many weights it may change; None where that shows only
+    when it is made."""
 
     family: str
-    targets: int
+    targets: int | None
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class Survey:
     @property
     def summary(self) -> BaseSummary:
         """What the patch is for, in short."""
-        return BaseSummary(self.base.family, len(self.base.targets))
+        targets = None if self.request.method.layers else len(self.base.targets)
+        return BaseSummary(self.base.family, targets)
 
     @property
     def strength(self) -> Strength:

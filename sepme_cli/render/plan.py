@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 
-from sepme_cli.render.tables import add_row, counted, fields, new_table
+from sepme_cli.render.tables import add_row, fields, made_for, new_table
 from sepme_cli.render.wording import duration, printable
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def erasure(result: "ErasePlan") -> RenderableType:
         parts += ["", "erase would refuse this without --force-collateral"]
     rest = fields(
         ("output", "none: --check writes nothing"),
-        ("for", f"{result.base.family}, {counted(result.base.targets, 'weight')}"),
+        ("for", made_for(result.base)),
         ("method", result.method),
         ("recipe", result.recipe),
         ("time", f"about {duration(result.expected_seconds)}"),

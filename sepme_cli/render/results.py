@@ -11,7 +11,7 @@ from rich.text import Text
 
 from patch_spec.streams import network_of
 from sepme_cli.evaluation.intervals import percent
-from sepme_cli.render.tables import add_row, cell_text, counted, fields, new_table
+from sepme_cli.render.tables import add_row, cell_text, counted, fields, made_for, new_table
 from sepme_cli.render.wording import duration, printable, size
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def erase(result: "EraseResult") -> RenderableType:
             f"{collateral.p95:.0%} (95th percentile)",
         ),
         ("patch", f"{result.patch}, {size(result.bytes)}"),
-        ("for", f"{result.base.family}, {counted(result.base.targets, 'weight')}"),
+        ("for", made_for(result.base)),
         ("recipe", result.recipe),
         ("applied", result.applied),
         ("time", duration(result.seconds)),

@@ -1,8 +1,13 @@
 """Names and values below each other, and tables: what `render` puts results into."""
 
+from typing import TYPE_CHECKING
+
 from rich.table import Table
 
 from sepme_cli.render.wording import printable
+
+if TYPE_CHECKING:
+    from sepme_cli.planning.survey import BaseSummary
 
 
 def new_table(*names: str) -> Table:
@@ -39,3 +44,10 @@ def cell_text(value: str | float | None) -> str:
 def counted(number: int, noun: str) -> str:
     """1 tensor, 2 tensors."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def made_for(base: "BaseSummary") -> str:
+    """The family that a patch is for, and how many weights it may change where that is known."""
+    if base.targets is None:
+        return base.family
+    return f"{base.family}, {counted(base.targets, 'weight')}"

@@ -16,6 +16,7 @@ from sepme_cli.app import run
 from sepme_cli.attacks.attack import BUDGETS, Aim, Budget, Victim
 from sepme_cli.attacks.registry import ATTACKS
 from sepme_cli.attacks.results import AttackResult
+from sepme_cli.checkpoints.disk.files import only_writer
 from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.options import ModelOptions
@@ -117,6 +118,19 @@ def test_a_run_goes_on_where_it_was_cut_short(model: Path, patch: Path, tmp_path
         other = again.attacks[name]
         assert (one.patched.share, one.patched.n) == (other.patched.share, other.patched.n)
         assert (one.original.share, one.original.n) == (other.original.share, other.original.n)
+
+
+def test_a_second_run_into_the_same_report_is_told_busy_before_it_draws(
+    model: Path, patch: Path, tmp_path: Path
+) -> None:
+    report = tmp_path / "report"
+    attacked(model, patch, report, attacks="relearning")
+    pictures = report / "pictures"
+    for image in pictures.rglob("*.png"):
+        image.unlink()
+    with only_writer(pictures), pytest.raises(SystemFailure, match="busy"):
+        attacked(model, patch, report, attacks="relearning", force=True)
+    assert not list(pictures.rglob("*.png"))
 
 
 def test_other_images_are_other_trials(model: Path, patch: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from sepme_cli.app import run
 from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
 from sepme_cli.diffusion.models import StableDiffusion
 from sepme_cli.diffusion.weights import patched_weights
-from sepme_cli.errors import RefusedError, UnsupportedError
+from sepme_cli.errors import RefusedError, UnsupportedError, UsageError
 from tests.small_model import small_parts, write_folder, write_single_file
 from tests.small_transformers import small_transformer, write_transformer_folder
 
@@ -152,6 +152,21 @@ def test_a_model_with_t5_is_refused_before_anything_is_written(tmp_path: Path) -
     with pytest.raises(UnsupportedError, match="T5"):
         sepme.erase(folder, "style:Monet", method="text-encoder", output=tmp_path / "x.sepme")
     assert not (tmp_path / "x.sepme").exists()
+
+
+def test_its_layers_are_read_by_every_stream_so_none_can_be_chosen(tmp_path: Path) -> None:
+    model = write_single_file(small_parts("sdxl"), tmp_path / "model.safetensors")
+    with pytest.raises(UsageError, match="leave out --streams"):
+        text_patch(model, streams="tokens")
+
+
+def test_a_check_says_whose_figures_it_shows(tmp_path: Path) -> None:
+    model = write_single_file(small_parts("sd1"), tmp_path / "model.safetensors")
+    plan = sepme.plan_erasure(model, "style:Monet", method="text-encoder")
+    assert [warning for warning in plan.warnings if "the closed form's" in warning]
+    assert plan.base.targets is None
+    plain = sepme.plan_erasure(model, "style:Monet")
+    assert not [warning for warning in plain.warnings if "the closed form's" in warning]
 
 
 def test_collateral_beyond_the_bound_is_refused_once_it_is_known(

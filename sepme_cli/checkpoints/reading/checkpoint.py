@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from patch_spec.base import Base
+from patch_spec.increment import Increment
 from patch_spec.stack import StackRecord
 from patch_spec.streams import Stream
 from sepme_cli.checkpoints.disk.failures import reading
@@ -142,6 +143,10 @@ class Checkpoint:
     def found_layers(self, names: Iterable[str]) -> tuple[Target, ...]:
         """Those of some layers that are in here."""
         return tuple(layer for name in names if (layer := self.layer(name)) is not None)
+
+    def layers_of(self, increments: Iterable[Increment]) -> tuple[Target, ...]:
+        """Those that some increments change and that are in here, in the order of their names."""
+        return self.found_layers(sorted({name for part in increments for name in part.layers}))
 
     def files_with(self, layers: Iterable[str]) -> tuple[WeightsFile, ...]:
         """The files that carry the stack record where these layers are changed: those with targets,
