@@ -153,6 +153,10 @@ METHODS: Mapping[str, Make] = {
     "uce": _peer("uce"),
     "rece": _peer("rece"),
     "trce, first stage": _peer("trce, first stage"),
+    "oce": _peer("oce"),
+    "esd-x": _peer("esd-x"),
+    "hirm": _peer("hirm"),
+    "advunlearn, shortened": _peer("advunlearn, shortened"),
 }
 
 SHOWN = ("before", "sepme", "text encoder", "text encoder, and sepme", "uce")

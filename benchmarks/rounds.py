@@ -1,7 +1,7 @@
 """Every method on the English canvas, in two rounds: told nothing but the concepts, and told the
 same neighbours.
 
-    python -m benchmarks.rounds tune      # peers' settings, on concepts that are not reported
+    python -m benchmarks.rounds tune 1    # peers' settings, on concepts that are not reported
     python -m benchmarks.rounds run 1     # goes on where it was; run 1 10 uce does a part
     python -m benchmarks.rounds table
 
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from benchmarks.bare import CHOSEN_ON, erased, judge, order
 from benchmarks.english import English, kind_of
-from benchmarks.peers import PEERS
+from benchmarks.peers import PEERS, TEXT_PEERS
 from benchmarks.peers.interface import Peer, Request
 from benchmarks.results import Results
 from sepme_cli.diffusion.models import StableDiffusion
@@ -53,7 +53,7 @@ TRAINING: Mapping[str, Mapping[str, Any]] = {
 }
 OURS: Mapping[str, str] = {"sepme": "closed-form", "sepme --method sepme": "sepme"}
 #: What is chosen of a peer, one after the other; it matters most.
-_TUNED = ("tokens", "prompts")
+_TUNED = ("tokens", "prompts", "direction", "lr")
 #: Steps of drawing: half of what the bare command is judged with, on many more edits.
 STEPS = 10
 
@@ -159,17 +159,17 @@ def tuned(name: str) -> Peer | str:
         return replace(PEERS[name], **TRAINING[name])  # type: ignore[type-var]
     said = json.loads(SETTINGS.read_text()) if SETTINGS.exists() else {}
     chosen = said.get(name, {}).get("chosen", {})
-    return replace(PEERS[name], **chosen)  # type: ignore[type-var]
+    return replace({**PEERS, **TEXT_PEERS}[name], **chosen)  # type: ignore[type-var]
 
 
-def tune(told: Round = ROUNDS[0]) -> None:
+def tune(told: Round = ROUNDS[0], *names: str) -> None:
     """One setting at a time, from the paper's values; the best of each is kept for the next. The
-    second round has the same."""
+    second round has the same. names: methods; all if none is named."""
     settings, bench = Results(SETTINGS), Bench()
-    for name in SOLVING:
+    for name in names or (*SOLVING, *TEXT_PEERS):
 
         def choose(name: str = name) -> dict[str, Any]:
-            peer = PEERS[name]
+            peer = {**PEERS, **TEXT_PEERS}[name]
             chosen: dict[str, Any] = {}
             best = score(bench.row(peer, tuning(), told))
             tried = {"{}": round(best, 4)}
@@ -235,7 +235,7 @@ def main(stage: str = "run", number: str = "1", *chosen: str) -> None:
     if stage == "table":
         print(table())
     elif stage == "tune":
-        tune()
+        tune(told, *chosen)
     else:
         run(told, *chosen)
 

@@ -12,8 +12,12 @@ from torch import Tensor
 from benchmarks import canvas
 from benchmarks.choice import Choice, figures
 from benchmarks.peers import CURE, DP, MACE, OCE, RECE, SPEED, TRCE, UCE, Naive, Ours, Peer
+from benchmarks.peers.advunlearn import AdvUnlearn, Training
+from benchmarks.peers.clip_layers import last_layer
 from benchmarks.peers.cure import expanded
 from benchmarks.peers.dp import leading, project
+from benchmarks.peers.esd import predicted
+from benchmarks.peers.hirm import HiRM
 from benchmarks.peers.interface import Request, identity
 from benchmarks.peers.least_squares import least_squares
 from benchmarks.peers.oce import rotation
@@ -367,3 +371,54 @@ def test_a_choice_is_fixed_and_fills_up_with_other_seeds() -> None:
     assert len(named) == len(set(named)) == 20
     assert len(captions) == 50
     assert all(c.names("cat") for c in choice.unseen_of(["cat"]))
+
+
+def test_hirm_misdirects_the_name_by_the_first_layer_alone(model: StableDiffusion) -> None:
+    request = Request(model, ("violin",), ("object",), Protected())
+    clip = model.text.clips[0]
+    ids = clip.tokens(["violin", "thing"])
+    before = last_layer(clip, ids)[:, 1]
+    edit = HiRM(lr=1e-3, direction="kind").edit(request)
+    assert torch.equal(last_layer(clip, ids)[:, 1], before)
+    assert len(edit.weights) == 6
+    assert {name.split(".")[3] for name in edit.weights} == {"0"}
+    with model.with_weights(edit.weights):
+        after = last_layer(clip, ids)[:, 1]
+    thing = before[1]
+    assert (after[0] - thing).norm() < 0.5 * (before[0] - thing).norm()
+
+
+def test_advunlearn_erases_behind_a_token_that_brings_the_concept_back(
+    model: StableDiffusion,
+) -> None:
+    request = Request(model, ("violin",), ("object",), Protected(), CAPTIONS)
+    settings = AdvUnlearn(steps=12, warm_up=4, every=4, attack_steps=3, lr=1e-3)
+    prompts = ["violin", *CAPTIONS]
+    before = model.text.encode(prompts)
+    edit = settings.edit(request)
+    assert torch.equal(model.text.encode(prompts), before)
+    without = replace(settings, warm_up=12).edit(request)
+    same = [torch.equal(edit.weights[name], without.weights[name]) for name in edit.weights]
+    assert not any(same)
+    with model.with_weights(edit.weights):
+        moved = (model.text.encode(prompts) - before).norm(dim=(1, 2))
+    assert (moved > 0).all()
+
+
+def test_a_token_learned_against_a_text_encoder_makes_up_for_it(model: StableDiffusion) -> None:
+    """The loss of AdvUnlearn's inner problem falls."""
+    request = Request(model, ("violin",), ("object",), Protected(), CAPTIONS)
+    run, idle = (Training(AdvUnlearn(attack_steps=n, batch=16), request) for n in (30, 0))
+    seen = run.draw(0)
+
+    def left(free: Tensor, ids: Tensor) -> float:
+        x, t, asked = seen
+        told = model.text.clips[0].encode_tokens(ids[asked], free[asked])[0]
+        wanted = predicted(model, x, t, run.told[asked])
+        return float((predicted(model, x, t, told) - wanted).pow(2).mean())
+
+    with torch.enable_grad():
+        ids, free = run.attack(seen)
+        _, start = idle.attack(seen)
+    with torch.no_grad():
+        assert left(free, ids) < left(start, ids)

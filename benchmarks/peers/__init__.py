@@ -5,9 +5,11 @@ Every peer is a frozen dataclass of its settings with `edit(request)`; see `inte
 
 from collections.abc import Mapping
 
+from benchmarks.peers.advunlearn import AdvUnlearn
 from benchmarks.peers.cure import CURE
 from benchmarks.peers.dp import DP
 from benchmarks.peers.esd import ESD
+from benchmarks.peers.hirm import HiRM
 from benchmarks.peers.interface import Peer
 from benchmarks.peers.mace import MACE
 from benchmarks.peers.mace_lora import TrainedMACE
@@ -36,6 +38,9 @@ PEERS: Mapping[str, Peer] = {
     "esd-x": ESD(),
     "sepme-published": PublishedSepME(),
 }
+#: Those that train the text encoder: measured on the English canvas alone, whose encoder is trained
+#: on words at large.
+TEXT_PEERS: Mapping[str, Peer] = {"hirm": HiRM(), "advunlearn, shortened": AdvUnlearn()}
 METHODS: Mapping[str, Peer | None] = {
     "before": None,
     **PEERS,

@@ -11,6 +11,7 @@ time, and the learning rate is tuned for the small model.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -51,7 +52,8 @@ class ESD:
         contexts = model.text.condition([*request.names, ""]).states
         generator = torch.Generator().manual_seed(0)
         for nth in range(self.rounds):
-            seen = self._draw(model, edited, contexts, nth)
+            seeds = range(nth * self.drawn, (nth + 1) * self.drawn)
+            seen = drawn(model, contexts, seeds, self.guidance, edited)
             for _ in range(self.steps):
                 rows = torch.randint(len(seen[1]), (self.batch,), generator=generator)
                 loss = self._loss(model, edited, contexts, [part[rows] for part in seen])
@@ -59,23 +61,6 @@ class ESD:
                 loss.backward()
                 optimiser.step()
         return overwritten({name: value.detach() for name, value in edited.items()})
-
-    @torch.no_grad()
-    def _draw(
-        self, model: StableDiffusion, edited: Mapping[str, Tensor], contexts: Tensor, nth: int
-    ) -> list[Tensor]:
-        """x_t [n, c, h, w], t [n] and which concept [n], at every step of some drawings."""
-        asked = torch.arange(nth * self.drawn, (nth + 1) * self.drawn)
-        x = initial_noise(model.latent_shape(), asked.tolist())
-        asked = asked % (len(contexts) - 1)
-        both = torch.cat([contexts[asked], contexts[-1:].expand(len(asked), -1, -1)])
-        trajectory = model.schedule.trajectory(_DDIM)
-        seen: list[tuple[Tensor, Tensor, Tensor]] = []
-        for t in trajectory.times:
-            seen.append((x, torch.full((len(x),), t), asked))
-            told, blank = _predict(model, edited, torch.cat([x, x]), t, both).chunk(2)
-            x = trajectory.step(blank + self.guidance * (told - blank), t, x)
-        return [torch.cat(part) for part in zip(*seen, strict=True)]
 
     def _loss(
         self,
@@ -86,18 +71,53 @@ class ESD:
     ) -> Tensor:
         x, t, asked = batch
         told, blank = contexts[asked], contexts[-1:].expand(len(x), -1, -1)
-        with torch.no_grad():
-            both = torch.cat([told, blank])
-            original = model.denoiser.network(torch.cat([x, x]), torch.cat([t, t]), both).sample
-            concept, without = original.chunk(2)
-        target = without - self.eta * (concept - without)
+        target = away(model, x, t, told, blank, self.eta)
         with sdpa_kernel(SDPBackend.MATH):
-            return (_predict(model, edited, x, t, told) - target).pow(2).mean()
+            return (predicted(model, x, t, told, edited) - target).pow(2).mean()
 
 
-def _predict(
-    model: StableDiffusion, edited: Mapping[str, Tensor], x: Tensor, t: Tensor | float, told: Tensor
+@torch.no_grad()
+def away(
+    model: StableDiffusion, x: Tensor, t: Tensor, told: Tensor, blank: Tensor, eta: float
 ) -> Tensor:
-    """eps'(x_t, c) with the edited parameters in place of the original ones."""
-    predicted: Tensor = functional_call(model.denoiser.network, dict(edited), (x, t, told)).sample
-    return predicted
+    """What the original model predicts when it is guided away from what it is told."""
+    both = predicted(model, torch.cat([x, x]), torch.cat([t, t]), torch.cat([told, blank]))
+    concept, without = both.chunk(2)
+    return without - eta * (concept - without)
+
+
+@torch.no_grad()
+def drawn(
+    model: StableDiffusion,
+    contexts: Tensor,
+    seeds: Sequence[int],
+    guidance: float,
+    edited: Mapping[str, Tensor] = MappingProxyType({}),
+) -> list[Tensor]:
+    """x_t [n, c, h, w], t [n] and which prompt [n], at every step of some drawings.
+
+    contexts: of the prompts, which are asked for in turn, and last of the blank one. seeds: of
+    each drawing. edited: parameters of the UNet.
+    """
+    x = initial_noise(model.latent_shape(), list(seeds))
+    asked = torch.tensor(seeds) % (len(contexts) - 1)
+    both = torch.cat([contexts[asked], contexts[-1:].expand(len(asked), -1, -1)])
+    trajectory = model.schedule.trajectory(_DDIM)
+    seen: list[tuple[Tensor, Tensor, Tensor]] = []
+    for t in trajectory.times:
+        seen.append((x, torch.full((len(x),), t), asked))
+        told, blank = predicted(model, torch.cat([x, x]), t, both, edited).chunk(2)
+        x = trajectory.step(blank + guidance * (told - blank), t, x)
+    return [torch.cat(part) for part in zip(*seen, strict=True)]
+
+
+def predicted(
+    model: StableDiffusion,
+    x: Tensor,
+    t: Tensor | float,
+    told: Tensor,
+    edited: Mapping[str, Tensor] = MappingProxyType({}),
+) -> Tensor:
+    """eps(x_t, c), with edited parameters of the UNet in place of the original ones."""
+    found: Tensor = functional_call(model.denoiser.network, dict(edited), (x, t, told)).sample
+    return found
