@@ -12,15 +12,19 @@ from torch import Tensor
 
 
 class Results:
-    """A JSON file that is written after every entry."""
+    """A JSON file that is written after every entry; several processes may add to it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.entries: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        self.entries = self._read()
+
+    def _read(self) -> dict[str, Any]:
+        return json.loads(self.path.read_text()) if self.path.exists() else {}
 
     def get(self, key: str, make: Callable[[], Any]) -> Any:
         if key not in self.entries:
-            self.entries[key] = make()
+            made = make()
+            self.entries |= self._read() | {key: made}
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.write_text(json.dumps(self.entries, indent=1, sort_keys=True) + "\n")
         return self.entries[key]

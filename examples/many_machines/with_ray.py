@@ -28,7 +28,8 @@ def main(model: str, patch: str, judge: str, folder: str, shards: str = "16") ->
     import ray
 
     ray.init()
-    remote = ray.remote(num_gpus=1)
+    # A task that asks for what the cluster has not waits for ever.
+    remote = ray.remote(num_gpus=1 if ray.cluster_resources().get("GPU") else 0)
     parts = [
         remote(shard).remote(f"{number}/{shards}", model, patch, judge, folder)
         for number in range(1, int(shards) + 1)
