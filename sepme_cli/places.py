@@ -13,7 +13,7 @@ _ON_HUB = re.compile(
     r"https?://(www\.)?(huggingface\.co|hf\.co)/(?P<repo>[\w.-]+/[\w.-]+)"
     r"(/(resolve|blob|raw|tree)/(?P<revision>[^/?#]+)(/(?P<path>[^?#]+))?)?/?([?#].*)?$"
 )
-_FILE = re.compile(r".*\.(safetensors|sepme|ckpt|pt|pth|bin|ya?ml|json|png)", re.IGNORECASE)
+_FILE = re.compile(r".*\.(safetensors|gguf|sepme|ckpt|pt|pth|bin|ya?ml|json|png)", re.IGNORECASE)
 """What a file is called, and a repository hardly ever."""
 
 

@@ -42,7 +42,7 @@ class AdvUnlearn:
     attack_lr: float = 1e-2
     batch: int = 8
 
-    grid: ClassVar[Mapping[str, tuple[Any, ...]]] = {"lr": (1e-5, 3e-5, 1e-4)}
+    grid: ClassVar[Mapping[str, tuple[Any, ...]]] = {"lr": (1e-5, 3e-5, 1e-4, 3e-4)}
 
     def edit(self, request: Request) -> Edit:
         with sdpa_kernel(SDPBackend.MATH), torch.enable_grad():

@@ -32,7 +32,7 @@ class HiRM:
 
     grid: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "direction": ("random", "kind"),
-        "lr": (5e-6, 1e-5, 2e-5, 5e-5),
+        "lr": (5e-6, 1e-5, 2e-5, 5e-5, 2e-4),
     }
 
     def edit(self, request: Request) -> Edit:

@@ -2,7 +2,8 @@
 
     python -m examples.many_machines.with_ray MODEL PATCH JUDGE REPORT [SHARDS]
 
-REPORT is a folder that all machines see. Not tested with Ray itself: `shard` and `report` are.
+REPORT is a folder that all machines see. Run with Ray 2.60 on one machine without a GPU, in two
+tasks; the tests run `shard` and `report` without Ray.
 """
 
 import sys

@@ -19,6 +19,7 @@ from diffusers.loaders.single_file_utils import (
 from torch import Tensor
 
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
+from sepme_cli.checkpoints.structure.gguf import QUANTISED
 from sepme_cli.checkpoints.structure.layout import UNET
 from sepme_cli.diffusion.configs import Config, transformer_config, unet_config, vae_config
 from sepme_cli.diffusion.transformer_names import in_diffusers_names
@@ -149,10 +150,23 @@ def _first(error: Exception) -> str:
 
 
 def _not_whole(checkpoint: Checkpoint, what: str, missing: str, found: int) -> UnsupportedError:
+    need = (
+        "generating images and optimising need one; the closed form, and applying, reverting and "
+        "verifying patches, do not"
+    )
+    network = checkpoint.network("vae" if what == "VAE" else "denoiser")
+    types = {} if network is None else {one.dtype: one.name for one in network.tensors.values()}
+    if blocks := QUANTISED & types.keys():
+        return UnsupportedError(
+            f"{checkpoint.path}: the {what} is quantised in blocks, which sepme does not compute "
+            f"with: {need}. For images name the model that it was made from",
+            file=checkpoint.path,
+            expected=f"a {what} in fp32, fp16, bf16 or fp8",
+            found=", ".join(f"{types[kind]} as {kind}" for kind in sorted(blocks)),
+        )
     return UnsupportedError(
-        f"{checkpoint.path}: the checkpoint does not hold a whole {what} that sepme can "
-        "run: generating images and optimising need one; the closed form, and applying, reverting "
-        "and verifying patches, do not",
+        f"{checkpoint.path}: the checkpoint does not hold a whole {what} that sepme can run: "
+        f"{need}",
         file=checkpoint.path,
         expected=missing,
         found=f"{found} tensors of it",

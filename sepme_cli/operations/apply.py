@@ -21,6 +21,7 @@ from sepme_cli.arguments import (
 )
 from sepme_cli.checkpoints.disk.output import check_output
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
+from sepme_cli.checkpoints.reading.gguf import GgufFile
 from sepme_cli.checkpoints.reading.original import Original
 from sepme_cli.checkpoints.reading.patches import (
     Patches,
@@ -312,6 +313,14 @@ def _layers_after(checkpoint: Checkpoint, new: Sequence[Increment]) -> dict[str,
 def _check_dtype(checkpoint: Checkpoint, request: ApplyRequest) -> None:
     if request.dtype is None:
         return
+    if isinstance(checkpoint.files[0], GgufFile):
+        raise UnsupportedError(
+            f"{checkpoint.path} is a GGUF file, whose tensors are quantised one by one; leave out "
+            "--dtype",
+            file=checkpoint.path,
+            expected="a safetensors file",
+            found="a GGUF file",
+        )
     weights = (*checkpoint.targets, *checkpoint.layers_of(request.chosen))
     scaled = [copy for target in weights for copy in target.copies if copy.scale]
     if scaled:

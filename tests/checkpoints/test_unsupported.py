@@ -115,7 +115,7 @@ STRANGERS: dict[str, tuple[bytes, str, str]] = {
     "7z": (b"7z\xbc\xaf\x27\x1c\0\4" + bytes(range(99)), "a 7z archive", "unpack"),
     "RAR": (b"Rar!\x1a\x07\x01\0" + bytes(range(99)), "a RAR archive", "unpack"),
     "zstd": (b"\x28\xb5\x2f\xfd" + bytes(range(99)), "a zstd archive", "unpack"),
-    "GGUF": (b"GGUF\3\0\0\0" + bytes(range(99)), "a GGUF file", "quantised"),
+    "GGML": (b"lmgg\3\0\0\0" + bytes(range(99)), "a GGML file", "convert it"),
     "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(range(99)), "an HDF5 file", "convert it"),
     "ONNX": (
         b"\x08\x07\x12\x07pytorch\x1a\x051.13" + bytes(range(99)),

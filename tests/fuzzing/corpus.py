@@ -16,7 +16,9 @@ from patch_spec.make_vectors import VECTORS
 from sepme_cli.checkpoints.journals import in_place
 from sepme_cli.checkpoints.journals.pending import pending_path
 from sepme_cli.operations.apply import apply
+from tests.gguf_files import write_gguf
 from tests.layouts import parts, scaled, to_torch, write_folder
+from tests.small_transformers import original_names, small_transformer
 from tests.synthetic import (
     Shape,
     additive,
@@ -104,6 +106,12 @@ def pickles() -> list[bytes]:
             torch.save(saved, file, _use_new_zipfile_serialization=archive)
             found.append(file.getvalue())
     return [*found, *polyglots()]
+
+
+def ggufs(path: Path) -> list[bytes]:
+    """A transformer whose matrices are quantised, in two alignments."""
+    tensors = original_names(small_transformer("flux", num_layers=1, num_single_layers=1))
+    return [write_gguf(tensors, path, alignment=a).read_bytes() for a in (32, 64)]
 
 
 def model_folder(folder: Path) -> Path:

@@ -10,6 +10,7 @@ from pathlib import Path
 from random import Random
 from typing import ClassVar
 
+import gguf
 import safetensors
 
 from patch_spec.base import Base
@@ -19,6 +20,7 @@ from patch_spec.stack import StackRecord
 from patch_spec.undo import UndoRecord
 from sepme_cli.checkpoints.journals.undo import open_undo
 from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
+from sepme_cli.checkpoints.structure.headers import RECORD, with_record
 from sepme_cli.erasure.settings import Settings
 from sepme_cli.operations.inspect import inspect
 from sepme_cli.operations.revert import revert
@@ -272,6 +274,35 @@ class Pickles(Target):
                     assert len(file.read_range(entry.begin, entry.end, entry.name)) == entry.nbytes
 
 
+class Ggufs(Target):
+    """GGUF files, beside the format's own reader."""
+
+    name = "gguf"
+    mutate = staticmethod(mutate_bytes)
+
+    def made(self) -> Sequence[bytes]:
+        return corpus.ggufs(self.folder / "example.gguf")
+
+    def check(self, data: bytes) -> None:
+        path = self.folder / "m.gguf"
+        path.write_bytes(data)
+        check_readable(path)
+        with open_checkpoint(path) as checkpoint:
+            file = checkpoint.files[0]
+            header, first = file.header, file.header_bytes
+        assert data.startswith(first)
+        assert with_record(header, first, None) == first or RECORD in header.metadata
+        ours = {
+            entry.name: data[header.data_start + entry.begin : header.data_start + entry.end]
+            for entry in header.tensors
+        }
+        try:
+            theirs = {one.name: bytes(one.data) for one in gguf.GGUFReader(path).tensors}
+        except Exception:
+            return  # it reads less than we do, and nothing else
+        assert ours == theirs, "the library reads something else"
+
+
 class Tokenizers(Target):
     """The files of a folder's tokenizer, one of them changed: the first byte says which."""
 
@@ -307,7 +338,7 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     target.name: target
     for target in (
         Patches, Headers, Checkpoints, Loras, Folders, Recipes,
-        Records, Undo, Pending, Pickles, Tokenizers,
+        Records, Undo, Pending, Pickles, Ggufs, Tokenizers,
     )
 }  # fmt: skip
 

@@ -8,6 +8,7 @@ from typing import BinaryIO
 from patch_spec.header import PREFIX_BYTES, Header, header_length, parse_header
 from sepme_cli.checkpoints.disk.failures import reading
 from sepme_cli.checkpoints.disk.files import keep_writers_out, read_exactly
+from sepme_cli.checkpoints.reading.gguf import is_gguf, open_gguf
 from sepme_cli.checkpoints.reading.tensors import WeightsFile
 from sepme_cli.checkpoints.reading.unsupported import ZIP, telling
 from sepme_cli.errors import UnsupportedError
@@ -23,7 +24,7 @@ def open_weights(path: Path, place: str = "") -> WeightsFile:
     A pickle is read only under a name that says so, and only by torch's weights-only loader.
     Raises SystemFailure (not there, not readable, busy), MalformedError (not safetensors,
     truncated, hostile, a pickle that says it is something else) or UnsupportedError (no regular
-    file).
+    file, a GGUF file of another version).
     """
     file = _open(path)
     try:
@@ -33,6 +34,8 @@ def open_weights(path: Path, place: str = "") -> WeightsFile:
             from sepme_cli.checkpoints.reading.pickled import open_pickled
 
             return open_pickled(path, place, file)
+        if is_gguf(file):
+            return open_gguf(path, place, file)
         header, header_bytes = _read_header(file, path)
         return WeightsFile(path, place, header, header_bytes, file)
     except BaseException:

@@ -16,6 +16,7 @@ from patch_spec.streams import Stream, stream_of
 from sepme_cli.checkpoints.reading.tensors import Stored
 from sepme_cli.checkpoints.structure.dtypes import NAMES, readable
 from sepme_cli.checkpoints.structure.families import Family
+from sepme_cli.checkpoints.structure.gguf import QUANTISED
 from sepme_cli.checkpoints.structure.layers import Part
 from sepme_cli.checkpoints.structure.layout import Layout, ema_twin
 from sepme_cli.errors import MalformedError, UnsupportedError
@@ -155,6 +156,8 @@ def copies_of(
 
 def _quantised_by(stored: Stored) -> str | None:
     """What has quantised a weight, told by what it left beside it."""
+    if stored.dtype in QUANTISED:
+        return f"GGUF ({stored.dtype})"
     names = stored.file.header.by_name
     return next((by for end, by in _QUANTISERS.items() if f"{stored.name}{end}" in names), None)
 

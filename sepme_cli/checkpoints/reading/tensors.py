@@ -17,7 +17,13 @@ from patch_spec.compose import cast_once
 from patch_spec.header import Header, TensorEntry
 from sepme_cli.checkpoints.disk.failures import reading
 from sepme_cli.checkpoints.disk.files import copy_all, read_exactly
-from sepme_cli.checkpoints.structure.dtypes import FP8, NAMES, numpy_dtype, readable
+from sepme_cli.checkpoints.structure.dtypes import (
+    FP8,
+    NAMES,
+    is_computable,
+    numpy_dtype,
+    readable,
+)
 from sepme_cli.checkpoints.structure.layers import WHOLE, Part
 from sepme_cli.errors import MalformedError, UnsupportedError
 
@@ -58,9 +64,14 @@ class WeightsFile:
         self.file.close()
 
     def read(self, entry: TensorEntry) -> Array:
-        """A floating tensor in the dtype it is stored in; the array is read-only."""
+        """A tensor in the dtype it is stored in; the array is read-only.
+
+        Raises UnsupportedError for a dtype that numpy has not: what is quantised in blocks is
+        copied and compared, and not computed with.
+        """
+        dtype = self._dtype(entry)
         data = self.read_range(entry.begin, entry.end, entry.name)
-        return np.frombuffer(data, numpy_dtype(entry.dtype)).reshape(entry.shape)
+        return np.frombuffer(data, dtype).reshape(entry.shape)
 
     def mapped(self, entry: TensorEntry) -> Array:
         """As `read`, but of memory that the system fills from the file when it is looked at, and
@@ -69,7 +80,7 @@ class WeightsFile:
         Good only while the file is open, since later others may write to it. Where the file system
         maps nothing, or the tensor does not begin where numbers of its dtype can, it is read.
         """
-        dtype, start = numpy_dtype(entry.dtype), self.header.data_start + entry.begin
+        dtype, start = self._dtype(entry), self.header.data_start + entry.begin
         if start % dtype.itemsize or not entry.nbytes:
             return self.read(entry)
         try:
@@ -81,6 +92,17 @@ class WeightsFile:
         except OSError:
             pass
         return self.read(entry)
+
+    def _dtype(self, entry: TensorEntry) -> np.dtype[Any]:
+        if is_computable(entry.dtype):
+            return numpy_dtype(entry.dtype)
+        raise UnsupportedError(
+            f"{self.path}: {entry.name} is stored as {readable(entry.dtype)}, which sepme does not "
+            "compute with; name the model that it was made from, in fp32, fp16, bf16 or fp8",
+            file=self.path,
+            expected="fp32, fp16, bf16 or fp8",
+            found=readable(entry.dtype),
+        )
 
     def read_range(self, begin: int, end: int, name: str) -> bytes:
         """Bytes [begin, end) of the data section; name: the tensor that an error names.

@@ -46,7 +46,7 @@ _EXPORTS: Mapping[str, str] = {
 """What weights are called that other programs make of a model's."""
 _DENOISERS = ("unet", "transformer")
 """The folders of what predicts."""
-_SINGLE_FILES = (".safetensors", ".ckpt")
+_SINGLE_FILES = (".safetensors", ".ckpt", ".gguf")
 _JSON_BYTES = 16 * 2**20
 
 

@@ -10,6 +10,7 @@ from patch_spec.header import PREFIX_BYTES, Header, TensorEntry, encode_header
 from patch_spec.stack import StackRecord
 from sepme_cli.checkpoints.disk.files import BLOCK
 from sepme_cli.checkpoints.structure.dtypes import NAMES, numpy_dtype
+from sepme_cli.checkpoints.structure.gguf import GgufHeader
 
 RECORD = "sepme"
 """The metadata entry with the stack record."""
@@ -29,6 +30,8 @@ def with_record(header: Header, header_bytes: bytes, record: StackRecord | None)
     """
     if record is None and RECORD not in header.metadata:
         return header_bytes
+    if isinstance(header, GgufHeader):
+        return header.with_record(RECORD, record)
     metadata = _lasting(header)
     if record is not None:
         metadata[RECORD] = record.to_metadata()
@@ -57,6 +60,8 @@ def in_dtype(header: Header, dtype: str) -> tuple[Header, bytes]:
 
 def same_but_record(a: Header, b: Header) -> bool:
     """Whether two headers tell of the same tensors and the same metadata, stack record aside."""
+    if isinstance(a, GgufHeader):
+        return a.same_but(RECORD, b)
     return a.tensors == b.tensors and _lasting(a) == _lasting(b)
 
 

@@ -24,6 +24,7 @@ from sepme_cli.checkpoints.journals.in_place import undo_interrupted
 from sepme_cli.checkpoints.journals.pending import pending_path
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint, open_checkpoint
 from sepme_cli.checkpoints.reading.copies import unpatched_copies
+from sepme_cli.checkpoints.reading.gguf import SUFFIX, GgufFile
 from sepme_cli.checkpoints.reading.opening import PICKLED
 from sepme_cli.checkpoints.reading.patches import keep_patches, kept_folder, kept_patches
 from sepme_cli.checkpoints.reading.tensors import WeightsFile
@@ -121,6 +122,8 @@ class Destination:
     def _check_against(self, checkpoint: Checkpoint) -> None:
         """Whether a checkpoint of this shape can be written so; UsageError, RefusedError."""
         streams = not isinstance(self.output, Path) or is_special(self.output)
+        if isinstance(self.output, Path) and not streams and checkpoint.folder is None:
+            check_same_format(self.output, checkpoint.files[0])
         if checkpoint.folder is not None and self.output is not None and streams:
             raise UsageError("a model's folder cannot be written to a stream; name a folder")
         if not self.in_place:
@@ -199,6 +202,11 @@ def check_in_place(checkpoint: Checkpoint, file: WeightsFile) -> None:
         raise UsageError(
             f"{file.path}: a pickle cannot be written in place; write to a safetensors file with -o"
         )
+    if isinstance(file, GgufFile):
+        raise UsageError(
+            f"{file.path}: a GGUF file has no room for the record of what is in it, so it cannot "
+            "be written in place; write to another file with -o"
+        )
     check_not_shared(file.path)
     if checkpoint.folder is not None and file.path.is_symlink():
         raise RefusedError(
@@ -216,6 +224,19 @@ def check_suffix(output: Path) -> None:
         raise UsageError(
             f"{output}: sepme writes only safetensors files",
             expected="a name that ends in .safetensors",
+            found=output.suffix,
+        )
+
+
+def check_same_format(output: Path, file: WeightsFile) -> None:
+    """UsageError for a name that says GGUF for another file, or another file for GGUF."""
+    made = isinstance(file, GgufFile)
+    if made != (output.suffix.lower() == SUFFIX):
+        raise UsageError(
+            f"{output}: what is made of {file.path} is "
+            f"{'a GGUF' if made else 'a safetensors'} file, as sepme quantises nothing and undoes "
+            "no quantising",
+            expected=f"a name that ends in {SUFFIX if made else '.safetensors'}",
             found=output.suffix,
         )
 

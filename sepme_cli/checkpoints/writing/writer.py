@@ -68,15 +68,15 @@ class Rewrite:
 
     def pieces(self) -> Iterator["TensorEntry | tuple[int, int]"]:
         """The new data section in order: tensors to replace, and runs [begin, end) to copy."""
-        begin = end = 0
+        begin = 0
         for entry in self.source.header.tensors:
             if entry.name in self.replaced:
-                if end > begin:
-                    yield begin, end
+                if entry.begin > begin:
+                    yield begin, entry.begin
                 yield entry
                 begin = entry.end
-            end = entry.end
-        if end > begin:
+        # In a GGUF file there may be padding between tensors, and behind the last.
+        if (end := self.source.header.data_length) > begin:
             yield begin, end
 
     def rehearse(self, progress: Progress) -> None:
