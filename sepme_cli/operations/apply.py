@@ -21,7 +21,6 @@ from sepme_cli.arguments import (
 )
 from sepme_cli.checkpoints.disk.output import check_output
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
-from sepme_cli.checkpoints.reading.gguf import GgufFile
 from sepme_cli.checkpoints.reading.original import Original
 from sepme_cli.checkpoints.reading.patches import (
     Patches,
@@ -313,7 +312,7 @@ def _layers_after(checkpoint: Checkpoint, new: Sequence[Increment]) -> dict[str,
 def _check_dtype(checkpoint: Checkpoint, request: ApplyRequest) -> None:
     if request.dtype is None:
         return
-    if isinstance(checkpoint.files[0], GgufFile):
+    if checkpoint.is_gguf:
         raise UnsupportedError(
             f"{checkpoint.path} is a GGUF file, whose tensors are quantised one by one; leave out "
             "--dtype",

@@ -77,7 +77,9 @@ def test_what_reads_the_text_is_patched_and_put_back(
     assert before.keys() == after.keys()
     changed = {name for name in before if before[name] != after[name]}
     assert changed == set(ENTRIES) and applied.tensors_changed == len(ENTRIES)
-    assert [one.concept for one in sepme.inspect(out).applied] == ["monet"]
+    said = sepme.inspect(out)
+    assert [one.concept for one in said.applied] == ["monet"]
+    assert said.layout == "GGUF transformer (original)"
     other = sepme.apply(safetensors, patch, tmp_path / "out.safetensors")
     assert other.tensors_changed == len(ENTRIES)
     wanted = load_file(tmp_path / "out.safetensors")

@@ -16,6 +16,7 @@ from sepme_cli.checkpoints.disk.failures import reading
 from sepme_cli.checkpoints.hub.cache import local
 from sepme_cli.checkpoints.journals.in_place import undo_if_interrupted
 from sepme_cli.checkpoints.journals.pending import pending_path
+from sepme_cli.checkpoints.reading.gguf import GgufFile
 from sepme_cli.checkpoints.reading.layers import Layers
 from sepme_cli.checkpoints.reading.networks import Network, Networks, open_set
 from sepme_cli.checkpoints.reading.opening import open_weights
@@ -90,7 +91,16 @@ class Checkpoint:
     @property
     def arrangement(self) -> str:
         """How it comes: "single-file", "diffusers", or of a denoiser alone, "unet" or
-        "transformer" and the naming."""
+        "transformer" and the naming; "GGUF" before that in such a file."""
+        return f"GGUF {self._arrangement}" if self.is_gguf else self._arrangement
+
+    @property
+    def is_gguf(self) -> bool:
+        """Whether it is a GGUF file, most of whose weights are quantised in blocks."""
+        return isinstance(self.files[0], GgufFile)
+
+    @property
+    def _arrangement(self) -> str:
         if self.folder is not None and self.folder.denoiser != self.folder.path:
             return "diffusers"
         whole = self.layout.naming != "diffusers" and self.layout.outer is not None
