@@ -125,6 +125,27 @@ def same_bytes(a: Stored, b: Stored) -> bool:
     )
 
 
+def same_but_rounding(a: Stored, b: Stored) -> bool:
+    """Whether two tensors of different dtypes can be one that was rounded to both."""
+    if a.shape != b.shape or a.dtype == b.dtype or not {a.dtype, b.dtype} <= NAMES.keys():
+        return False
+    infos = [
+        ml_dtypes.finfo(numpy_dtype(stored.dtype))  # type: ignore[no-untyped-call]
+        for stored in (a, b)
+    ]
+    step = max(float(info.eps) for info in infos)
+    # What is stored with a scale is rounded before it is multiplied by that.
+    least = max(
+        float(info.smallest_subnormal)
+        * (1.0 if (scale := stored.scales()) is None else scale.max())
+        for info, stored in zip(infos, (a, b), strict=True)
+    )
+    return all(
+        bool((np.abs(left - right) <= step * np.abs(left) + least).all())
+        for left, right in zip(_chunks(a), _chunks(b), strict=True)
+    )
+
+
 def _difference(name: str, a: Stored, b: Stored, target: str | None) -> TensorDifference:
     """target: what patches call it; None for what is no target."""
     stream = None if target is None else stream_of(target)

@@ -154,7 +154,7 @@ class T5Encoder:
         shapes = self.network.shapes
         for name, stored in self.network.tensors.items():
             if self._used(name):
-                check_numbers(stored, stored.file.path)
+                check_numbers(stored)
         try:
             config = _config(shapes)
         except (KeyError, IndexError, ValueError) as error:

@@ -65,11 +65,11 @@ def clip_tensors(network: Network, dtype: torch.dtype) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for theirs, stored in network.tensors.items():
         if name := transformers_name(network.naming, theirs):
-            check_numbers(stored, stored.file.path)
+            check_numbers(stored)
             for part_name, part in unfused(name, stored):
                 found[part_name] = to_torch(part, dtype)
         elif theirs in _PROJECTIONS:
-            check_numbers(stored, stored.file.path)
+            check_numbers(stored)
             value = to_torch(stored.read(), dtype)
             # OpenCLIP multiplies from the other side.
             found["text_projection.weight"] = value if theirs.endswith(".weight") else value.T

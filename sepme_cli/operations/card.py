@@ -11,6 +11,7 @@ from sepme_cli.arguments import FilePath, Places, as_path, as_places
 from sepme_cli.attacks.results import AttackReport, read_attack_report
 from sepme_cli.checkpoints.hub.cache import local
 from sepme_cli.checkpoints.reading.checkpoint import open_checkpoint
+from sepme_cli.checkpoints.reading.gguf import SUFFIX
 from sepme_cli.checkpoints.reading.kinds import kind_of
 from sepme_cli.checkpoints.reading.patches import PatchFile, read_patch_file
 from sepme_cli.checkpoints.structure.families import FAMILIES
@@ -214,7 +215,8 @@ def _commands(models: Sequence[Path], base_model: str | None) -> Iterator[str]:
     yield "With sepme:\n"
     if models:
         yield f"    sepme verify MODEL PATCH --base {base}"
-        yield f"    sepme revert MODEL PATCH --base {base} -o back.safetensors\n"
+        ending = SUFFIX if models[0].suffix.lower() == SUFFIX else ".safetensors"
+        yield f"    sepme revert MODEL PATCH --base {base} -o back{ending}\n"
     else:
         yield f"    sepme verify PATCH --model {base}"
         yield f"    sepme apply {base} PATCH -o clean.safetensors"

@@ -5,7 +5,6 @@ import time
 from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import BinaryIO, Unpack
 
-import ml_dtypes
 import numpy as np
 
 from patch_spec.grid import Float64
@@ -16,9 +15,10 @@ from sepme_cli.checkpoints.reading.checkpoint import Checkpoint, open_checkpoint
 from sepme_cli.checkpoints.reading.edited import EditedWeights, open_edited
 from sepme_cli.checkpoints.reading.targets import Target
 from sepme_cli.checkpoints.reading.tensors import Stored
-from sepme_cli.checkpoints.structure.dtypes import NAMES, numpy_dtype, readable
+from sepme_cli.checkpoints.structure.dtypes import NAMES, readable
+from sepme_cli.checkpoints.structure.gguf import QUANTISED
 from sepme_cli.checkpoints.structure.layout import bare_name
-from sepme_cli.composing.comparison import rounding, same_bytes
+from sepme_cli.composing.comparison import rounding, same_but_rounding, same_bytes
 from sepme_cli.composing.fitting import Change, fit
 from sepme_cli.composing.importing import (
     EVERY_LAYER,
@@ -137,7 +137,7 @@ def _check_edited(
     pairs = [(a.copies[0], b.copies[0]) for a, b in compared]
     if all(a.dtype == b.dtype for a, b in pairs):
         return
-    if all(_same_stored(a, b) or _same_but_rounding(a, b) for a, b in pairs):
+    if all(_same_stored(a, b) or same_but_rounding(a, b) for a, b in pairs):
         theirs = sorted({readable(b.dtype) for a, b in pairs if a is not b})
         raise RefusedError(
             f"{after.path} has {what} of {before.path} in another dtype, and differs only by "
@@ -158,7 +158,10 @@ def _compared(before: Checkpoint, after: EditedWeights, *, whole: bool) -> Itera
         return
     clips = (spec.name for spec in before.family.text_encoders if spec.naming != "t5")
     for network in ("denoiser", *clips):
-        for name in before.layers.places(network):
+        found = before.network(network)
+        for name, (tensor, _) in before.layers.places(network).items():
+            if found is None or found.tensors[tensor].dtype in QUANTISED:
+                continue  # no patch holds its change, which is told beside what else differs
             own, theirs = before.layer(name), after.layer(name)
             if own is None or theirs is None:
                 continue
@@ -170,7 +173,7 @@ def _compared(before: Checkpoint, after: EditedWeights, *, whole: bool) -> Itera
                     found=f"one of shape {list(theirs.shape)}",
                 )
             a, b = own.copies[0], theirs.copies[0]
-            if not _same_stored(a, b) and not _same_but_rounding(a, b):
+            if not _same_stored(a, b) and not same_but_rounding(a, b):
                 yield own, theirs
 
 
@@ -308,25 +311,6 @@ def _differing(
         if (
             a is None
             or b is None
-            or (a.name not in done and not same_bytes(a, b) and not _same_but_rounding(a, b))
+            or (a.name not in done and not same_bytes(a, b) and not same_but_rounding(a, b))
         ):
             yield a, b
-
-
-def _same_but_rounding(a: Stored, b: Stored) -> bool:
-    """Whether two tensors of different dtypes can be one that was rounded to both."""
-    if a.shape != b.shape or a.dtype == b.dtype or not {a.dtype, b.dtype} <= NAMES.keys():
-        return False
-    left, right = a.read().astype(np.float64), b.read().astype(np.float64)
-    infos = [
-        ml_dtypes.finfo(numpy_dtype(stored.dtype))  # type: ignore[no-untyped-call]
-        for stored in (a, b)
-    ]
-    step = max(float(info.eps) for info in infos)
-    # What is stored with a scale is rounded before it is multiplied by that.
-    least = max(
-        float(info.smallest_subnormal)
-        * (1.0 if (scale := stored.scales()) is None else scale.max())
-        for info, stored in zip(infos, (a, b), strict=True)
-    )
-    return bool((np.abs(left - right) <= step * np.abs(left) + least).all())

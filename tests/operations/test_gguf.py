@@ -1,5 +1,6 @@
 """GGUF files, written and read by their own library: patched where the text is read unquantised."""
 
+import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +9,8 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from safetensors.torch import load_file
+import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import sepme_cli as sepme
@@ -143,6 +145,96 @@ def test_a_concept_is_erased_from_it_with_text_encoders_from_elsewhere(
     assert read[0] == read[1]
 
 
+def test_a_patched_one_is_held_against_the_model_before_it_was_quantised(
+    model: Path, unprefixed: dict[str, Tensor], patch: Path, tmp_path: Path
+) -> None:
+    original = tmp_path / "bf16.safetensors"
+    save_file({n: v.to(torch.bfloat16).contiguous() for n, v in unprefixed.items()}, original)
+    sepme.apply(model, patch, tmp_path / "out.gguf")
+    found = sepme.verify([tmp_path / "out.gguf", patch], base=original)
+    assert found.ok
+    assert any("quantised in one of the two" in one for one in found.unchecked)
+    (rest,) = [check for check in found.checks if check.name == "the rest"]
+    assert "the same in another dtype" in rest.detail
+    other = {n: v + 0.5 * (n == "img_in.bias") for n, v in load_file(original).items()}
+    save_file(other, original)
+    assert not sepme.verify([tmp_path / "out.gguf", patch], base=original).ok
+
+
+@pytest.mark.parametrize("place", ["transformer/x.gguf", "x.gguf", "old/x.GGUF"])
+def test_a_copy_in_a_models_folder_is_not_passed_on_unpatched(
+    place: str, model: Path, patch: Path, tmp_path: Path
+) -> None:
+    folder, out = tmp_path / "folder", tmp_path / "out"
+    write_transformer_folder(small_transformer("flux"), folder)
+    (folder / place).parent.mkdir(exist_ok=True)
+    shutil.copy(model, folder / place)
+    result = sepme.apply(folder, patch, out)
+    assert any("x.gguf" in warning.lower() for warning in result.warnings)
+    assert not list(out.rglob("*.gguf")) + list(out.rglob("*.GGUF"))
+    assert sepme.verify([out, patch], base=folder).ok
+    shutil.copy(model, out / "transformer" / "again.gguf")
+    assert not sepme.verify([out, patch], base=folder).ok
+    (out / "transformer" / "again.gguf").write_bytes(b"GGUF")  # which cannot be looked into
+    assert not sepme.verify([out, patch], base=folder).ok
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_what_is_stored_in_rows_of_256_has_its_own_shape(family: str, tmp_path: Path) -> None:
+    path = write_single_file(small_parts(family), tmp_path / "model.safetensors")
+    unet = {n.removeprefix(PREFIX): v for n, v in load_file(path).items() if n.startswith(PREFIX)}
+    save_file(unet, tmp_path / "unet.safetensors")
+    model = write_gguf(unet, tmp_path / "unet.gguf", quantised=TYPES.F32, rows_of_256=True)
+    plain = sepme.inspect(tmp_path / "unet.safetensors")
+    found = sepme.inspect(model)
+    for name in ("family", "width", "pooled", "targets"):
+        assert getattr(found, name) == getattr(plain, name)
+    with open_checkpoint(tmp_path / "unet.safetensors") as one, open_checkpoint(model) as other:
+        assert one.base() == other.base()
+        base = one.base()
+    patch = make_patch(tmp_path / "p.sepme", base, operator(base, "monet", seed=1))
+    sepme.apply(model, patch, tmp_path / "out.gguf")
+    sepme.apply(tmp_path / "unet.safetensors", patch, tmp_path / "out.safetensors")
+    with (
+        open_checkpoint(tmp_path / "out.gguf") as one,
+        open_checkpoint(tmp_path / "out.safetensors") as other,
+    ):
+        for target in one.targets:
+            assert np.array_equal(target.read(), other.by_name[target.name].read())
+
+
+def test_a_video_model_with_five_dimensions(tmp_path: Path) -> None:
+    tensors = original_names(small_transformer("wan"))
+    assert max(value.ndim for value in tensors.values()) == 5
+    model = write_gguf(tensors, tmp_path / "wan.gguf", quantised=TYPES.F16)
+    with open_checkpoint(model) as checkpoint:
+        base = checkpoint.base()
+    patch = make_patch(tmp_path / "p.sepme", base, operator(base, "monet", seed=1))
+    sepme.apply(model, patch, tmp_path / "out.gguf")
+    sepme.revert(tmp_path / "out.gguf", output=tmp_path / "back.gguf", base=model)
+    assert (tmp_path / "back.gguf").read_bytes() == model.read_bytes()
+
+
+def test_an_edit_of_it_is_extracted(model: Path, patch: Path, tmp_path: Path) -> None:
+    sepme.apply(model, patch, tmp_path / "edited.gguf")
+    result = sepme.extract(model, tmp_path / "edited.gguf", tmp_path / "x.sepme", concept="monet")
+    assert result.targets == len(ENTRIES)
+    assert result.left_out == ()
+
+
+def test_other_fields_than_texts_are_compared(
+    model: Path, unprefixed: dict[str, Tensor], tmp_path: Path
+) -> None:
+    data = model.read_bytes()
+    at = data.index(b"some.bool") + len(b"some.bool") + 4
+    other = tmp_path / "other.gguf"
+    other.write_bytes(data[:at] + b"\0" + data[at + 1 :])
+    assert sepme.diff(model, other).metadata == ("some.bool",)
+    at = data.index(b"some.numbers") + len(b"some.numbers") + 16
+    other.write_bytes(data[:at] + b"\7" + data[at + 1 :])
+    assert sepme.diff(model, other).metadata == ("some.numbers",)
+
+
 def test_images_are_not_generated_with_what_is_quantised(
     model: Path, patch: Path, tmp_path: Path
 ) -> None:
@@ -224,6 +316,13 @@ def test_the_command_line_says_so(
     assert run(["apply", str(model), str(patch), "--in-place"]) == 2
 
 
+def _dimension(size: int | None) -> tuple[bytes, bytes]:
+    """How the file says that txt_in.bias has 32 numbers, and how it would say otherwise."""
+    name = b"txt_in.bias"
+    good = name + struct.pack("<IQ", 1, 32)
+    return good, name + (struct.pack("<I", 99) if size is None else struct.pack("<IQ", 1, size))
+
+
 def damaged() -> list[tuple[str, Callable[[bytes], bytes]]]:
     def number(at: int, value: int, how: str = "<Q") -> Callable[[bytes], bytes]:
         packed = struct.pack(how, value)
@@ -241,6 +340,9 @@ def damaged() -> list[tuple[str, Callable[[bytes], bytes]]]:
         ("more tensors", lambda data: number(8, struct.unpack("<Q", data[8:16])[0] + 1)(data)),
         ("a type", lambda data: data.replace(b"some.bool\x07", b"some.bool\x63", 1)),
         ("not UTF-8", lambda data: data.replace(b"txt_in.weight", b"txt_in.w\xff\xffght", 1)),
+        ("bytes behind it", lambda data: data + bytes(600)),
+        ("a dimension of 0", lambda data: data.replace(*_dimension(0), 1)),
+        ("many dimensions", lambda data: data.replace(*_dimension(None), 1)),
         ("two of one name", lambda data: data.replace(b"txt_in.weight", b"img_in.weight", 1)),
     ]
 
@@ -254,6 +356,30 @@ def test_a_damaged_file_is_told_from_a_sound_one(
     with pytest.raises((MalformedError, UnsupportedError)) as told:
         sepme.inspect(path)
     assert "damaged.gguf" in str(told.value)
+
+
+def test_a_record_that_is_no_text_is_none(unprefixed: dict[str, Tensor], tmp_path: Path) -> None:
+    model = write_gguf(unprefixed, tmp_path / "m.gguf", fields={"sepme": 7})
+    with pytest.raises(MalformedError):
+        sepme.inspect(model)
+
+
+@pytest.mark.parametrize(
+    ("what", "data"),
+    [
+        ("tensors", struct.pack("<IQQ", 3, 10**6, 0) + bytes(10**7)),
+        ("fields", struct.pack("<IQQ", 3, 1, 10**6) + bytes(10**7)),
+        ("texts", struct.pack("<IQQ", 3, 1, 1)
+            + struct.pack("<QI", 0, 9) + struct.pack("<IQ", 8, 2 * 10**6) + bytes(16 * 10**6)),
+    ],
+)  # fmt: skip
+def test_what_no_model_has_that_many_of_is_refused_at_once(
+    what: str, data: bytes, tmp_path: Path
+) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(MAGIC + data)
+    with pytest.raises(MalformedError, match=f"too many {what}"):
+        sepme.inspect(path)
 
 
 def test_no_byte_of_the_header_crashes_it(model: Path, tmp_path: Path) -> None:

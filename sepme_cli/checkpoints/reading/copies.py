@@ -6,6 +6,7 @@ told by the names of its tensors; only where those cannot be read, by its own.
 
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
 
@@ -13,11 +14,13 @@ from patch_spec.errors import FormatError
 from patch_spec.header import PREFIX_BYTES, Header, read_header
 from patch_spec.stack import StackRecord
 from sepme_cli.checkpoints.disk.failures import reading
+from sepme_cli.checkpoints.reading.gguf import gguf_header, is_gguf
 from sepme_cli.checkpoints.reading.kinds import kind_of
 from sepme_cli.checkpoints.reading.unsupported import TORCH_PICKLE, ZIP
 from sepme_cli.checkpoints.structure.folders import ModelFolder, weights_sets
 from sepme_cli.checkpoints.structure.headers import RECORD
 from sepme_cli.checkpoints.structure.layout import keys_and_values, text_entries
+from sepme_cli.errors import SepmeError
 
 _PICKLED_NAMES = re.compile(
     rb"[\w.-]*attn2[\w.-]*?weight|controlnet_"
@@ -62,15 +65,14 @@ def _reading_text(names: Iterable[str]) -> list[str]:
 
 
 def _header(path: Path) -> Header | None:
-    """That of a safetensors file, whatever its name; None for any other."""
-    with path.open("rb") as file:
-        if file.read(PREFIX_BYTES + 1)[PREFIX_BYTES:] != b"{":
-            return None
-        file.seek(0)
-        try:
+    """That of a safetensors or a GGUF file, whatever its name; None for any other."""
+    with path.open("rb") as file, suppress(FormatError, SepmeError):
+        if is_gguf(file):
+            return gguf_header(file, path)
+        if file.read(PREFIX_BYTES + 1)[PREFIX_BYTES:] == b"{":
+            file.seek(0)
             return read_header(file, path.stat().st_size)
-        except FormatError:
-            return None
+    return None
 
 
 def _pickled_names(path: Path) -> Iterable[str] | None:

@@ -158,7 +158,7 @@ def _is_of(base: Checkpoint, name: str) -> bool:
 
 
 def _target(name: str, stored: Stored, base: Checkpoint, path: Path) -> Target:
-    check_numbers(stored, path)
+    check_numbers(stored)
     own = base.by_name.get(name)
     if own is None or own.shape != stored.shape:
         raise MismatchError(

@@ -8,7 +8,7 @@ from typing import BinaryIO
 from sepme_cli.checkpoints.disk.failures import reading
 from sepme_cli.checkpoints.disk.files import read_exactly
 from sepme_cli.checkpoints.reading.tensors import WeightsFile
-from sepme_cli.checkpoints.structure.gguf import MAGIC, read_gguf_header
+from sepme_cli.checkpoints.structure.gguf import MAGIC, GgufHeader, read_gguf_header
 
 SUFFIX = ".gguf"
 _CHUNK = 2**20
@@ -24,11 +24,17 @@ def is_gguf(file: BinaryIO) -> bool:
     return read_exactly(file.fileno(), len(MAGIC), 0) == MAGIC
 
 
-def open_gguf(path: Path, place: str, file: BinaryIO) -> GgufFile:
-    """Open one. Raises as `read_gguf_header` does, and SystemFailure."""
+def gguf_header(file: BinaryIO, path: Path) -> GgufHeader:
+    """That of an open file; raises as `read_gguf_header` does, and SystemFailure."""
     size = os.fstat(file.fileno()).st_size
     with reading(path):
-        header = read_gguf_header(_Ahead(file), size, path)
+        return read_gguf_header(_Ahead(file), size, path)
+
+
+def open_gguf(path: Path, place: str, file: BinaryIO) -> GgufFile:
+    """Open one; raises as `gguf_header` does."""
+    header = gguf_header(file, path)
+    with reading(path):
         start = read_exactly(file.fileno(), header.data_start, 0)
     return GgufFile(path, place, header, start, file)
 

@@ -117,7 +117,7 @@ def _fingerprints(named: dict[str, Stored], path: str | PathLike[str]) -> Iterat
 def _fingerprinted(
     name: str, stored: Stored, path: str | PathLike[str]
 ) -> Sequence[tuple[str, str]]:
-    check_numbers(stored, path)
+    check_numbers(stored)
     try:
         return [(part, tensor_fingerprint(value)) for part, value in unfused(name, stored)]
     except FormatError as error:
@@ -126,12 +126,12 @@ def _fingerprinted(
         ) from error
 
 
-def check_numbers(stored: Stored, path: str | PathLike[str]) -> None:
+def check_numbers(stored: Stored) -> None:
     """UnsupportedError, with the file named, for a tensor in a dtype that sepme does not read."""
     if stored.dtype not in NAMES:
         raise UnsupportedError(
-            f"{path}: {stored.name} is stored as {readable(stored.dtype)}",
-            file=path,
+            f"{stored.file.path}: {stored.name} is stored as {readable(stored.dtype)}",
+            file=stored.file.path,
             expected="fp32, fp16, bf16 or fp8",
             found=readable(stored.dtype),
         )

@@ -28,10 +28,6 @@ _SHOWN = 80
 """Characters of a stranger's text that are shown."""
 
 _CONVERT = "convert it to safetensors first"
-_UNQUANTISED = (
-    "its weights are quantised: patch the safetensors model that it was made from, and make it "
-    "again from the patched one"
-)
 _UNPACK = "unpack it, and name the model that is in it"
 _AGAIN = "download it again"
 _EXPORTED = "it was compiled from a model: name that model, and compile the patched one again"
@@ -53,7 +49,7 @@ class UnsupportedFormat:
 _PICKLES = tuple(bytes([0x80, protocol]) for protocol in range(1, 6))
 _MAGIC: tuple[tuple[int, bytes | tuple[bytes, ...], UnsupportedFormat], ...] = (
     (0, _PICKLES, UnsupportedFormat("a pickle", _CONVERT)),
-    (0, b"GGUF", UnsupportedFormat("a GGUF file", _UNQUANTISED)),
+    (0, b"GGUF", UnsupportedFormat("a GGUF file", "name it where the model belongs")),
     (0, (b"lmgg", b"tjgg", b"fmgg"), UnsupportedFormat("a GGML file", _CONVERT)),
     (0, b"\x89HDF", UnsupportedFormat("an HDF5 file", _CONVERT)),
     (0, b"\x93NUMPY", UnsupportedFormat("a numpy array", _CONVERT)),

@@ -24,7 +24,9 @@ _INDEX = re.compile(
 )
 _SHARD = re.compile(r".*-\d{5}-of-\d{5}(\.[\w-]+)?\.safetensors")
 _NUMBER = re.compile(r"-\d{5}-of-\d{5}")
-_OTHER_COPIES = (".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".onnx", ".onnx_data", ".h5", ".xml")
+_OTHER_COPIES = (
+    ".gguf", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".onnx", ".onnx_data", ".h5", ".xml"
+)  # fmt: skip
 _NO_COPIES = re.compile(
     r"(optimizer|scheduler|scaler|rng_state|random_states|training_args|trainer_state"
     r"|custom_checkpoint|pytorch_lora_weights|adapter_model|learned_embeds).*"
@@ -34,7 +36,6 @@ _NOT_OURS = frozenset({".git", ".cache"})
 """Folders of the programs that downloaded the model, which hold its files once more."""
 _EXPORTS: Mapping[str, str] = {
     ".onnx": "an ONNX export",
-    ".gguf": "a GGUF export",
     ".engine": "TensorRT engines",
     ".plan": "TensorRT engines",
     ".trt": "TensorRT engines",
@@ -46,7 +47,7 @@ _EXPORTS: Mapping[str, str] = {
 """What weights are called that other programs make of a model's."""
 _DENOISERS = ("unet", "transformer")
 """The folders of what predicts."""
-_SINGLE_FILES = (".safetensors", ".ckpt", ".gguf")
+_SINGLE_FILES = (".safetensors", ".ckpt")
 _JSON_BYTES = 16 * 2**20
 
 
@@ -157,6 +158,9 @@ def _instead(folder: ModelFolder, names: Sequence[str], inner: Sequence[str]) ->
         )
     if "openvino_model.xml" in inner:
         return "it holds an OpenVINO export: name the model that it was made from"
+    if quantised := [name for name in inner if name.lower().endswith(".gguf")]:
+        places = [folder.place(folder.denoiser / name) for name in quantised]
+        return f"name the model in it: {', '.join(places[:5])}"
     if folder.denoiser != path:
         return (
             f"its {folder.denoiser.name} folder holds none: the download is not whole, get it again"

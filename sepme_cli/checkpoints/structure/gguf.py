@@ -9,6 +9,7 @@ text, mostly are not. Nothing here computes with blocks: only their size is know
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from itertools import pairwise
 from math import prod
 from types import MappingProxyType
@@ -41,10 +42,21 @@ QUANTISED = frozenset(name for name, numbers, _ in BLOCKS.values() if numbers > 
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 """Bytes of a field's value, by the number of its type."""
 _UINT32, _STRING, _ARRAY = 4, 8, 9
+_NUMBERS = {
+    **{0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?"},
+    **{10: "<Q", 11: "<q", 12: "<d"},
+}
 _DEPTH = 4
 """Arrays within arrays."""
-_DIMENSIONS = 4
+_DIMENSIONS = 8
+"""The format says four, and files of video models have five."""
+_TENSORS, _FIELDS, _TEXTS = 2**15, 2**15, 2**19
+"""How many there may be; texts are those in arrays, as a tokenizer's words. Real models have less
+than a tenth of these."""
 _ALIGNMENT_KEY, _ALIGNMENT = "general.alignment", 32
+_SHAPE = "comfy.gguf.orig_shape."
+"""What stands before a tensor's name in a field with its shape: converters write many convolutions,
+and small matrices, in rows of 256 numbers."""
 _MOST_ALIGNMENT = 2**16
 _VERSIONS = (2, 3)
 
@@ -56,9 +68,9 @@ Take = Callable[[int], bytes]
 class GgufHeader(Header):
     """A parsed header. `length` is such that the data section begins at `data_start`.
 
-    metadata: the fields that are texts. fields: every field as it is in the file, by key. infos:
-    what is said of the tensors, as it is in the file. size: bytes of the data section, what follows
-    the last tensor included.
+    metadata: the fields: texts and numbers as such, arrays by their digests. fields: the same as
+    they are in the file, by key. infos: what is said of the tensors, as it is in the file. size:
+    bytes of the data section, the padding behind the last tensor included.
     """
 
     version: int = 3
@@ -80,6 +92,12 @@ class GgufHeader(Header):
             fields.append(name + struct.pack("<I", _STRING) + value)
         counts = struct.pack("<IQQ", self.version, len(self.tensors), len(fields))
         start = MAGIC + counts + b"".join(fields) + self.infos
+        if len(start) + self.alignment > limits.CHECKPOINT_HEADER_BYTES:
+            raise UnsupportedError(
+                "the header of this GGUF file has no room for the record of what is in it",
+                expected=f"at most {limits.CHECKPOINT_HEADER_BYTES} bytes",
+                found=len(start),
+            )
         return start + bytes(-len(start) % self.alignment)
 
     def same_but(self, key: str, other: Header) -> bool:
@@ -105,7 +123,8 @@ class _Reader:
 
     def __init__(self, take: Take, file_size: int, name: object) -> None:
         self._take, self.file_size, self.name = take, file_size, name
-        self.at = 0
+        self.at = self.texts = 0
+        self.shapes: dict[str, tuple[int, ...]] = {}
 
     def header(self) -> GgufHeader:
         self.take(len(MAGIC))
@@ -118,6 +137,8 @@ class _Reader:
                 found=version,
             )
         tensors, count = self.number("<Q"), self.number("<Q")
+        self.most("tensors", tensors, _TENSORS)
+        self.most("fields", count, _FIELDS)
         fields, texts, alignment = self.fields(count)
         begin = self.at
         raw = bytearray()
@@ -177,22 +198,43 @@ class _Reader:
                 texts[key], value = self.text()
             else:
                 value = self.value(number, 0)
+                texts[key] = self.said(key, number, value)
             if key == _ALIGNMENT_KEY:
                 alignment = int.from_bytes(value, "little") if number == _UINT32 else 0
             fields[key] = raw + kind + value
         if not 1 <= alignment <= _MOST_ALIGNMENT or alignment & (alignment - 1):
-            raise self.malformed("the alignment is none", "a power of two", alignment)
+            expected = f"a power of two up to {_MOST_ALIGNMENT}"
+            raise self.malformed("tensors cannot be aligned so", expected, alignment)
         return fields, texts, alignment
+
+    def said(self, key: str, kind: int, value: bytes) -> str:
+        """A value that is no text, as one; an array of a tensor's sizes is kept."""
+        if kind != _ARRAY:
+            return str(struct.unpack(_NUMBERS[kind], value)[0])
+        inner, count = struct.unpack("<IQ", value[:12])
+        if key.startswith(_SHAPE) and inner in _NUMBERS and count <= _DIMENSIONS:
+            sizes = struct.iter_unpack(_NUMBERS[inner], value[12:])
+            self.shapes[key.removeprefix(_SHAPE)] = tuple(int(size) for (size,) in sizes)
+        return f"array, sha256 {sha256(value).hexdigest()}"
+
+    def most(self, what: str, found: int, limit: int) -> None:
+        """MalformedError for more of something than any model has."""
+        if found > limit:
+            raise self.malformed(f"there are too many {what}", f"at most {limit}", found)
 
     def value(self, kind: int, depth: int) -> bytes:
         """A value as it is in the file."""
         if kind == _STRING:
             return self.text()[1]
-        if kind == _ARRAY and depth < _DEPTH:
+        if kind == _ARRAY:
+            if depth == _DEPTH:
+                raise self.malformed("arrays are nested too deep", f"at most {_DEPTH}", depth + 1)
             begin = self.take(12)
             inner, count = struct.unpack("<IQ", begin)
             if inner in _SIZES:
                 return begin + self.take(_SIZES[inner] * count)
+            self.texts += count
+            self.most("texts in arrays", self.texts, _TEXTS)
             return begin + b"".join(self.value(inner, depth + 1) for _ in range(count))
         if kind not in _SIZES:
             raise self.malformed("a field is of no known type", "a type from 0 to 12", kind)
@@ -223,13 +265,20 @@ class _Reader:
     def sized(self, name: str, kind: int, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
         """Its type and shape; MalformedError where whole blocks do not fill a row."""
         dtype, numbers, _ = BLOCKS[kind]
-        if 0 in shape or (shape[-1] if shape else 1) % numbers:
+        if 0 in shape:
+            raise self.malformed(f"{name} is empty", "no dimension of 0", list(shape))
+        if (shape[-1] if shape else 1) % numbers:
             raise self.malformed(
                 f"{name} has a shape that it cannot have as {dtype}",
                 f"rows of a multiple of {numbers}",
                 list(shape),
             )
-        return dtype, shape
+        own = self.shapes.get(name, shape)
+        if prod(own) != prod(shape) or min(own, default=1) < 1:
+            raise self.malformed(
+                f"{name} is not as large as {_SHAPE}{name} says", prod(shape), list(own)
+            )
+        return dtype, own
 
     def checked(
         self, found: list[tuple[str, str, tuple[int, ...], int]], alignment: int, size: int
@@ -255,6 +304,13 @@ class _Reader:
                 raise self.malformed(
                     f"{one.name} and {other.name} overlap", f"{one.end} or more", other.begin
                 )
+        end = entries[-1].end if entries else 0
+        if size - end >= alignment:
+            raise self.malformed(
+                "the file's size is not what its header says",
+                f"less than {alignment} bytes of padding behind the last tensor",
+                size - end,
+            )
         return tuple(entries)
 
     def malformed(self, what: str, expected: object, found: object) -> SepmeError:

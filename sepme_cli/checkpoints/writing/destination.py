@@ -115,7 +115,9 @@ class Destination:
             check_new_folder(self.output, model, force=self.force)
             return
         check_suffix(self.output)
-        instead = "write to another file, or --in-place, which keeps an undo journal"
+        instead = "write to another file"
+        if model.suffix.lower() != SUFFIX:
+            instead += ", or --in-place, which keeps an undo journal"
         check_other(self.output, model, instead)
         check_output(self.output, self.read, force=self.force)
 
@@ -222,7 +224,7 @@ def check_suffix(output: Path) -> None:
     """UsageError for a name that says the file is something that sepme does not write."""
     if output.suffix.lower() in PICKLED:
         raise UsageError(
-            f"{output}: sepme writes only safetensors files",
+            f"{output}: sepme writes no pickles, but safetensors files, and GGUF of GGUF",
             expected="a name that ends in .safetensors",
             found=output.suffix,
         )
