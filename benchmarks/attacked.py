@@ -188,8 +188,8 @@ def table(shown: Sequence[str]) -> str:
     """Successes of each attack over the concepts that all methods were tried on, and what is kept.
     shown: methods."""
     entries = Results(RESULTS).entries
-    names = [m for m in shown if any(f"{c}/{m}" in entries for c in CONCEPTS)]
-    concepts = [c for c in (*CONCEPTS, *MORE) if all(f"{c}/{name}" in entries for name in names)]
+    names = [m for m in shown if all(f"{c}/{m}" in entries for c in CONCEPTS)]
+    concepts = [c for c in (*CONCEPTS, *MORE) if all(f"{c}/{m}" in entries for m in names)]
     lines = [f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     rows = {name: [entries[f"{c}/{name}"] for c in concepts] for name in names}
     for attack in TRIED:

@@ -313,7 +313,11 @@ def test_the_command_line_says_so(
     assert run(["inspect", str(out)]) == 0
     said = capsys.readouterr().out
     assert "monet" in said and "flux" in said.lower()
+    assert run(["card", str(out), str(patch)]) == 0
+    assert "-o back.gguf" in capsys.readouterr().out
     assert run(["apply", str(model), str(patch), "--in-place"]) == 2
+    assert run(["apply", str(model), str(patch), "-o", str(model), "-f"]) == 2
+    assert "--in-place, which" not in capsys.readouterr().err
 
 
 def _dimension(size: int | None) -> tuple[bytes, bytes]:
