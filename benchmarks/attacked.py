@@ -2,6 +2,7 @@
 
     python -m benchmarks.attacked run                # goes on where it was; run cat uce does a part
     python -m benchmarks.attacked table            # of what users have; table all: of all
+    python -m benchmarks.attacked beside           # of other methods
 
 Every method erases one concept at a time, told nothing but its name (`benchmarks/rounds.py`,
 "nothing named"). All are attacked with the same seeds, images and budget; what else they cost is
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.bare import erased, judge
+from benchmarks.bare import Aliases, erased, judge
 from benchmarks.english import GUIDANCE, MODEL, kind_of
 from benchmarks.results import Results
 from benchmarks.rounds import ROUNDS, Bench, tuned
@@ -86,9 +87,12 @@ class Attacked:
         return found
 
 
-def _ours(aliases: str) -> Make:
+def _ours(aliases: Aliases = "none", settings: Settings | None = None) -> Make:
     def make(bench: Attacked, concept: str) -> dict[str, Tensor]:
-        _, increments = erased(bench.canvas, [concept], aliases=aliases)  # type: ignore[arg-type]
+        force = settings is not None
+        _, increments = erased(
+            bench.canvas, [concept], settings, aliases=aliases, force_collateral=force
+        )
         return bench.canvas.patched(increments)
 
     return make
@@ -120,7 +124,7 @@ def _left(bench: Attacked, concept: str) -> dict[str, Tensor]:
 
 def _right_and_left(bench: Attacked, concept: str) -> dict[str, Tensor]:
     """What both change, added."""
-    right, left = _ours("none")(bench, concept), _left(bench, concept)
+    right, left = _ours()(bench, concept), _left(bench, concept)
     stored = dict(bench.model.denoiser.stored_weights())
     return {name: right[name].float() + left[name] - stored[name] for name in left}
 
@@ -146,7 +150,8 @@ def _peer(name: str) -> Make:
 
 METHODS: Mapping[str, Make] = {
     "before": lambda bench, concept: {},
-    "sepme": _ours("none"),
+    "sepme": _ours(),
+    "sepme, protection 1": _ours(settings=Settings(protection=1.0)),
     "sepme, aliases too": _ours("auto"),
     "left": _left,
     "right and left": _right_and_left,
@@ -162,6 +167,17 @@ METHODS: Mapping[str, Make] = {
 }
 
 SHOWN = ("before", "sepme", "text encoder", "uce")
+OURS_TOO = ("sepme, aliases too", "left", "right and left", "text encoder, and sepme")
+"""What was tried and is not offered, or says little beside the others."""
+APART = (
+    "phrasings", "synonyms", "ring-a-bell", "record", "unlearndiffatk", "textual-inversion-1",
+    "relearn-lora",
+)  # fmt: skip
+KEPT: Mapping[str, Sequence[str]] = {
+    "nearest objects": ("near object",),
+    "other objects": ("others object", "beside object"),
+    "other styles": ("others style", "beside style"),
+}
 
 
 def run(*chosen: str) -> None:
@@ -187,28 +203,52 @@ def run(*chosen: str) -> None:
 def table(shown: Sequence[str]) -> str:
     """Successes of each attack over the concepts that all methods were tried on, and what is kept.
     shown: methods."""
+    rows = _rows(shown)
+    lines = [f"| | {' | '.join(rows)} |", "|---" * (len(rows) + 1) + "|"]
+    for attack in TRIED:
+        lines.append(
+            f"| {attack} | {' | '.join(_attacked(one, attack) for one in rows.values())} |"
+        )
+    for title, keys in KEPT.items():
+        cells = [_kept(one, keys) for one in rows.values()]
+        lines.append(f"| kept: {title} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def beside() -> str:
+    """The same of other methods, a row each, by the attacks that tell them apart."""
+    rows = _rows([name for name in METHODS if name not in OURS_TOO])
+    heads = [f"{attack} ({_cases(rows['before'], attack)})" for attack in APART]
+    lines = [f"| | {' | '.join(heads)} | kept: nearest objects | kept: other objects |"]
+    lines.append("|---" * (len(heads) + 3) + "|")
+    for name, found in rows.items():
+        cells = [_attacked(found, attack).split()[0] for attack in APART]
+        cells += [
+            _kept(found, KEPT[kind]).split()[0] for kind in ("nearest objects", "other objects")
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _rows(shown: Sequence[str]) -> dict[str, list[Any]]:
+    """By method the entries of the concepts that all were tried on; methods that were not tried on
+    all of CONCEPTS are left out."""
     entries = Results(RESULTS).entries
     names = [m for m in shown if all(f"{c}/{m}" in entries for c in CONCEPTS)]
     concepts = [c for c in (*CONCEPTS, *MORE) if all(f"{c}/{m}" in entries for m in names)]
-    lines = [f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
-    rows = {name: [entries[f"{c}/{name}"] for c in concepts] for name in names}
-    for attack in TRIED:
-        cells = []
-        for name in names:
-            found = [row["attacks"][attack] for row in rows[name] if attack in row["attacks"]]
-            cells.append(_share(found))
-        lines.append(f"| {attack} | {' | '.join(cells)} |")
-    for title, keys in (
-        ("nearest objects", ("near object",)),
-        ("other objects", ("others object", "beside object")),
-        ("other styles", ("others style", "beside style")),
-    ):
-        cells = [
-            _share([row["kept"][key] for row in rows[name] for key in keys if key in row["kept"]])
-            for name in names
-        ]
-        lines.append(f"| kept: {title} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return {name: [entries[f"{c}/{name}"] for c in concepts] for name in names}
+
+
+def _attacked(rows: Sequence[Any], attack: str) -> str:
+    return _share([row["attacks"][attack] for row in rows if attack in row["attacks"]])
+
+
+def _cases(rows: Sequence[Any], attack: str) -> str:
+    return _attacked(rows, attack).partition("% ")[2]
+
+
+def _kept(rows: Sequence[Any], keys: Sequence[str]) -> str:
+    return _share([row["kept"][key] for row in rows for key in keys if key in row["kept"]])
 
 
 def _share(found: list[list[int]]) -> str:
@@ -222,6 +262,8 @@ def main(stage: str = "run", *chosen: str) -> None:
     torch.set_num_threads(1)
     if stage == "table":
         print(table([*METHODS] if chosen else SHOWN))
+    elif stage == "beside":
+        print(beside())
     else:
         run(*chosen)
 

@@ -42,10 +42,8 @@ QUANTISED = frozenset(name for name, numbers, _ in BLOCKS.values() if numbers > 
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 """Bytes of a field's value, by the number of its type."""
 _UINT32, _STRING, _ARRAY = 4, 8, 9
-_NUMBERS = {
-    **{0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?"},
-    **{10: "<Q", 11: "<q", 12: "<d"},
-}
+_WHOLE = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 10: "<Q", 11: "<q"}
+_NUMBERS = {**_WHOLE, 6: "<f", 7: "<?", 12: "<d"}
 _DEPTH = 4
 """Arrays within arrays."""
 _DIMENSIONS = 8
@@ -116,6 +114,9 @@ def read_gguf_header(take: Take, file_size: int, name: object) -> GgufHeader:
     version and for types that are not known.
     """
     return _Reader(take, file_size, name).header()
+
+
+_Info = tuple[str, int, tuple[int, ...], int]
 
 
 class _Reader:
@@ -212,9 +213,9 @@ class _Reader:
         if kind != _ARRAY:
             return str(struct.unpack(_NUMBERS[kind], value)[0])
         inner, count = struct.unpack("<IQ", value[:12])
-        if key.startswith(_SHAPE) and inner in _NUMBERS and count <= _DIMENSIONS:
-            sizes = struct.iter_unpack(_NUMBERS[inner], value[12:])
-            self.shapes[key.removeprefix(_SHAPE)] = tuple(int(size) for (size,) in sizes)
+        if key.startswith(_SHAPE) and inner in _WHOLE and count <= _DIMENSIONS:
+            sizes = struct.iter_unpack(_WHOLE[inner], value[12:])
+            self.shapes[key.removeprefix(_SHAPE)] = tuple(size for (size,) in sizes)
         return f"array, sha256 {sha256(value).hexdigest()}"
 
     def most(self, what: str, found: int, limit: int) -> None:
@@ -240,8 +241,8 @@ class _Reader:
             raise self.malformed("a field is of no known type", "a type from 0 to 12", kind)
         return self.take(_SIZES[kind])
 
-    def infos(self, count: int, raw: bytearray) -> Iterator[tuple[str, str, tuple[int, ...], int]]:
-        """Name, type, shape and offset of each tensor. raw: takes what was read."""
+    def infos(self, count: int, raw: bytearray) -> Iterator[_Info]:
+        """Name, type by its number, shape and offset of each tensor. raw: takes what was read."""
         for _ in range(count):
             name, text = self.text()
             raw += text + (many := self.take(4))
@@ -260,10 +261,10 @@ class _Reader:
                     found=f"GGML type {kind}",
                 )
             # The dimension that varies fastest comes first there, and last with everybody else.
-            yield name, *self.sized(name, kind, tuple(reversed(shape))), offset
+            yield name, kind, self.sized(name, kind, tuple(reversed(shape))), offset
 
-    def sized(self, name: str, kind: int, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
-        """Its type and shape; MalformedError where whole blocks do not fill a row."""
+    def sized(self, name: str, kind: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Its own shape; MalformedError where whole blocks do not fill a row."""
         dtype, numbers, _ = BLOCKS[kind]
         if 0 in shape:
             raise self.malformed(f"{name} is empty", "no dimension of 0", list(shape))
@@ -278,16 +279,13 @@ class _Reader:
             raise self.malformed(
                 f"{name} is not as large as {_SHAPE}{name} says", prod(shape), list(own)
             )
-        return dtype, own
+        return own
 
-    def checked(
-        self, found: list[tuple[str, str, tuple[int, ...], int]], alignment: int, size: int
-    ) -> tuple[TensorEntry, ...]:
+    def checked(self, found: list[_Info], alignment: int, size: int) -> tuple[TensorEntry, ...]:
         """The tensors in the order of their bytes, which do not overlap."""
-        by_name = {dtype: (numbers, count) for dtype, numbers, count in BLOCKS.values()}
         entries = []
-        for name, dtype, shape, offset in found:
-            numbers, count = by_name[dtype]
+        for name, kind, shape, offset in found:
+            dtype, numbers, count = BLOCKS[kind]
             end = offset + prod(shape) // numbers * count
             if offset % alignment or end > size:
                 raise self.malformed(
