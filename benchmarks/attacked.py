@@ -129,9 +129,12 @@ def _right_and_left(bench: Attacked, concept: str) -> dict[str, Tensor]:
     return {name: right[name].float() + left[name] - stored[name] for name in left}
 
 
-def _text(*, also: bool) -> Make:
+def _text(*, also: bool = False, settings: Settings | None = None) -> Make:
     def make(bench: Attacked, concept: str) -> dict[str, Tensor]:
-        _, increments = erased(bench.canvas, [concept], method="text-encoder")
+        force = settings is not None
+        _, increments = erased(
+            bench.canvas, [concept], settings, method="text-encoder", force_collateral=force
+        )
         if also:
             increments = (*increments, *erased(bench.canvas, [concept])[1])
         return bench.canvas.patched(increments)
@@ -156,7 +159,9 @@ METHODS: Mapping[str, Make] = {
     "sepme --aliases auto": _ours("auto"),
     "left": _left,
     "right and left": _right_and_left,
-    "text encoder": _text(also=False),
+    "text encoder": _text(),
+    "text encoder, protection 1": _text(settings=Settings(protection=1.0)),
+    "text encoder, rank 16": _text(settings=Settings(rank=16)),
     "text encoder, and sepme": _text(also=True),
     "uce": _peer("uce"),
     "rece": _peer("rece"),
@@ -220,14 +225,14 @@ def beside() -> str:
     """The same of other methods, a row each, by the attacks that tell them apart."""
     rows = _rows([name for name in METHODS if name not in OURS_TOO])
     heads = [f"{attack} ({_cases(rows['before'], attack)})" for attack in APART]
-    lines = [f"| | {' | '.join(heads)} | kept: nearest objects | kept: other objects |"]
-    lines.append("|---" * (len(heads) + 3) + "|")
+    heads += ["kept: nearest objects", "kept: other objects", "others move by"]
+    lines = [f"| | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     for name, found in rows.items():
-        cells = [_attacked(found, attack).split()[0] for attack in APART]
-        cells += [
-            _kept(found, KEPT[kind]).split()[0] for kind in ("nearest objects", "other objects")
-        ]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        shares = [_attacked(found, attack) for attack in APART]
+        shares += [_kept(found, KEPT[kind]) for kind in ("nearest objects", "other objects")]
+        moved = sum(row["kept"]["moved"] for row in found) / len(found)
+        cells = [share.split()[0] for share in shares]
+        lines.append(f"| {name} | {' | '.join(cells)} | {moved:.1f}/255 |")
     return "\n".join(lines)
 
 

@@ -31,6 +31,7 @@ def test_the_documents_hold_every_table() -> None:
         "benchmarks.bare synonyms",
         "benchmarks.bare many-table",
         "benchmarks.rounds table",
+        "benchmarks.attacked beside",
         "benchmarks.doors table",
         "benchmarks.encoders table",
         "benchmarks.sequence table",

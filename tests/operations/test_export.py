@@ -340,7 +340,7 @@ def test_what_cannot_be_exported(tmp_path: Path) -> None:
     refused(
         tmp_path,
         UsageError,
-        "only safetensors",
+        "no pickles",
         lambda: export(patch, "kohya", tmp_path / "lora.ckpt", base=model),
     )
     assert export(patch, "kohya", lora, only=["Monet"]).concepts == ("Monet",)

@@ -8,9 +8,10 @@ from typing import BinaryIO
 from patch_spec.header import PREFIX_BYTES, Header, header_length, parse_header
 from sepme_cli.checkpoints.disk.failures import reading
 from sepme_cli.checkpoints.disk.files import keep_writers_out, read_exactly
-from sepme_cli.checkpoints.reading.gguf import is_gguf, open_gguf
+from sepme_cli.checkpoints.reading.gguf import open_gguf
 from sepme_cli.checkpoints.reading.tensors import WeightsFile
 from sepme_cli.checkpoints.reading.unsupported import ZIP, telling
+from sepme_cli.checkpoints.structure.gguf import MAGIC
 from sepme_cli.errors import UnsupportedError
 
 PICKLED = frozenset({".ckpt", ".pt", ".pth", ".bin"})
@@ -34,9 +35,11 @@ def open_weights(path: Path, place: str = "") -> WeightsFile:
             from sepme_cli.checkpoints.reading.pickled import open_pickled
 
             return open_pickled(path, place, file)
-        if is_gguf(file):
+        with reading(path):
+            prefix = file.read(PREFIX_BYTES)
+        if prefix.startswith(MAGIC):
             return open_gguf(path, place, file)
-        header, header_bytes = _read_header(file, path)
+        header, header_bytes = _read_header(file, path, prefix)
         return WeightsFile(path, place, header, header_bytes, file)
     except BaseException:
         file.close()
@@ -57,9 +60,8 @@ def _is_pickled(file: BinaryIO) -> bool:
     return prefix == ZIP or (prefix[:1] == b"\x80" and prefix[1:2] in (b"\2", b"\3", b"\4"))
 
 
-def _read_header(file: BinaryIO, path: Path) -> tuple[Header, bytes]:
+def _read_header(file: BinaryIO, path: Path, prefix: bytes) -> tuple[Header, bytes]:
     size = os.fstat(file.fileno()).st_size
-    prefix = file.read(PREFIX_BYTES)
     with reading(path), telling(path):
         length = header_length(prefix, size)
         text = read_exactly(file.fileno(), length, PREFIX_BYTES)
