@@ -224,7 +224,7 @@ def check_suffix(output: Path) -> None:
     """UsageError for a name that says the file is something that sepme does not write."""
     if output.suffix.lower() in PICKLED:
         raise UsageError(
-            f"{output}: sepme writes no pickles",
+            f"{output}: sepme writes safetensors files and no pickles",
             expected="a name that ends in .safetensors",
             found=output.suffix,
         )
