@@ -235,6 +235,26 @@ def test_other_fields_than_texts_are_compared(
     assert sepme.diff(model, other).metadata == ("some.numbers",)
 
 
+def test_a_t5_in_gguf_is_refused_with_what_to_do(
+    unprefixed: dict[str, Tensor], model: Path, tmp_path: Path
+) -> None:
+    """llama.cpp has names of its own for it; quantised, it would not help to know them."""
+    folder, t5 = tmp_path / "folder", small_transformer("flux").texts[1].state_dict()
+    write_transformer_folder(small_transformer("flux"), folder)
+    named = {f"enc.{i}.weight": value for i, value in enumerate(t5.values())}
+    theirs = write_gguf(named, tmp_path / "t5.gguf")
+    ours = write_gguf(dict(t5), tmp_path / "t5-q8.gguf")
+    for path, match in ((theirs, "t5.gguf.*safetensors instead"), (ours, "t5-q8.gguf: .*q8_0")):
+        with pytest.raises(UnsupportedError, match=match):
+            sepme.erase(
+                model,
+                "object:cat",
+                output=tmp_path / "x.sepme",
+                options=sepme.ModelOptions(text_encoders=[folder / "text_encoder", path]),
+            )
+    assert not (tmp_path / "x.sepme").exists()
+
+
 def test_images_are_not_generated_with_what_is_quantised(
     model: Path, patch: Path, tmp_path: Path
 ) -> None:

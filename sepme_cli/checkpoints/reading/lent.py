@@ -9,6 +9,7 @@ from typing import Any
 from sepme_cli.checkpoints.disk.failures import reading
 from sepme_cli.checkpoints.hub.cache import local
 from sepme_cli.checkpoints.reading.checkpoint import Checkpoint
+from sepme_cli.checkpoints.reading.gguf import SUFFIX
 from sepme_cli.checkpoints.reading.networks import Network, open_set, text_encoder_in
 from sepme_cli.checkpoints.reading.opening import open_weights
 from sepme_cli.checkpoints.reading.tensors import Stored, stored_in
@@ -40,8 +41,11 @@ def lend_text_encoders(checkpoint: Checkpoint, sources: Sequence[Place], stack: 
         found = list(_text_encoders(checkpoint, path, stack))
         if not found:
             names = ", ".join(spec.name for spec in checkpoint.family.text_encoders)
+            advice = ""
+            if path.suffix.lower() == SUFFIX:
+                advice = " under names that sepme knows; name it as safetensors instead of GGUF"
             raise UnsupportedError(
-                f"{path} holds no text encoder of {checkpoint.family.title}",
+                f"{path} holds no text encoder of {checkpoint.family.title}{advice}",
                 file=path,
                 expected=names,
                 found="none",
