@@ -314,8 +314,8 @@ def _check_dtype(checkpoint: Checkpoint, request: ApplyRequest) -> None:
         return
     if checkpoint.is_gguf:
         raise UnsupportedError(
-            f"{checkpoint.path} is a GGUF file, whose tensors are quantised one by one; leave out "
-            "--dtype",
+            f"{checkpoint.path} is a GGUF file, in which each tensor has a type of its own; leave "
+            "out --dtype",
             file=checkpoint.path,
             expected="a safetensors file",
             found="a GGUF file",

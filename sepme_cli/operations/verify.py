@@ -318,7 +318,8 @@ def _same_beside(parts: Sequence[StoredPart], base: Checkpoint) -> bool:
 def _rest(
     checkpoint: Checkpoint, base: Checkpoint, unchecked: list[str], progress: Progress
 ) -> Iterator[Check]:
-    """Whether the tensors that no patch in it touches are the base's, byte for byte."""
+    """Whether the tensors that no patch in it touches are the base's: byte for byte, or of another
+    dtype up to its rounding. What is quantised otherwise than in the base is not compared."""
     targets = checkpoint.targets if checkpoint.stack is not None else ()
     targets = (*targets, *checkpoint.patched_layers)
     touched = {copy.name for target in targets for copy in target.copies}
@@ -343,9 +344,11 @@ def _rest(
             different.append(name)
         progress.advance()
     if unknown:
-        unchecked.append(f"{unknown} tensors that no patch changes: quantised in one of the two")
+        unchecked.append(
+            f"{unknown} tensors that no patch changes: quantised otherwise in the base"
+        )
     told = f"differ from the base's: {', '.join(different[:3])}"
     kept = f"{len(names) - unknown - converted} tensors, byte for byte the base's"
     if converted:
-        kept += f"; {converted} the same in another dtype"
+        kept += f"; {converted} in another dtype, the same but for its rounding"
     yield Check("the rest", not different, told if different else kept)

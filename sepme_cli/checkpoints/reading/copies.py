@@ -20,7 +20,7 @@ from sepme_cli.checkpoints.reading.unsupported import TORCH_PICKLE, ZIP
 from sepme_cli.checkpoints.structure.folders import ModelFolder, weights_sets
 from sepme_cli.checkpoints.structure.headers import RECORD
 from sepme_cli.checkpoints.structure.layout import keys_and_values, text_entries
-from sepme_cli.errors import SepmeError
+from sepme_cli.errors import MalformedError, UnsupportedError
 
 _PICKLED_NAMES = re.compile(
     rb"[\w.-]*attn2[\w.-]*?weight|controlnet_"
@@ -66,10 +66,11 @@ def _reading_text(names: Iterable[str]) -> list[str]:
 
 def _header(path: Path) -> Header | None:
     """That of a safetensors or a GGUF file, whatever its name; None for any other."""
-    with path.open("rb") as file, suppress(FormatError, SepmeError):
-        if is_gguf(file):
+    with path.open("rb") as file, suppress(FormatError, MalformedError, UnsupportedError):
+        beginning = file.read(PREFIX_BYTES + 1)
+        if is_gguf(beginning):
             return gguf_header(file, path)
-        if file.read(PREFIX_BYTES + 1)[PREFIX_BYTES:] == b"{":
+        if beginning[PREFIX_BYTES:] == b"{":
             file.seek(0)
             return read_header(file, path.stat().st_size)
     return None

@@ -19,9 +19,9 @@ class GgufFile(WeightsFile):
     """An open GGUF file; a patched copy of it is one too."""
 
 
-def is_gguf(file: BinaryIO) -> bool:
-    """Whether an open file begins as one."""
-    return read_exactly(file.fileno(), len(MAGIC), 0) == MAGIC
+def is_gguf(beginning: bytes) -> bool:
+    """Whether a file that begins so is one."""
+    return beginning.startswith(MAGIC)
 
 
 def gguf_header(file: BinaryIO, path: Path) -> GgufHeader:

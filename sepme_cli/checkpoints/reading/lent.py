@@ -43,7 +43,7 @@ def lend_text_encoders(checkpoint: Checkpoint, sources: Sequence[Place], stack: 
             names = ", ".join(spec.name for spec in checkpoint.family.text_encoders)
             advice = ""
             if path.suffix.lower() == SUFFIX:
-                advice = " under names that sepme knows; name it as safetensors instead of GGUF"
+                advice = ", or it is under llama.cpp's names; name a safetensors file instead"
             raise UnsupportedError(
                 f"{path} holds no text encoder of {checkpoint.family.title}{advice}",
                 file=path,

@@ -8,10 +8,9 @@ from typing import BinaryIO
 from patch_spec.header import PREFIX_BYTES, Header, header_length, parse_header
 from sepme_cli.checkpoints.disk.failures import reading
 from sepme_cli.checkpoints.disk.files import keep_writers_out, read_exactly
-from sepme_cli.checkpoints.reading.gguf import open_gguf
+from sepme_cli.checkpoints.reading.gguf import is_gguf, open_gguf
 from sepme_cli.checkpoints.reading.tensors import WeightsFile
 from sepme_cli.checkpoints.reading.unsupported import ZIP, telling
-from sepme_cli.checkpoints.structure.gguf import MAGIC
 from sepme_cli.errors import UnsupportedError
 
 PICKLED = frozenset({".ckpt", ".pt", ".pth", ".bin"})
@@ -37,7 +36,7 @@ def open_weights(path: Path, place: str = "") -> WeightsFile:
             return open_pickled(path, place, file)
         with reading(path):
             prefix = file.read(PREFIX_BYTES)
-        if prefix.startswith(MAGIC):
+        if is_gguf(prefix):
             return open_gguf(path, place, file)
         header, header_bytes = _read_header(file, path, prefix)
         return WeightsFile(path, place, header, header_bytes, file)

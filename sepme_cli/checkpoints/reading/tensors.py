@@ -19,8 +19,8 @@ from sepme_cli.checkpoints.disk.failures import reading
 from sepme_cli.checkpoints.disk.files import copy_all, read_exactly
 from sepme_cli.checkpoints.structure.dtypes import (
     FP8,
+    INTEGERS,
     NAMES,
-    is_computable,
     numpy_dtype,
     readable,
 )
@@ -94,7 +94,7 @@ class WeightsFile:
         return self.read(entry)
 
     def _dtype(self, entry: TensorEntry) -> np.dtype[Any]:
-        if is_computable(entry.dtype):
+        if entry.dtype in NAMES or entry.dtype in INTEGERS:
             return numpy_dtype(entry.dtype)
         raise UnsupportedError(
             f"{self.path}: {entry.name} is stored as {readable(entry.dtype)}, which sepme does not "

@@ -37,11 +37,6 @@ def numpy_dtype(dtype: str) -> np.dtype[Any]:
     return _NUMPY[dtype]
 
 
-def is_computable(dtype: str) -> bool:
-    """Whether numpy has a dtype for it."""
-    return dtype in _NUMPY
-
-
 def readable(dtype: str) -> str:
     """What people call a dtype of the header: "fp16" for F16."""
     return NAMES.get(dtype, dtype.lower())

@@ -101,7 +101,7 @@ class ModelFolder:
         place: its name within the folder.
         """
         *folders, name = place.split("/")
-        if _NO_COPIES.match(name) or not name.endswith((".safetensors", *_OTHER_COPIES)):
+        if _NO_COPIES.match(name) or not name.lower().endswith((".safetensors", *_OTHER_COPIES)):
             return False
         return not folders or any(word in one.lower() for one in folders for word in _DENOISERS)
 
