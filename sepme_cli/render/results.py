@@ -132,7 +132,9 @@ def diff(result: "DiffResult", *, whole: bool) -> RenderableType:
             parts += ["", f"only in {side}:", printable("\n".join(f"  {n}" for n in shown))]
             parts += _cut(len(names) - len(shown))
     if result.metadata:
-        parts += ["", printable(f"metadata that differs: {', '.join(result.metadata)}")]
+        shown = result.metadata if whole else result.metadata[:LISTED]
+        parts += ["", printable(f"metadata that differs: {', '.join(shown)}")]
+        parts += _cut(len(result.metadata) - len(shown))
     return Group(*parts)
 
 

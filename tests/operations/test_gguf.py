@@ -430,3 +430,16 @@ def test_no_byte_of_the_header_crashes_it(model: Path, tmp_path: Path) -> None:
                     pass
             file.seek(at)
             file.write(bytes([data[at]]))
+
+
+def test_a_long_list_of_fields_is_cut_in_the_terminal(
+    model: Path, unprefixed: dict[str, Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A converter writes one for every matrix that it cuts into rows."""
+    many = {f"field.{i:03}": i for i in range(100)}
+    other = write_gguf(unprefixed, tmp_path / "other.gguf", fields=many)
+    run(["diff", str(model), str(other)])
+    short = capsys.readouterr().out
+    assert "field.000" in short and "field.099" not in short and "more: -v" in short
+    run(["diff", str(model), str(other), "-v"])
+    assert "field.099" in capsys.readouterr().out
